@@ -1,0 +1,72 @@
+"""The interface between one private step and whatever computes its clipped sum.
+
+A *unit* is what the privacy guarantee protects (an image, a window, a customer). One unit may own
+several consecutive rows of the batch (noise draws, windows, augmentations, channels); it is clipped
+as one. The loss is the **mean over all rows** of the physical batch, so a unit's gradient is the
+mean over its rows of the row losses' gradients.
+
+Scope: gradients only. Noise, sampling and accounting live beside this folder and never in it.
+"""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from lightning_dp.privacy.clipping.functions import ClippingFunction
+
+
+class ClippingEngine(ABC):
+    """Computes Σ_u w_u · clip(g_u) over the units u of a batch, exactly.
+
+    Life of one logical batch::
+
+        engine.attach(module, function=Flat(), max_grad_norm=1.0)   # once
+        engine.expect(unit_weights=w, rows_per_unit=k)              # before each physical batch
+        loss = ...; loss.backward()                                 # the caller's ordinary code
+        norms = engine.collect()                                    # after each backward
+        sums = engine.take()                                        # once per logical batch
+        engine.detach()                                             # once
+    """
+
+    @abstractmethod
+    def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:
+        """Hook onto every trainable parameter of `module`.
+
+        Raises:
+            ValueError: a trainable parameter can't be clipped per unit; names its module path and
+                the way out. Nothing is left attached.
+        """
+
+    @abstractmethod
+    def expect(self, *, unit_weights: Tensor, rows_per_unit: int) -> None:
+        """Announce the next physical batch.
+
+        Args:
+            unit_weights: (U,) fp32 on any device; 0 for a padding unit, which then contributes
+                exactly 0, else usually 1. The batch must have U · rows_per_unit rows.
+            rows_per_unit: ≥ 1, consecutive rows that belong to one unit.
+        """
+
+    @abstractmethod
+    def collect(self) -> Tensor:
+        """Add the clipped gradients of the backward that just ran; return the unit norms.
+
+        Returns:
+            (U,) fp32 unclipped gradient norms of the units, over all trainable parameters. NaN or
+            Inf marks a unit whose gradient was not finite: it contributed exactly 0.
+
+        Raises:
+            RuntimeError: the recorded rows do not equal U · rows_per_unit.
+        """
+
+    @abstractmethod
+    def take(self) -> dict[str, Tensor]:
+        """Hand over and reset the fp32 sums since the last `take`, by parameter name.
+
+        Every trainable parameter has an entry (zeros where no unit reached it). The contribution of
+        one unit of weight 1 to the concatenated sums has ℓ2 norm ≤ max_grad_norm.
+        """
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Leave the module as it was found: no hooks, no attributes. Safe to call twice."""
