@@ -38,13 +38,15 @@ class ClippingEngine(ABC):
         """
 
     @abstractmethod
-    def expect(self, *, unit_weights: Tensor, rows_per_unit: int) -> None:
-        """Announce the next physical batch.
+    def expect(self, *, unit_weights: Tensor, rows_per_unit: int, loss_scale: float = 1.0) -> None:
+        """Announce the next physical batch. Sets `.grad` of the trainable parameters to None.
 
         Args:
             unit_weights: (U,) fp32 on any device; 0 for a padding unit, which then contributes
                 exactly 0, else usually 1. The batch must have U · rows_per_unit rows.
             rows_per_unit: ≥ 1, consecutive rows that belong to one unit.
+            loss_scale: > 0; the tensor whose backward runs is loss_scale · mean over rows. Norms and
+                sums are as if it were 1 (a grad scaler's scale, 1 / accumulate_grad_batches).
         """
 
     @abstractmethod
@@ -56,7 +58,8 @@ class ClippingEngine(ABC):
             Inf marks a unit whose gradient was not finite: it contributed exactly 0.
 
         Raises:
-            RuntimeError: the recorded rows do not equal U · rows_per_unit.
+            RuntimeError: the recorded rows do not equal U · rows_per_unit, or the loss reached a
+                trainable parameter in a way that the engine can't attribute to rows.
         """
 
     @abstractmethod

@@ -1,0 +1,183 @@
+"""The slow oracle: replay every recorded call for one unit at a time, with plain autograd.
+
+Written for clarity; every other engine is tested against it. It replays a call on a unit's rows
+alone and compares with what the batch gave, so rows that see each other (BatchNorm) and calls that
+can't be repeated (dropout) are refused instead of answered wrongly.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_dp.privacy.clipping.engine import ClippingEngine
+from lightning_dp.privacy.clipping.functions import ClippingFunction
+from lightning_dp.privacy.clipping.trees import Autocast, has_rows, map_tensors, tensors
+from lightning_dp.privacy.clipping.unit_sums import UnitSums
+
+
+@dataclass
+class _Call:
+    """One call of a topmost module: enough to run it again."""
+
+    path: str
+    forward: Callable[..., Any]
+    args: Any
+    kwargs: Any
+    autocast: Autocast
+    outputs: list[Tensor] = field(default_factory=list)
+    grads: dict[int, Tensor] = field(default_factory=dict)
+
+    def note_grad(self, index: int, grad: Tensor) -> None:
+        """Add the loss's gradient with respect to output `index`."""
+        seen = self.grads.get(index)
+        self.grads[index] = grad.detach() if seen is None else seen + grad.detach()
+
+
+class Loop(ClippingEngine):
+    """One forward and backward per unit and recorded call.
+
+    Topmost means: called under no other recorded call, so a LightningModule whose `training_step`
+    calls its children has one recorded call per child.
+    """
+
+    def __init__(self) -> None:
+        self._sums: UnitSums | None = None
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._calls: list[_Call] = []
+        self._open: list[_Call | None] = []
+        self._replaying = False
+
+    def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:
+        if self._sums is not None:
+            raise ValueError("This engine is attached already: call detach() first.")
+        self._sums = UnitSums(module, function=function, max_grad_norm=max_grad_norm)
+        for path, child in module.named_modules():
+            if any(p.requires_grad for p in child.parameters()):
+                before, after = self._recorder(path)
+                self._handles.append(child.register_forward_pre_hook(before, with_kwargs=True))
+                self._handles.append(child.register_forward_hook(after, always_call=True))
+
+    def _recorder(self, path: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            topmost = not any(self._open)
+            wanted = topmost and self._listening and torch.is_grad_enabled()
+            call = None
+            if wanted:
+                device_type = next(module.parameters()).device.type
+                keep = (map_tensors(Tensor.detach, args), map_tensors(Tensor.detach, kwargs))
+                call = _Call(path, module.__call__, *keep, Autocast(device_type))
+            self._open.append(call)
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            if not self._open:
+                return
+            call = self._open.pop()
+            if call is None or output is None:
+                return
+            for index, tensor in enumerate(tensors(output)):
+                call.outputs.append(tensor.detach())
+                if tensor.requires_grad:
+                    tensor.register_hook(lambda grad, index=index: call.note_grad(index, grad))
+            self._calls.append(call)
+
+        return before, after
+
+    @property
+    def _listening(self) -> bool:
+        return self._sums is not None and self._sums.expecting and not self._replaying
+
+    def _attached(self) -> UnitSums:
+        if self._sums is None:
+            raise RuntimeError("This engine is not attached: call attach() first.")
+        return self._sums
+
+    def expect(self, *, unit_weights: Tensor, rows_per_unit: int, loss_scale: float = 1.0) -> None:
+        self._calls.clear()
+        self._open.clear()
+        self._attached().expect(unit_weights=unit_weights, rows_per_unit=rows_per_unit, loss_scale=loss_scale)
+
+    def collect(self) -> Tensor:
+        sums = self._attached()
+        calls = [call for call in self._calls if call.grads]
+        self._calls.clear()
+        units = range(sums.units)
+        self._replaying = True
+        try:
+            per_unit = [self._unit_gradient(calls, unit) for unit in units]
+        finally:
+            self._replaying = False
+        sums.refuse_strays({name for grads in per_unit for name in grads}, engine="Loop")
+        squares = {
+            name: torch.stack([grads[name].double().square().sum() for grads in per_unit]).float()
+            for name in per_unit[0]
+        }
+        norms, coefficients = sums.decide(squares)
+        for name in per_unit[0]:
+            total = torch.zeros_like(per_unit[0][name])
+            for unit in units:
+                # Skipped rather than multiplied by 0: 0 · NaN is NaN.
+                if coefficients[name][unit] != 0:
+                    total += coefficients[name][unit] * per_unit[unit][name]
+            sums.add(name, total)
+        sums.forget()
+        return norms
+
+    def _unit_gradient(self, calls: list[_Call], unit: int) -> dict[str, Tensor]:
+        """What the rows of one unit delivered to each parameter that any call reached."""
+        sums = self._attached()
+        start, stop = unit * sums.rows_per_unit, (unit + 1) * sums.rows_per_unit
+        gradient: dict[str, Tensor] = {}
+
+        def own_rows(tensor: Tensor) -> Tensor:
+            return tensor[start:stop] if has_rows(tensor, sums.rows) else tensor
+
+        for call in calls:
+            for index in call.grads:
+                if not has_rows(call.outputs[index], sums.rows):
+                    raise RuntimeError(
+                        f"{call.path or 'The module'} returned {tuple(call.outputs[index].shape)} where "
+                        f"{sums.rows} rows (units × rows_per_unit) come first. Keep rows in the first "
+                        "dimension, (B, T, D) instead of (B·T, D)."
+                    )
+            with torch.enable_grad(), call.autocast.again():
+                args, kwargs = map_tensors(own_rows, call.args), map_tensors(own_rows, call.kwargs)
+                outputs = list(tensors(call.forward(*args, **kwargs)))
+            reached = [i for i in call.grads if outputs[i].requires_grad]
+            for index in reached:
+                _same(outputs[index].detach(), own_rows(call.outputs[index]), path=call.path)
+            grads = torch.autograd.grad(
+                [outputs[i] for i in reached],
+                list(sums.parameters.values()),
+                [own_rows(call.grads[i]) for i in reached],
+                allow_unused=True,
+            )
+            for name, grad in zip(sums.parameters, grads, strict=True):
+                if grad is not None:
+                    gradient[name] = gradient[name] + grad.float() if name in gradient else grad.float()
+        return gradient
+
+    def take(self) -> dict[str, Tensor]:
+        return self._attached().take()
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._calls.clear()
+        self._open.clear()
+        self._sums = None
+
+
+def _same(alone: Tensor, in_batch: Tensor, *, path: str) -> None:
+    # Generous: batched and single kernels round differently, dropout and BatchNorm do not hide here.
+    tolerance = 5e-2 if alone.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    scale = float(in_batch.abs().nan_to_num(0, 0, 0).max()) if in_batch.numel() else 0.0
+    if not torch.allclose(alone, in_batch, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+        raise RuntimeError(
+            f"{path or 'The module'} gives other values for a unit alone than within its batch: rows see each "
+            "other (BatchNorm?) or the call can't be repeated (dropout?). Use an engine that does not "
+            "replay, or remove the cause."
+        )

@@ -1,0 +1,155 @@
+"""Per-sample gradients stored in full, by Opacus's rules; torch.func where there is no rule.
+
+Simple and memory-hungry: U copies of the trainable parameters. `BookKeeping` is the fast engine.
+Opacus serves as a library of rules; its GradSampleModule and its hooks are not used.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from opacus.grad_sample import GradSampleModule
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_dp.privacy.clipping.engine import ClippingEngine
+from lightning_dp.privacy.clipping.functions import ClippingFunction
+from lightning_dp.privacy.clipping.per_row import per_row_gradients
+from lightning_dp.privacy.clipping.trees import Autocast, has_rows, map_tensors, tensors
+from lightning_dp.privacy.clipping.unit_sums import UnitSums
+
+
+@dataclass
+class _Call:
+    """One call of a module that owns trainable parameters."""
+
+    path: str
+    module: nn.Module
+    args: Any
+    kwargs: Any
+    autocast: Autocast
+    grads: dict[int, Tensor] = field(default_factory=dict)
+
+    def note_grad(self, index: int, grad: Tensor) -> None:
+        """Add the loss's gradient with respect to output `index`."""
+        seen = self.grads.get(index)
+        self.grads[index] = grad.detach() if seen is None else seen + grad.detach()
+
+
+class Materialised(ClippingEngine):
+    """Forward hooks keep inputs, tensor hooks keep output gradients, `collect` does the rest.
+
+    A module without an Opacus rule (bare parameters, attention, anything hand-written) is run again
+    under vmap; it must therefore give the same result twice (no dropout inside it).
+    """
+
+    def __init__(self) -> None:
+        self._sums: UnitSums | None = None
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._calls: list[_Call] = []
+        self._replaying = False
+
+    def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:
+        if self._sums is not None:
+            raise ValueError("This engine is attached already: call detach() first.")
+        self._sums = UnitSums(module, function=function, max_grad_norm=max_grad_norm)
+        for path, child in module.named_modules():
+            # MultiheadAttention uses its output projection's weight without calling it.
+            deep = isinstance(child, nn.MultiheadAttention)
+            if any(p.requires_grad for p in child.parameters(recurse=deep)):
+                self._handles.append(child.register_forward_hook(self._recorder(path), with_kwargs=True))
+
+    def _recorder(self, path: str) -> Callable[..., None]:
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            listening = self._sums is not None and self._sums.expecting and not self._replaying
+            if not listening or not torch.is_grad_enabled():
+                return
+            device_type = next(module.parameters()).device.type
+            keep = (map_tensors(Tensor.detach, args), map_tensors(Tensor.detach, kwargs))
+            call = _Call(path, module, *keep, Autocast(device_type))
+            for index, tensor in enumerate(tensors(output)):
+                if tensor.requires_grad:
+                    tensor.register_hook(lambda grad, index=index: call.note_grad(index, grad))
+            self._calls.append(call)
+
+        return after
+
+    def _attached(self) -> UnitSums:
+        if self._sums is None:
+            raise RuntimeError("This engine is not attached: call attach() first.")
+        return self._sums
+
+    def expect(self, *, unit_weights: Tensor, rows_per_unit: int, loss_scale: float = 1.0) -> None:
+        self._calls.clear()
+        self._attached().expect(unit_weights=unit_weights, rows_per_unit=rows_per_unit, loss_scale=loss_scale)
+
+    def collect(self) -> Tensor:
+        sums = self._attached()
+        calls = [call for call in self._calls if call.grads]
+        self._calls.clear()
+        per_unit: dict[str, Tensor] = {}
+        self._replaying = True
+        try:
+            for call in calls:
+                for parameter_id, grads in self._row_gradients(call).items():
+                    name = sums.names[parameter_id]
+                    units = grads.reshape(sums.units, sums.rows_per_unit, *grads.shape[1:]).sum(dim=1)
+                    per_unit[name] = per_unit[name] + units if name in per_unit else units
+        finally:
+            self._replaying = False
+        sums.refuse_strays(set(per_unit), engine="Materialised")
+        squares = {name: grads.flatten(1).square().sum(dim=1) for name, grads in per_unit.items()}
+        norms, coefficients = sums.decide(squares)
+        for name, grads in per_unit.items():
+            c = coefficients[name]
+            # 0 · NaN is NaN: rows that count for nothing are emptied first.
+            grads = torch.where((c != 0).view(-1, *(1,) * (grads.ndim - 1)), grads, torch.zeros_like(grads))
+            sums.add(name, torch.tensordot(c, grads, dims=1))
+        sums.forget()
+        return norms
+
+    def _row_gradients(self, call: _Call) -> dict[int, Tensor]:
+        """(rows, *shape) fp32 for each trainable parameter of the called module, by its id."""
+        rows = self._attached().rows
+        for grad in call.grads.values():
+            if not has_rows(grad, rows):
+                raise RuntimeError(
+                    f"{call.path or 'The module'} was called on {tuple(grad.shape)} where {rows} rows (units × "
+                    "rows_per_unit) come first. Keep rows in the first dimension, (B, T, D) instead of "
+                    "(B·T, D); for inputs shared by all rows (positions) use BookKeeping."
+                )
+        rule = GradSampleModule.GRAD_SAMPLERS.get(type(call.module))
+        plain = len(call.grads) == 1 and sum(1 for _ in tensors((call.args, call.kwargs))) == 1
+        if rule is not None and plain:
+            (grad,) = call.grads.values()
+            (value,) = tensors((call.args, call.kwargs))
+            if has_rows(value, rows):
+                if value.is_floating_point():
+                    # As the forward saw it under autocast, then exact products of that.
+                    value = value.to(grad.dtype).float()
+                found = rule(call.module, [value], grad.float())
+                return {id(p): g.float() for p, g in found.items() if id(p) in self._attached().names}
+        return self._without_rule(call, rows)
+
+    def _without_rule(self, call: _Call, rows: int) -> dict[int, Tensor]:
+        deep = isinstance(call.module, nn.MultiheadAttention)
+        own = {n: p for n, p in call.module.named_parameters(recurse=deep) if p.requires_grad}
+
+        def again(parameters: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+            with call.autocast.again():
+                return functional_call(call.module, parameters, args, kwargs)
+
+        values = {name: parameter.detach() for name, parameter in own.items()}
+        found = per_row_gradients(again, values, call.args, call.kwargs, grads=call.grads, rows=rows)
+        return {id(own[name]): grads for name, grads in found.items()}
+
+    def take(self) -> dict[str, Tensor]:
+        return self._attached().take()
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._calls.clear()
+        self._sums = None

@@ -1,0 +1,51 @@
+"""Tensors inside the arguments and outputs of a call: lists, tuples, mappings and nothing else."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """Every tensor of `tree`, depth first."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from tensors(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from tensors(value)
+
+
+def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """`tree` with `function` applied to each tensor; mappings come back as dicts."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {key: map_tensors(function, value) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(function, value) for value in tree))
+    if isinstance(tree, list | tuple):
+        return type(tree)(map_tensors(function, value) for value in tree)
+    return tree
+
+
+def has_rows(tensor: Tensor, rows: int) -> bool:
+    """Whether the first dimension of `tensor` is the batch's."""
+    return tensor.ndim > 0 and tensor.shape[0] == rows
+
+
+class Autocast:
+    """The autocast state of this moment, to be entered again later."""
+
+    def __init__(self, device_type: str) -> None:
+        self._device_type = device_type
+        self._enabled = torch.is_autocast_enabled(device_type)
+        self._dtype = torch.get_autocast_dtype(device_type)
+
+    def again(self) -> AbstractContextManager[Any]:
+        """A fresh context with the noted state."""
+        return torch.autocast(self._device_type, dtype=self._dtype, enabled=self._enabled)

@@ -1,0 +1,194 @@
+"""The public facts of one private training run, fixed before any private row is read.
+
+A plan says how many units there are, how they are sampled, how often, how much noise is added, and
+therefore what the run will have cost when it ends. A plan that can't be met is refused here.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from lightning_dp.privacy.accounting import (
+    COARSE_INTERVAL,
+    FINE_INTERVAL,
+    GaussianEvent,
+    check_delta,
+    epsilon_pld,
+    epsilon_rdp,
+    group_epsilon,
+)
+from lightning_dp.privacy.units import PrivacyUnit
+
+_LARGEST_NOISE_MULTIPLIER = 1e4
+_SMALLEST_NOISE_MULTIPLIER = 0.05
+_REPORT_POINTS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyPlan:
+    """DP-SGD with Poisson sampling over units, add-or-remove-one adjacency.
+
+    Attributes:
+        unit: what is protected and how many there are.
+        expected_batch_size: B in [1, N], units in an average batch; the public divisor of the update.
+        num_steps: ≥ 1, optimizer steps.
+        noise_multiplier: σ > 0; the clipped sum gets noise of standard deviation σ · max_grad_norm.
+        max_grad_norm: C > 0, bound on the ℓ2 norm of one unit's contribution.
+        delta: δ in (0, 1).
+    """
+
+    unit: PrivacyUnit
+    expected_batch_size: int
+    num_steps: int
+    noise_multiplier: float
+    max_grad_norm: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        check_sampling(self.unit, self.expected_batch_size, self.num_steps)
+        check_delta(self.delta)
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
+            raise ValueError(f"noise_multiplier must be a number above 0, not {self.noise_multiplier}")
+        if not (math.isfinite(self.max_grad_norm) and self.max_grad_norm > 0):
+            raise ValueError(f"max_grad_norm must be a number above 0, not {self.max_grad_norm}")
+
+    @property
+    def sampling_rate(self) -> float:
+        """q = B / N, each unit's chance to be in one batch."""
+        return self.expected_batch_size / self.unit.num_units
+
+    def event(self, steps: int) -> GaussianEvent:
+        """What `steps` steps of this plan release."""
+        return GaussianEvent(
+            noise_multiplier=self.noise_multiplier, sampling_rate=self.sampling_rate, steps=steps
+        )
+
+    @cached_property
+    def epsilon(self) -> float:
+        """ε per unit at the end of the plan (PLD)."""
+        return epsilon_pld([self.event(self.num_steps)], self.delta)
+
+    @cached_property
+    def epsilon_rdp(self) -> float:
+        """The same by Rényi composition: larger, shown as a check."""
+        return epsilon_rdp([self.event(self.num_steps)], self.delta)
+
+    def epsilons(self) -> dict[str, float | None]:
+        """ε of each privacy unit at the end of the plan; None where the unit is undefined here.
+
+        `event` counts the windows that one time step touches as one group that is added or removed
+        together.
+        """
+        event = None
+        if self.unit.windows_per_event is not None:
+            event = group_epsilon(
+                [self.event(self.num_steps)], self.delta, group_size=self.unit.windows_per_event
+            )
+        by_name: dict[str, float | None] = {"record": None, "window": None, "event": event, "user": None}
+        by_name[self.unit.name] = self.epsilon
+        return by_name
+
+    def epsilon_after(self, steps: int) -> float:
+        """ε per unit after `steps` steps: an upper bound that is cheap enough for every step.
+
+        Evaluated at about a hundred step counts and rounded up to the next of them.
+        """
+        if steps <= 0:
+            return 0.0
+        stride = max(1, self.num_steps // _REPORT_POINTS)
+        rounded = math.ceil(steps / stride) * stride
+        if steps <= self.num_steps <= rounded:
+            return self.epsilon
+        # The fast figure is a little above the exact one; during the plan it can't pass its end.
+        fast = epsilon_pld([self.event(rounded)], self.delta, interval=COARSE_INTERVAL)
+        return min(fast, self.epsilon) if rounded <= self.num_steps else fast
+
+    def to_dict(self) -> dict[str, object]:
+        """Public facts for reports and the command line, JSON-ready."""
+        return {
+            "epsilon": self.epsilon,
+            "delta": self.delta,
+            "noise_multiplier": self.noise_multiplier,
+            "max_grad_norm": self.max_grad_norm,
+            "sampling_rate": self.sampling_rate,
+            "expected_batch_size": self.expected_batch_size,
+            "num_units": self.unit.num_units,
+            "num_steps": self.num_steps,
+            "unit": self.unit.name,
+            "unit_description": self.unit.description,
+            "relation": "add or remove one unit",
+            "sampling": "Poisson over units",
+            "accountant": "PLD (dp-accounting)",
+            "epsilon_rdp": self.epsilon_rdp,
+            "epsilon_of_unit": self.epsilons(),
+        }
+
+
+def check_sampling(unit: PrivacyUnit, expected_batch_size: int, num_steps: int) -> None:
+    """Raise ValueError unless a batch fits the units and at least one step is planned."""
+    if not 1 <= expected_batch_size <= unit.num_units:
+        raise ValueError(
+            f"expected_batch_size must be between 1 and the {unit.num_units} units there are, "
+            f"not {expected_batch_size}"
+        )
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be ≥ 1, not {num_steps}; set trainer.max_steps")
+
+
+def calibrate_noise_multiplier(
+    *, target_epsilon: float, delta: float, sampling_rate: float, num_steps: int
+) -> float:
+    """The smallest σ, to 5 significant digits rounded up, whose PLD ε is at most the target.
+
+    Raises:
+        ValueError: ε or δ out of range, or no σ up to 10,000 meets the target.
+    """
+    if not (math.isfinite(target_epsilon) and target_epsilon > 0):
+        raise ValueError(
+            f"target_epsilon must be a number above 0, not {target_epsilon}; "
+            "for training without privacy write 'privacy: null'"
+        )
+    check_delta(delta)
+
+    def epsilon(noise_multiplier: float, interval: float) -> float:
+        event = GaussianEvent(
+            noise_multiplier=noise_multiplier, sampling_rate=sampling_rate, steps=num_steps
+        )
+        return epsilon_pld([event], delta, interval=interval)
+
+    # A grid of the loss that is coarse against the target would round a small ε up beyond reach.
+    fine = FINE_INTERVAL
+    coarse = COARSE_INTERVAL if target_epsilon >= 0.5 else fine
+    low, high = _SMALLEST_NOISE_MULTIPLIER, 1.0
+    if epsilon(low, 1e-2) <= target_epsilon:
+        return low
+    while epsilon(high, coarse) > target_epsilon:
+        low, high = high, 2 * high
+        if high > _LARGEST_NOISE_MULTIPLIER:
+            raise ValueError(
+                f"target_epsilon={target_epsilon} at delta={delta} can't be met with sampling rate "
+                f"{sampling_rate:.4g} and {num_steps} steps, whatever the noise: take fewer steps, a "
+                "smaller expected_batch_size, or a larger epsilon"
+            )
+    while high - low > 2e-5 * high:
+        middle = math.sqrt(low * high)
+        if epsilon(middle, coarse) > target_epsilon:
+            low = middle
+        else:
+            high = middle
+    # The coarse answer is safe; the exact accountant lets it shrink a little: secant steps in log ε.
+    best = high
+    ahead, value = high, epsilon(high, fine)
+    below = high * (1 - 1e-3)
+    below_value = epsilon(below, fine)
+    for _ in range(6):
+        if value <= target_epsilon:
+            best = min(best, ahead)
+        if value == below_value or abs(value / target_epsilon - 1) < 1e-6:
+            break
+        slope = (value - below_value) / (ahead - below)
+        below, below_value = ahead, value
+        ahead = ahead + (target_epsilon * (1 - 2e-7) - value) / slope
+        value = epsilon(ahead, fine)
+    digits = 4 - math.floor(math.log10(best))
+    return math.ceil(best * 10**digits) / 10**digits

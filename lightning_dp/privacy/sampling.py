@@ -1,0 +1,115 @@
+"""Poisson sampling over privacy units: logical batches, and the physical ones that carry them.
+
+Each unit is in each logical batch with probability q, independently; batches vary in size and may be
+empty. A logical batch that does not fit memory is cut into physical ones; an empty one becomes a
+single padding unit of weight 0, so that the step is still taken, noised and charged.
+
+The draws come from the operating system's entropy and can't be seeded: amplification by sampling
+holds only while nobody can know who was in a batch.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_dp.privacy.noise import entropy_bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhysicalBatch:
+    """A part of one logical batch that is computed at once.
+
+    Attributes:
+        indices: at least one index of a unit.
+        weights: 1.0 for a sampled unit, 0.0 for padding; as long as `indices`.
+        last: True on the part after which the optimizer steps.
+    """
+
+    indices: tuple[int, ...]
+    weights: tuple[float, ...]
+    last: bool
+
+
+class PoissonSampler:
+    """Endless logical batches over `num_units` units at `sampling_rate` in (0, 1]."""
+
+    def __init__(self, *, num_units: int, sampling_rate: float) -> None:
+        if not 0 < sampling_rate <= 1:
+            raise ValueError(f"sampling_rate must be in (0, 1], not {sampling_rate}")
+        self._num_units = num_units
+        self._sampling_rate = sampling_rate
+        self._generator = np.random.default_rng(entropy_bits())
+
+    def draw(self) -> list[int]:
+        """The sorted indices of one logical batch."""
+        included = self._generator.random(self._num_units) < self._sampling_rate
+        return np.flatnonzero(included).tolist()
+
+
+def split(logical: list[int], *, physical_batch_size: int | None) -> Iterator[PhysicalBatch]:
+    """Cut a logical batch into physical ones of at most `physical_batch_size` units (None: one)."""
+    if not logical:
+        yield PhysicalBatch(indices=(0,), weights=(0.0,), last=True)
+        return
+    size = physical_batch_size or len(logical)
+    for start in range(0, len(logical), size):
+        part = tuple(logical[start : start + size])
+        yield PhysicalBatch(
+            indices=part, weights=(1.0,) * len(part), last=start + size >= len(logical)
+        )
+
+
+class PoissonLoader:
+    """Stands in for a train DataLoader: same dataset and collation, Poisson batches over its items.
+
+    One pass is ⌈1/q⌉ logical batches, an "epoch" of the same expected size as the data. `pending`
+    holds, in order, the descriptions of the physical batches that were yielded and not yet trained
+    on: a trainer may fetch ahead, so whoever trains takes them from the left, one per batch.
+
+    It has no length: how many physical batches a pass takes is random.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        sampling_rate: float,
+        physical_batch_size: int | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.pending: deque[PhysicalBatch] = deque()
+        self._physical_batch_size = physical_batch_size
+        self._logical_per_pass = math.ceil(1 / sampling_rate)
+        self._sampler = PoissonSampler(
+            num_units=len(dataset),  # type: ignore[arg-type]
+            sampling_rate=sampling_rate,
+        )
+        self._collate_fn = collate_fn
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
+
+    def __iter__(self) -> Iterator[Any]:
+        self.pending.clear()
+        parts = [
+            part
+            for _ in range(self._logical_per_pass)
+            for part in split(self._sampler.draw(), physical_batch_size=self._physical_batch_size)
+        ]
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=[list(part.indices) for part in parts],
+            collate_fn=self._collate_fn,
+            num_workers=self._num_workers,
+            pin_memory=self._pin_memory,
+        )
+        for part, batch in zip(parts, loader, strict=True):
+            self.pending.append(part)
+            yield batch
