@@ -151,9 +151,7 @@ def calibrate_noise_multiplier(
     check_delta(delta)
 
     def epsilon(noise_multiplier: float, interval: float) -> float:
-        event = GaussianEvent(
-            noise_multiplier=noise_multiplier, sampling_rate=sampling_rate, steps=num_steps
-        )
+        event = GaussianEvent(noise_multiplier=noise_multiplier, sampling_rate=sampling_rate, steps=num_steps)
         return epsilon_pld([event], delta, interval=interval)
 
     # A grid of the loss that is coarse against the target would round a small ε up beyond reach.

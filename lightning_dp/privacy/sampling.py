@@ -59,9 +59,7 @@ def split(logical: list[int], *, physical_batch_size: int | None) -> Iterator[Ph
     size = physical_batch_size or len(logical)
     for start in range(0, len(logical), size):
         part = tuple(logical[start : start + size])
-        yield PhysicalBatch(
-            indices=part, weights=(1.0,) * len(part), last=start + size >= len(logical)
-        )
+        yield PhysicalBatch(indices=part, weights=(1.0,) * len(part), last=start + size >= len(logical))
 
 
 class PoissonLoader:

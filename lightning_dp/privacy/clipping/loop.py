@@ -177,7 +177,7 @@ def _same(alone: Tensor, in_batch: Tensor, *, path: str) -> None:
     scale = float(in_batch.abs().nan_to_num(0, 0, 0).max()) if in_batch.numel() else 0.0
     if not torch.allclose(alone, in_batch, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
         raise RuntimeError(
-            f"{path or 'The module'} gives other values for a unit alone than within its batch: rows see each "
-            "other (BatchNorm?) or the call can't be repeated (dropout?). Use an engine that does not "
+            f"{path or 'The module'} gives other values for a unit alone than within its batch: rows see "
+            "each other (BatchNorm?) or the call can't be repeated (dropout?). Use an engine that does not "
             "replay, or remove the cause."
         )

@@ -115,8 +115,8 @@ class Materialised(ClippingEngine):
         for grad in call.grads.values():
             if not has_rows(grad, rows):
                 raise RuntimeError(
-                    f"{call.path or 'The module'} was called on {tuple(grad.shape)} where {rows} rows (units × "
-                    "rows_per_unit) come first. Keep rows in the first dimension, (B, T, D) instead of "
+                    f"{call.path or 'The module'} was called on {tuple(grad.shape)} where {rows} rows (units "
+                    "× rows_per_unit) come first. Keep rows in the first dimension, (B, T, D) instead of "
                     "(B·T, D); for inputs shared by all rows (positions) use BookKeeping."
                 )
         rule = GradSampleModule.GRAD_SAMPLERS.get(type(call.module))

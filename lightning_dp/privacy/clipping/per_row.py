@@ -52,7 +52,7 @@ def per_row_gradients(
             found = list(tensors(function(own, *row_args, **row_kwargs)))
             return [found[i] for i in positions]
 
-        _, pull = vjp(outputs, dict(parameters))
+        pull = vjp(outputs, dict(parameters))[1]
         (gradient,) = pull([g.unsqueeze(0) for g in row_grads])
         return {name: value.float() for name, value in gradient.items()}
 

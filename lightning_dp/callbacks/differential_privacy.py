@@ -1,0 +1,375 @@
+"""The one place where `privacy/` meets Lightning: DP-SGD for any LightningModule, as a callback.
+
+One private step, in the order of the hooks below: `setup` checks, plans and swaps the sampler;
+`on_train_batch_start` tells the clipper who is in the batch; `on_after_backward` collects clipped
+sums; `on_before_optimizer_step` has the step covered by the ledger, adds noise once and sets `.grad`.
+"""
+
+import uuid
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, final
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from lightning_dp.callbacks.privacy_report import write_privacy_report
+from lightning_dp.callbacks.trainer_checks import check_loader, check_optimizers, check_trainer
+from lightning_dp.privacy.charging import StepCharges
+from lightning_dp.privacy.clipping.engine import ClippingEngine
+from lightning_dp.privacy.clipping.functions import ClippingFunction, Flat
+from lightning_dp.privacy.clipping.materialised import Materialised
+from lightning_dp.privacy.ledger import Ledger
+from lightning_dp.privacy.noise import GaussianNoise
+from lightning_dp.privacy.plan import PrivacyPlan, calibrate_noise_multiplier, check_sampling
+from lightning_dp.privacy.preflight import check_module
+from lightning_dp.privacy.sampling import PoissonLoader
+from lightning_dp.privacy.units import PrivacyUnit
+
+# Lightning divides the loss by accumulate_grad_batches and steps when its batch counter is a multiple
+# of it. A power of two that no run reaches makes it wait, and is divided out again exactly.
+_NEVER = 2**40
+
+
+@final
+class DifferentialPrivacy(Callback):
+    """Trains any LightningModule with automatic optimisation under DP-SGD.
+
+    Guarantee: (ε, δ)-DP of the weights after each optimizer step, for adding or removing one privacy
+    unit of the train set, with Poisson sampling, per-unit clipping to `max_grad_norm` and Gaussian
+    noise of σ · max_grad_norm from the operating system's entropy (Abadi et al. 2016, arXiv
+    1607.00133; accounted by privacy loss distributions). Validation, early stopping and what is logged
+    under `nonprivate/` are outside of it.
+
+    The module's `training_step` must return the mean of per-row losses. A module whose layers see
+    several rows per row of the data set says so by an integer attribute `rows_per_example`; a
+    datamodule whose items are not independent records describes them by a method `privacy_unit()`.
+
+    Args:
+        target_epsilon: ε > 0 to calibrate the noise to, or None if `noise_multiplier` is given.
+        delta: δ in (0, 1), at most 1 / number of units to mean anything.
+        noise_multiplier: σ > 0, or None if `target_epsilon` is given.
+        max_grad_norm: C > 0, bound on one unit's contribution to the summed gradient.
+        expected_batch_size: B, units in an average batch; B / N is the sampling rate.
+        physical_batch_size: units computed at once, for memory; None is all of a batch.
+        num_units: N as a public fact, where it must not be counted from the data; None counts.
+        clipping_function: how a unit's norms become factors.
+        clipping_engine: how clipped sums are computed; never changes the result.
+        dataset: the name under which the ledger keeps the account of this data; None takes the
+            datamodule's `dataset_id`, else its class name.
+        ledger: path of the ledger; None is LIGHTNING_DP_LEDGER or the user's data folder.
+        reserve_steps: ≥ 1, steps that are charged ahead at once; a crash forfeits at most so many.
+    """
+
+    def __init__(
+        self,
+        *,
+        target_epsilon: float | None = None,
+        delta: float,
+        noise_multiplier: float | None = None,
+        max_grad_norm: float = 1.0,
+        expected_batch_size: int,
+        physical_batch_size: int | None = None,
+        num_units: int | None = None,
+        clipping_function: ClippingFunction | None = None,
+        clipping_engine: ClippingEngine | None = None,
+        dataset: str | None = None,
+        ledger: str | None = None,
+        reserve_steps: int = 50,
+    ) -> None:
+        if (target_epsilon is None) == (noise_multiplier is None):
+            raise ValueError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
+        if target_epsilon is not None and not target_epsilon > 0:
+            raise ValueError(
+                f"privacy.target_epsilon must be above 0, not {target_epsilon}; to train without privacy "
+                "write 'privacy: null'"
+            )
+        if not 0 < delta < 1:
+            raise ValueError(
+                f"privacy.delta must be above 0 and below 1, not {delta}; take at most 1 / number of units"
+            )
+        for name, value in (("max_grad_norm", max_grad_norm), ("noise_multiplier", noise_multiplier)):
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"privacy.{name} must be a number above 0, not {value}")
+        for name, count in (
+            ("expected_batch_size", expected_batch_size),
+            ("physical_batch_size", physical_batch_size),
+            ("num_units", num_units),
+            ("reserve_steps", reserve_steps),
+        ):
+            if count is not None and count < 1:
+                raise ValueError(f"privacy.{name} must be at least 1, not {count}")
+        self.target_epsilon = target_epsilon
+        self.delta = delta
+        self.noise_multiplier = noise_multiplier
+        self.max_grad_norm = max_grad_norm
+        self.expected_batch_size = expected_batch_size
+        self.physical_batch_size = physical_batch_size
+        self.num_units = num_units
+        self.clipping_function = clipping_function or Flat()
+        self.clipping_engine = clipping_engine or Materialised()
+        self.dataset = dataset
+        self.ledger = ledger
+        self.reserve_steps = reserve_steps
+        self._noise = GaussianNoise()
+        self._run = uuid.uuid4().hex
+        self._parent: tuple[int, str] | None = None
+        self._plan: PrivacyPlan | None = None
+        self._loader: PoissonLoader | None = None
+        self._charges: StepCharges | None = None
+        self._collected = False
+
+    @property
+    def plan(self) -> PrivacyPlan:
+        """The plan of the fit; known once `setup` has run."""
+        if self._plan is None:
+            raise RuntimeError("the privacy plan is made when a fit is set up: call trainer.fit first")
+        return self._plan
+
+    # before training
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check, plan and swap the sampler; nothing private is read yet."""
+        if stage != "fit":
+            return
+        check_trainer(trainer)
+        if not pl_module.automatic_optimization:
+            raise ValueError(
+                f"{type(pl_module).__name__} optimizes manually, so no callback can make its steps private; "
+                "use automatic optimization"
+            )
+        check_module(pl_module)
+        source = trainer.fit_loop._data_source
+        loader = source.dataloader()
+        check_loader(loader)
+        assert isinstance(loader, DataLoader)
+        unit = self._unit(trainer, loader)
+        self._plan = self._make_plan(unit, num_steps=trainer.max_steps)
+        self._loader = PoissonLoader(
+            loader.dataset,
+            sampling_rate=self._plan.sampling_rate,
+            physical_batch_size=self.physical_batch_size,
+            collate_fn=loader.collate_fn,
+            num_workers=loader.num_workers,
+            pin_memory=loader.pin_memory,
+        )
+        trainer.fit_loop._data_source = _DataLoaderSource(self._loader, "")
+
+    def _unit(self, trainer: Trainer, loader: DataLoader) -> PrivacyUnit:
+        describe = getattr(getattr(trainer, "datamodule", None), "privacy_unit", None)
+        counted = len(loader.dataset)  # type: ignore[arg-type]
+        if describe is None:
+            unit = PrivacyUnit(name="record", num_units=counted, description="one item of the train dataset")
+        else:
+            unit = describe()
+            if unit.num_units != counted:
+                raise ValueError(
+                    f"privacy_unit() declares {unit.num_units} units and the train dataset has {counted} "
+                    "items: each item must be exactly one unit"
+                )
+        return unit if self.num_units is None else replace(unit, num_units=self.num_units)
+
+    def _make_plan(self, unit: PrivacyUnit, *, num_steps: int) -> PrivacyPlan:
+        check_sampling(unit, self.expected_batch_size, num_steps)
+        noise_multiplier = self.noise_multiplier
+        if noise_multiplier is None:
+            assert self.target_epsilon is not None
+            noise_multiplier = calibrate_noise_multiplier(
+                target_epsilon=self.target_epsilon,
+                delta=self.delta,
+                sampling_rate=self.expected_batch_size / unit.num_units,
+                num_steps=num_steps,
+            )
+        if self.delta > 1 / unit.num_units:
+            rank_zero_warn(
+                f"privacy.delta={self.delta} is above 1 / {unit.num_units} units: such a guarantee allows "
+                "publishing one unit outright; take a smaller one"
+            )
+        return PrivacyPlan(
+            unit=unit,
+            expected_batch_size=self.expected_batch_size,
+            num_steps=num_steps,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=self.max_grad_norm,
+            delta=self.delta,
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Charge the first steps, then hook the clipper onto the model."""
+        check_optimizers(trainer, pl_module)
+        datamodule = getattr(trainer, "datamodule", None)
+        assert self._loader is not None
+        data = datamodule if datamodule is not None else self._loader.dataset
+        self._charges = StepCharges(
+            Ledger(self.ledger),
+            self.plan,
+            dataset=self.dataset or getattr(data, "dataset_id", None) or type(data).__name__,
+            run=self._run,
+            parent=self._parent,
+            reserve_steps=self.reserve_steps,
+        )
+        lost = self._charges.charged_before - trainer.global_step
+        if lost > 0:
+            rank_zero_warn(
+                f"{lost} steps were charged and lost before this resume; they stay charged, so training ends "
+                f"at step {trainer.max_steps - lost} to keep ε ≤ {self.plan.epsilon:.4g}"
+            )
+        self._charges.cover()
+        self._report(trainer, status="running")
+        self.clipping_engine.attach(
+            pl_module, function=self.clipping_function, max_grad_norm=self.max_grad_norm
+        )
+
+    # one step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Tell the clipper which units the physical batch holds, and Lightning whether a step follows."""
+        assert self._loader is not None
+        part = self._loader.pending.popleft()
+        trainer.accumulate_grad_batches = 1 if part.last else _NEVER
+        self._collected = False
+        self._weights = torch.tensor(part.weights)
+        self.clipping_engine.expect(
+            unit_weights=self._weights,
+            rows_per_unit=self.plan.unit.rows_per_unit * int(getattr(pl_module, "rows_per_example", 1)),
+        )
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Undo Lightning's division of the loss by accumulate_grad_batches."""
+        factor = trainer.accumulate_grad_batches
+        if factor != 1:
+            loss.register_hook(lambda gradient: gradient * factor)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add this physical batch's clipped gradients to the sums."""
+        norms = self.clipping_engine.collect()
+        self._collected = True
+        real = norms[self._weights.to(norms.device) > 0]
+        finite = real[real.isfinite()]
+        statistics = {
+            "nonprivate/units": float(len(real)),
+            "nonprivate/units_not_finite": float(len(real) - len(finite)),
+        }
+        if len(finite):
+            statistics["nonprivate/grad_norm"] = float(finite.mean())
+            statistics["nonprivate/clip_fraction"] = float((finite > self.max_grad_norm).float().mean())
+        pl_module.log_dict(statistics, batch_size=max(1, len(real)))
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Add noise once to the clipped sums and put the result where the optimizer reads it."""
+        if not self._collected:
+            raise RuntimeError(
+                "training_step gave no loss to differentiate, so nothing was clipped: return the mean loss "
+                "of every batch, also of one that looks empty"
+            )
+        assert self._charges is not None
+        self._charges.take()  # the ledger covers the step, or this raises
+        scale = self.plan.noise_multiplier * self.max_grad_norm
+        sums = self.clipping_engine.take()
+        for name, parameter in pl_module.named_parameters():
+            if parameter.requires_grad:
+                noise = self._noise.standard_normal(parameter.shape, device=parameter.device)
+                noisy = sums[name].add_(noise, alpha=scale)
+                parameter.grad = noisy.div_(self.expected_batch_size).to(parameter.dtype)
+        self._collected = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log what was spent; pay for the next step or stop."""
+        assert self._charges is not None
+        if trainer.accumulate_grad_batches != 1:
+            return
+        pl_module.log_dict(
+            {
+                "privacy/steps": float(self._charges.spent),
+                "privacy/noise_multiplier": self.plan.noise_multiplier,
+            }
+        )
+        pl_module.log("privacy/epsilon", self.plan.epsilon_after(self._charges.spent), prog_bar=True)
+        if self._charges.left < 1:
+            trainer.should_stop = True
+        elif self._charges.cover():
+            self._report(trainer, status="running")
+
+    # after training
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give back what was charged and not used; leave the model as it was found."""
+        self._finish(trainer, status="finished")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The same for a fit that failed or was interrupted."""
+        self._finish(trainer, status="interrupted")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing stays hooked on, whatever happened."""
+        self.clipping_engine.detach()
+
+    def _finish(self, trainer: Trainer, *, status: str) -> None:
+        self.clipping_engine.detach()
+        if self._charges is not None and self._loader is not None:
+            trainer.accumulate_grad_batches = 1
+            self._charges.close()
+            self._report(trainer, status=status)
+            self._loader = None
+
+    def _report(self, trainer: Trainer, *, status: str) -> None:
+        assert self._charges is not None
+        seq, digest = self._charges.head
+        write_privacy_report(
+            trainer,
+            {
+                "status": status,
+                "epsilon_spent": self.plan.epsilon_after(self._charges.spent),
+                "steps_charged": self._charges.spent,
+                "run": self._run,
+                "ledger_seq": seq,
+                "ledger_hash": digest,
+                **self._facts,
+            },
+        )
+
+    @cached_property
+    def _facts(self) -> dict[str, object]:
+        return self.plan.to_dict()
+
+    # checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs to find its account; never the state of the noise."""
+        if self._charges is None:
+            return {}
+        seq, digest = self._charges.head
+        return {
+            "run": self._run,
+            "ledger": [seq, digest],
+            "epsilon": self.plan.epsilon_after(self._charges.spent),
+            "delta": self.delta,
+            "unit": self.plan.unit.name,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._run = state_dict["run"]
+        seq, digest = state_dict["ledger"]
+        self._parent = (int(seq), str(digest))
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse to go on from weights whose privacy nobody accounted for."""
+        if trainer.state.fn == TrainerFn.FITTING and not checkpoint.get("callbacks", {}).get(self.state_key):
+            raise ValueError(
+                "the checkpoint of --ckpt_path was trained without privacy accounting, so no ε could be "
+                "stated for what follows; load public weights in the model instead of resuming from them"
+            )

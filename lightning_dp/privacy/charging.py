@@ -1,0 +1,122 @@
+"""Pays for training steps ahead of time, a handful at once, and never for more than the plan holds."""
+
+from lightning_dp.privacy.accounting import Event, GaussianEvent
+from lightning_dp.privacy.ledger import Ledger, LedgerError
+from lightning_dp.privacy.plan import PrivacyPlan
+
+
+class StepCharges:
+    """The account of one process that trains one run.
+
+    `cover` is called before a step may release anything; `take` when it does. Steps that were charged
+    by an earlier, killed process of the same run stay charged: they come off what is left.
+
+    Args:
+        ledger: where charges are written.
+        plan: its `num_steps` is the run's whole allowance.
+        dataset: the ledger's name for the data.
+        run: id of the run; a resumed run keeps it.
+        parent: (seq, hash) carried by the checkpoint that is resumed, else None.
+        reserve_steps: ≥ 1, steps charged at once.
+
+    Raises:
+        LedgerError: the ledger can't vouch, the budget is exhausted, or the run was charged by
+            another plan.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        plan: PrivacyPlan,
+        *,
+        dataset: str,
+        run: str,
+        parent: tuple[int, str] | None,
+        reserve_steps: int,
+    ) -> None:
+        unit = plan.unit.name
+        self._plan = plan
+        self._reserve_steps = reserve_steps
+        if parent is None:
+            ledger.register(dataset, unit=unit, delta=plan.delta)
+            self.charged_before = 0
+        else:
+            if not ledger.contains(*parent):
+                raise LedgerError(
+                    f"the checkpoint belongs to entry {parent[0]} ({parent[1][:12]}…) of a ledger, and "
+                    f"{ledger.path} does not hold it: use the ledger that the run was started with"
+                )
+            self.charged_before = self._charged(ledger.events(dataset, unit=unit, run=run))
+        left = plan.num_steps - self.charged_before
+        if left < 1:
+            raise LedgerError(
+                f"run {run} has been charged for all its {plan.num_steps} steps (ε = {plan.epsilon:.4g}); "
+                "steps lost in a crash stay charged. Start a new run to spend more."
+            )
+        self._lease = ledger.open_run(dataset, unit=unit, run=run, parent=parent, plan=[plan.event(left)])
+        self._taken_of: dict[int, int] = {}
+        self._credit = 0
+        self._open = True
+        self.taken = 0
+
+    @property
+    def head(self) -> tuple[int, str]:
+        """(seq, hash) of the last entry, for checkpoints."""
+        return self._lease.head
+
+    @property
+    def left(self) -> int:
+        """Steps that this process may still take."""
+        return self._plan.num_steps - self.charged_before - self.taken
+
+    @property
+    def spent(self) -> int:
+        """Steps charged to the run so far: earlier processes' charges and this one's steps."""
+        return self.charged_before + self.taken
+
+    def cover(self) -> bool:
+        """Make sure that the next step is paid for; True if something was charged.
+
+        Raises:
+            LedgerError: nothing is left of the plan or of the data set's budget.
+        """
+        if self._credit:
+            return False
+        if self.left < 1:
+            raise LedgerError(f"all {self._plan.num_steps} steps of the plan are spent")
+        steps = min(self._reserve_steps, self.left)
+        entry = self._lease.reserve(self._plan.event(steps))
+        self._taken_of[entry.seq] = 0
+        self._credit = steps
+        return True
+
+    def take(self) -> None:
+        """Count one step; only after `cover`."""
+        if self._credit < 1:
+            raise LedgerError("a step was about to be released that the ledger does not cover")
+        self._credit -= 1
+        self.taken += 1
+        self._taken_of[max(self._taken_of)] += 1
+
+    def close(self) -> None:
+        """End cleanly: what was charged and not used is given back. Safe to call twice."""
+        if self._open:
+            self._open = False
+            self._lease.close(steps_taken=self._taken_of)
+
+    def _charged(self, events: list[Event]) -> int:
+        expected = self._plan.event(1)
+        total = 0
+        for event in events:
+            if not isinstance(event, GaussianEvent) or (
+                (event.noise_multiplier, event.sampling_rate)
+                != (expected.noise_multiplier, expected.sampling_rate)
+            ):
+                raise LedgerError(
+                    f"this run was charged for {event} by an earlier process, and its plan now has "
+                    f"noise_multiplier={expected.noise_multiplier} and sampling_rate="
+                    f"{expected.sampling_rate:.6g}: resume with the settings of its config.yaml, or start "
+                    "a new run"
+                )
+            total += event.steps
+        return total
