@@ -8,6 +8,7 @@ sums; `on_before_optimizer_step` has the step covered by the ledger, adds noise 
 import uuid
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from lightning_dp.callbacks.privacy_report import write_privacy_report
 from lightning_dp.callbacks.trainer_checks import check_loader, check_optimizers, check_trainer
 from lightning_dp.privacy.charging import StepCharges
 from lightning_dp.privacy.clipping.engine import ClippingEngine
@@ -29,6 +29,7 @@ from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.privacy.noise import GaussianNoise
 from lightning_dp.privacy.plan import PrivacyPlan, calibrate_noise_multiplier, check_sampling
 from lightning_dp.privacy.preflight import check_module
+from lightning_dp.privacy.report import write_privacy_report
 from lightning_dp.privacy.sampling import PoissonLoader
 from lightning_dp.privacy.units import PrivacyUnit
 
@@ -200,8 +201,8 @@ class DifferentialPrivacy(Callback):
             delta=self.delta,
         )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Charge the first steps, then hook the clipper onto the model."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Charge the first steps: optimizers and checkpoint are there, no row has been fetched."""
         check_optimizers(trainer, pl_module)
         datamodule = getattr(trainer, "datamodule", None)
         assert self._loader is not None
@@ -214,14 +215,18 @@ class DifferentialPrivacy(Callback):
             parent=self._parent,
             reserve_steps=self.reserve_steps,
         )
+        self._charges.cover()
+        self._report(trainer, status="running")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hook the clipper onto the model."""
+        assert self._charges is not None
         lost = self._charges.charged_before - trainer.global_step
         if lost > 0:
             rank_zero_warn(
                 f"{lost} steps were charged and lost before this resume; they stay charged, so training ends "
                 f"at step {trainer.max_steps - lost} to keep ε ≤ {self.plan.epsilon:.4g}"
             )
-        self._charges.cover()
-        self._report(trainer, status="running")
         self.clipping_engine.attach(
             pl_module, function=self.clipping_function, max_grad_norm=self.max_grad_norm
         )
@@ -328,7 +333,7 @@ class DifferentialPrivacy(Callback):
         assert self._charges is not None
         seq, digest = self._charges.head
         write_privacy_report(
-            trainer,
+            Path(trainer.log_dir or trainer.default_root_dir),
             {
                 "status": status,
                 "epsilon_spent": self.plan.epsilon_after(self._charges.spent),

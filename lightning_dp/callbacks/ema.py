@@ -13,14 +13,14 @@ from torch import Tensor
 class EMA(Callback):
     """Averages trainable weights once per optimizer step.
 
-    Validation, test and predict run on the averaged weights, which are also what the module is left with after
-    `fit` and what a checkpoint's `state_dict` holds; the weights that training goes on from lie beside them under
-    `training_weights`, and a resumed fit takes them up again.
+    Validation, test and predict run on the averaged weights, which are also what the module is left with
+    after `fit` and what a checkpoint's `state_dict` holds; the weights that training goes on from lie beside
+    them under `training_weights`, and a resumed fit takes them up again.
 
     Args:
         decay: share of the old average kept per step, in [0, 1).
-        warmup: keep only (1 + n)/(10 + n) at step n while that is less, so that short runs aren't held back by
-            the initial weights.
+        warmup: keep only (1 + n)/(10 + n) at step n while that is less, so that short runs aren't held back
+            by the initial weights.
     """
 
     def __init__(self, *, decay: float = 0.999, warmup: bool = True) -> None:

@@ -109,7 +109,11 @@ def check_optimizers(trainer: Trainer, module: LightningModule) -> None:
             f"the optimizer steps a parameter that is not part of {type(module).__name__}, so its gradient "
             "would not be clipped: register it on the module or leave it out"
         )
-    if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+    if any(
+        config.reduce_on_plateau or isinstance(config.scheduler, plateau)
+        for config in trainer.lr_scheduler_configs
+    ):
         raise ValueError(
             "ReduceLROnPlateau feeds a private metric back into training; use a schedule that is fixed before"
         )

@@ -266,16 +266,18 @@ def _filter_epsilon(counts: Mapping[Event, int], delta: float, limit_epsilon: fl
         return 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         rdp = sum(number * _rdp_curve(single) for single, number in counts.items() if number)
-        suits = (limit_epsilon - _rdp_to_epsilon(np.array(delta))) / _ORDERS
-        distance = np.abs(np.log2((_ORDERS - 1) / (_ORDERS[int(np.argmax(suits))] - 1)))
+        # The order at which Gaussian noise, whose RDP is a multiple of the order, may use the most.
+        gaussian = 1 + np.geomspace(0.25, 2048, num=500)
+        best = gaussian[np.argmax((limit_epsilon - _rdp_to_epsilon(delta, gaussian)) / gaussian)]
+        distance = np.abs(np.log2((_ORDERS - 1) / (best - 1)))
         shares = 2.0 ** (-4 * distance)
-        epsilons = rdp + _rdp_to_epsilon(delta * shares / shares.sum())
+        epsilons = rdp + _rdp_to_epsilon(delta * shares / shares.sum(), _ORDERS)
     return max(0.0, float(np.nanmin(epsilons)))
 
 
-def _rdp_to_epsilon(delta: np.ndarray) -> np.ndarray:
+def _rdp_to_epsilon(delta: float | np.ndarray, orders: np.ndarray) -> np.ndarray:
     """What each order adds to its RDP to make an ε at δ."""
-    return np.log1p(-1 / _ORDERS) - (np.log(delta) + np.log(_ORDERS)) / (_ORDERS - 1)
+    return np.log1p(-1 / orders) - (np.log(delta) + np.log(orders)) / (orders - 1)
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -535,24 +537,16 @@ def _read_anchor(path: Path, *, tail: int | None = None) -> dict[int, str] | Non
 
 
 def _append_anchor(path: Path, seq: int, digest: str) -> None:
+    # Not synced: the log was, and an anchor that a power cut left behind is still a true one. Syncing it
+    # would double the time of a reservation to guard against a power cut and a lost log together.
     line = _anchor_line(seq, digest)
     # Without O_CREAT: an anchor that disappeared under a running process is an error, not a new file.
     handle = os.open(_anchor_path(path), os.O_WRONLY | os.O_APPEND)
     try:
         if os.write(handle, line) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        _sync(handle)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(_anchor_path(path)))
     finally:
         os.close(handle)
-
-
-def _sync(handle: int) -> None:
-    if sys.platform == "darwin":  # fsync there leaves the data in the drive's cache
-        import fcntl
-
-        fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(handle)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -627,6 +621,10 @@ def _plain_errors(path: Path, lock_timeout: float) -> Iterator[None]:
         else:
             why = f"SQLite refuses ({error})"
         raise LedgerError(f"The ledger {path}: {why}. {refused}") from error
+    except UnicodeDecodeError as error:  # SQLite's own message quotes a damaged schema
+        raise LedgerCorrupt(
+            f"The ledger {path} is damaged. {refused} Put back the newest complete copy.", seq=1
+        ) from error
     except OSError as error:
         raise LedgerError(f"The ledger {path}: {error.strerror} ({error.filename}). {refused}") from error
 
@@ -832,6 +830,15 @@ class Ledger:
         """Everything charged to an account (by one run), closed reservations at the steps taken."""
         return self._events(self._read()[0], dataset, unit, run)
 
+    def events_by_run(self, dataset: str, *, unit: str) -> dict[str, list[Event]]:
+        """The same for every run that opened a lease, in order; empty where it charged nothing."""
+        replay = self._read()[0]
+        runs: dict[str, list[Event]] = {run: [] for run in replay.account(dataset, unit).runs}
+        for charge in replay.charges.values():
+            if charge.key == (dataset, unit):
+                runs[charge.run].append(charge.event)
+        return runs
+
     def epsilon(self, dataset: str, *, unit: str, delta: float | None = None) -> float:
         """ε of everything charged to an account (PLD), at its δ or another.
 
@@ -930,7 +937,7 @@ class Ledger:
     def _transaction(self, connection: _Connection, replay: _Replay) -> Iterator[None]:
         """Take the write lock, catch up, let the caller decide and insert, commit, anchor.
 
-        When this returns the rows are on disk and the anchor has seen them. When it raises, the rows
+        When this returns the rows are on disk and the anchor names them. When it raises, the rows
         may be there too (too much is charged, never too little), and the caller must release nothing.
         """
         with _plain_errors(self.path, self.lock_timeout):
@@ -1200,7 +1207,7 @@ class Lease:
             note: what was released, for readers.
 
         Returns:
-            The entry: on disk, and in the anchor.
+            The entry, which is on disk.
 
         Raises:
             BudgetExceeded: the limit would be passed; nothing was charged.

@@ -96,18 +96,21 @@ class PoissonLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self.pending.clear()
-        parts = [
-            part
-            for _ in range(self._logical_per_pass)
-            for part in split(self._sampler.draw(), physical_batch_size=self._physical_batch_size)
-        ]
+        drawn: deque[PhysicalBatch] = deque()  # worker processes load ahead of what is yielded
+
+        def draw() -> Iterator[list[int]]:
+            for _ in range(self._logical_per_pass):
+                for part in split(self._sampler.draw(), physical_batch_size=self._physical_batch_size):
+                    drawn.append(part)
+                    yield list(part.indices)
+
         loader = DataLoader(
             self.dataset,
-            batch_sampler=[list(part.indices) for part in parts],
+            batch_sampler=draw(),  # type: ignore[arg-type]  # iterated once
             collate_fn=self._collate_fn,
             num_workers=self._num_workers,
             pin_memory=self._pin_memory,
         )
-        for part, batch in zip(parts, loader, strict=True):
-            self.pending.append(part)
+        for batch in loader:
+            self.pending.append(drawn.popleft())
             yield batch

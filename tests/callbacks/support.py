@@ -43,7 +43,9 @@ class Records(LightningDataModule):
         return DataLoader(self.dataset, batch_size=8, shuffle=True)
 
 
-def make_trainer(folder, *, steps: int, privacy: DifferentialPrivacy | None, callbacks=(), **options) -> Trainer:
+def make_trainer(
+    folder, *, steps: int, privacy: DifferentialPrivacy | None, callbacks=(), **options
+) -> Trainer:
     """A CPU trainer that writes into `folder` only."""
     options = {"logger": False, "enable_checkpointing": False, **options}
     return Trainer(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
-from lightning_dp.privacy.clipping.trees import Autocast, has_rows, map_tensors, tensors
+from lightning_dp.privacy.clipping.trees import Autocast, has_rows, map_tensors, separate, tensors
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
 
 
@@ -60,7 +60,7 @@ class Loop(ClippingEngine):
                 self._handles.append(child.register_forward_pre_hook(before, with_kwargs=True))
                 self._handles.append(child.register_forward_hook(after, always_call=True))
 
-    def _recorder(self, path: str) -> tuple[Callable[..., None], Callable[..., None]]:
+    def _recorder(self, path: str) -> tuple[Callable[..., None], Callable[..., Any]]:
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             topmost = not any(self._open)
             wanted = topmost and self._listening and torch.is_grad_enabled()
@@ -71,17 +71,19 @@ class Loop(ClippingEngine):
                 call = _Call(path, module.__call__, *keep, Autocast(device_type))
             self._open.append(call)
 
-        def after(module: nn.Module, args: Any, output: Any) -> None:
+        def after(module: nn.Module, args: Any, output: Any) -> Any:
             if not self._open:
-                return
+                return None
             call = self._open.pop()
             if call is None or output is None:
-                return
+                return None
+            output = separate(output)
             for index, tensor in enumerate(tensors(output)):
                 call.outputs.append(tensor.detach())
                 if tensor.requires_grad:
                     tensor.register_hook(lambda grad, index=index: call.note_grad(index, grad))
             self._calls.append(call)
+            return output
 
         return before, after
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.per_row import per_row_gradients
-from lightning_dp.privacy.clipping.trees import Autocast, has_rows, map_tensors, tensors
+from lightning_dp.privacy.clipping.trees import Autocast, has_rows, map_tensors, separate, tensors
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
 
 
@@ -60,11 +60,12 @@ class Materialised(ClippingEngine):
             if any(p.requires_grad for p in child.parameters(recurse=deep)):
                 self._handles.append(child.register_forward_hook(self._recorder(path), with_kwargs=True))
 
-    def _recorder(self, path: str) -> Callable[..., None]:
-        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _recorder(self, path: str) -> Callable[..., Any]:
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             listening = self._sums is not None and self._sums.expecting and not self._replaying
             if not listening or not torch.is_grad_enabled():
-                return
+                return None
+            output = separate(output)
             device_type = next(module.parameters()).device.type
             keep = (map_tensors(Tensor.detach, args), map_tensors(Tensor.detach, kwargs))
             call = _Call(path, module, *keep, Autocast(device_type))
@@ -72,6 +73,7 @@ class Materialised(ClippingEngine):
                 if tensor.requires_grad:
                     tensor.register_hook(lambda grad, index=index: call.note_grad(index, grad))
             self._calls.append(call)
+            return output
 
         return after
 
@@ -120,7 +122,11 @@ class Materialised(ClippingEngine):
                     "(B·T, D); for inputs shared by all rows (positions) use BookKeeping."
                 )
         rule = GradSampleModule.GRAD_SAMPLERS.get(type(call.module))
-        plain = len(call.grads) == 1 and sum(1 for _ in tensors((call.args, call.kwargs))) == 1
+        plain = (
+            _trusted(call.module)
+            and len(call.grads) == 1
+            and sum(1 for _ in tensors((call.args, call.kwargs))) == 1
+        )
         if rule is not None and plain:
             (grad,) = call.grads.values()
             (value,) = tensors((call.args, call.kwargs))
@@ -128,7 +134,9 @@ class Materialised(ClippingEngine):
                 if value.is_floating_point():
                     # As the forward saw it under autocast, then exact products of that.
                     value = value.to(grad.dtype).float()
-                found = rule(call.module, [value], grad.float())
+                # Opacus 1.6 unfolds images by their strides and is wrong for channels-last ones.
+                value = value.clone(memory_format=torch.contiguous_format)
+                found = rule(call.module, [value], grad.float().contiguous())
                 return {id(p): g.float() for p, g in found.items() if id(p) in self._attached().names}
         return self._without_rule(call, rows)
 
@@ -153,3 +161,10 @@ class Materialised(ClippingEngine):
         self._handles.clear()
         self._calls.clear()
         self._sums = None
+
+
+def _trusted(module: nn.Module) -> bool:
+    """Whether Opacus's rule for this kind of layer knows all of its options (as of 1.6)."""
+    if isinstance(module, nn.Embedding):
+        return module.padding_idx is None and module.max_norm is None and not module.scale_grad_by_freq
+    return getattr(module, "padding_mode", "zeros") == "zeros"

@@ -134,8 +134,8 @@ class UnitSums:
         if strays:
             raise RuntimeError(
                 f"{engine} saw no per-row use of {', '.join(strays)}, yet the loss depends on it. A "
-                "parameter must be used inside the forward of the module that owns it: move it into a submodule that "
-                "is called, or freeze it (requires_grad=False)."
+                "parameter must be used inside the forward of the module that owns it: move it into a "
+                "submodule that is called, or freeze it (requires_grad=False)."
             )
 
     def take(self) -> dict[str, Tensor]:

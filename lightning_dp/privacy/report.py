@@ -5,16 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-
 REPORT_NAME = "privacy.json"
 
 
-def write_privacy_report(trainer: Trainer, report: dict[str, Any]) -> None:
+def write_privacy_report(folder: Path, report: dict[str, Any]) -> None:
     """Replace the report as a whole; a reader never sees half of one. ∞ is written as "inf"."""
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
-    if not trainer.is_global_zero:
-        return
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{REPORT_NAME}.{os.getpid()}"
     readable = {name: _readable(value) for name, value in report.items()}

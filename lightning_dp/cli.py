@@ -1,0 +1,72 @@
+"""The only entry: `lightning-dp COMMAND`.
+
+fit, validate, test and predict are LightningCLI subcommands over `model`, `data`, `trainer`,
+`privacy` and `run`; the other commands are one file each under `commands/`.
+"""
+
+import importlib
+import os
+import sys
+
+_COMMANDS = {
+    "plan": "what a private run would cost, without touching data",
+    "demo": "train private and non-private forecasts side by side and compare them",
+    "report": "compare the results of several runs",
+    "ledger": "what has been spent on each data set",
+}
+_LIGHTNING = {
+    "fit": "train a model",
+    "validate": "run the validation loop",
+    "test": "evaluate a checkpoint on the test split, beside the baselines",
+    "predict": "forecast with a checkpoint",
+}
+_HELP = """usage: lightning-dp COMMAND [options]
+
+Conditional diffusion models on private data: one private step is one callback, every ε is accounted.
+
+train and evaluate (LightningCLI: --config several times, dotted overrides such as --privacy.target_epsilon 3)
+{lightning}
+
+plan and compare
+{commands}
+
+'lightning-dp COMMAND --help' explains a command; start with:
+  lightning-dp fit --config conf/experiment/etth1_private.yaml
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; a user's mistake is one sentence on stderr and exit status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_HELP.format(lightning=_listing(_LIGHTNING), commands=_listing(_COMMANDS)))
+        return 0 if argv else 2
+    if argv[0] not in _COMMANDS and argv[0] not in _LIGHTNING:
+        known = ", ".join([*_LIGHTNING, *_COMMANDS])
+        print(f"lightning-dp: there is no command {argv[0]!r}; choose one of {known}", file=sys.stderr)
+        return 2
+    try:
+        if argv[0] in _LIGHTNING:
+            # Imported late: help and plans should not wait for torch and wandb.
+            importlib.import_module("lightning_dp.lightning_cli").run(argv)
+            return 0
+        return int(importlib.import_module(f"lightning_dp.commands.{argv[0]}").main(argv[1:]))
+    except Exception as error:
+        if os.environ.get("LIGHTNING_DP_DEBUG") or not _is_users(error):
+            raise
+        print(f"lightning-dp {argv[0]}: {_sentence(error)}", file=sys.stderr)
+        return 2
+
+
+def _listing(commands: dict[str, str]) -> str:
+    return "\n".join(f"  {name:<10}{text}" for name, text in commands.items())
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the error is a sentence for the user rather than a fault of ours."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"ValueError", "LedgerError", "OSError", "MisconfigurationException"})
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

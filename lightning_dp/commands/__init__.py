@@ -1,0 +1,1 @@
+"""Subcommands of `lightning-dp` that are not fits: each module has `main(argv) -> int`."""

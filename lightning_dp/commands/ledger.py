@@ -1,0 +1,392 @@
+"""`lightning-dp ledger`: read the privacy ledger, check it, change a data set's limit.
+
+Scope: reading and limits. Charges are made by training and by releases only, and no command removes one.
+"""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_dp.privacy.accounting import Event, GaussianEvent, epsilon_pld, event_from_dict
+from lightning_dp.privacy.ledger import (
+    ENVIRONMENT_VARIABLE,
+    Budget,
+    Entry,
+    Ledger,
+    LedgerCorrupt,
+    LedgerError,
+)
+
+_DAMAGED, _MISTAKE = 1, 2
+
+_EPILOG = f"""\
+The ledger is the file given by --ledger, else by {ENVIRONMENT_VARIABLE}, else ledger.sqlite in the
+user's data folder. ε is computed from all charges of a data set (PLD), over all runs: what a sweep on
+private data really cost. The filter's ε is the figure that limits are held against; it also covers runs
+that were chosen after looking at earlier ones.
+
+Exit code: 0; 1 where the ledger is damaged or incomplete; 2 for a mistake in the command.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run `lightning-dp ledger` with `argv` (without the program's name); return the exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as exit_:  # argparse has printed help or the mistake
+        return exit_.code if isinstance(exit_.code, int) else _MISTAKE
+    try:
+        print(arguments.command(Ledger(arguments.ledger), arguments))
+        sys.stdout.flush()
+    except LedgerCorrupt as error:
+        print(f"lightning-dp ledger: {error}", file=sys.stderr)
+        return _DAMAGED
+    except (LedgerError, ValueError) as error:
+        print(f"lightning-dp ledger: {error}", file=sys.stderr)
+        return _MISTAKE
+    except BrokenPipeError:  # the reader, say `head`, has seen enough
+        sys.stdout = io.StringIO()
+    except OSError as error:
+        print(f"lightning-dp ledger: {error.strerror}: {error.filename}", file=sys.stderr)
+        return _MISTAKE
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightning-dp ledger",
+        description="What was charged to each private data set, and how much may still be charged.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--ledger", metavar="PATH", default=None, help="the ledger's file")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, command: Any, help_: str, *, with_json: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_, description=help_, allow_abbrev=False)
+        # Also after the command; without a default, which would undo one given before it.
+        sub.add_argument("--ledger", metavar="PATH", default=argparse.SUPPRESS, help="the ledger's file")
+        if with_json:
+            sub.add_argument("--json", action="store_true", help="print JSON")
+        sub.set_defaults(command=command)
+        return sub
+
+    def add_dataset(sub: argparse.ArgumentParser, *, optional: bool = False) -> None:
+        sub.add_argument(
+            "dataset",
+            metavar="DATASET",
+            nargs="?" if optional else None,
+            help="name or fingerprint of a data set, or the beginning of it",
+        )
+        sub.add_argument(
+            "--unit", help="privacy unit; needed where the data set has several and one must be chosen"
+        )
+
+    add("list", _list, "one line for each data set and unit")
+    add_dataset(add("show", _show, "one data set: its limit, its runs, its releases, and what each cost"))
+    add("verify", _verify, "check every row, the hash chain, the append-only guards and the anchor")
+    limit = add("set-limit", _set_limit, "append a new limit for a data set", with_json=False)
+    add_dataset(limit)
+    limit.add_argument(
+        "--epsilon",
+        required=True,
+        metavar="E",
+        type=_epsilon,
+        help="no charge may take the filter's ε above this; 0 stops all charges, 'none' lifts the limit",
+    )
+    limit.add_argument("--reason", default="", help="kept with the entry")
+    export = add("export", _export, "all entries, as CSV or, with totals, as JSON")
+    add_dataset(export, optional=True)
+    export.add_argument("--output", metavar="FILE", type=Path, help="write there; must not exist yet")
+    return parser
+
+
+def _epsilon(text: str) -> float | None:
+    try:
+        return None if text.lower() == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'none'") from None
+
+
+# --- commands: each returns what is printed ---------------------------------------------------------
+
+
+def _list(ledger: Ledger, arguments: argparse.Namespace) -> str:
+    entries = ledger.entries()
+    accounts = [_account(ledger, entries, dataset, unit) for dataset, unit in ledger.accounts()]
+    if arguments.json:
+        return _json({"ledger": str(ledger.path), "head": _head(entries), "accounts": accounts})
+    if not accounts:
+        return f"No data set in {ledger.path} yet."
+    rows = [
+        [
+            _shorten(a["dataset"]),
+            a["unit"],
+            _number(a["epsilon"]),
+            f"{a['delta']:g}",
+            _number(a["limit_epsilon"]),
+            _number(a["filter_epsilon"]),
+            _share(a),
+            str(len(a["runs"])),
+            a["last_charge"][:16].replace("T", " ") or "–",
+        ]
+        for a in accounts
+    ]
+    head = ["data set", "unit", "ε spent", "δ", "limit", "filter's ε", "used", "runs", "last charge (UTC)"]
+    return f"Ledger {ledger.path}\n\n{_table(head, rows)}"
+
+
+def _show(ledger: Ledger, arguments: argparse.Namespace) -> str:
+    entries = ledger.entries()
+    chosen = _choose(ledger, arguments.dataset, arguments.unit)
+    accounts = [_account(ledger, entries, dataset, unit) for dataset, unit in chosen]
+    if arguments.json:
+        return _json({"ledger": str(ledger.path), "head": _head(entries), "accounts": accounts})
+    text = "\n\n".join(_describe(account) for account in accounts)
+    if len(accounts) > 1:
+        text += "\n\nThe units of one data set are accounts of their own; they do not add up into each other."
+    return text
+
+
+def _verify(ledger: Ledger, arguments: argparse.Namespace) -> str:
+    seq, digest = ledger.verify()
+    if arguments.json:
+        return _json({"ledger": str(ledger.path), "intact": True, "head": [seq, digest]})
+    return (
+        f"Ledger {ledger.path} is intact: {seq} entries, the chain holds, the anchor agrees.\n"
+        f"Head: {seq} {digest}"
+    )
+
+
+def _set_limit(ledger: Ledger, arguments: argparse.Namespace) -> str:
+    chosen = _choose(ledger, arguments.dataset, arguments.unit)
+    if len(chosen) > 1:
+        raise ValueError(
+            f"data set {arguments.dataset!r} fits {_accounts(chosen)}; name one in full and give --unit"
+        )
+    dataset, unit = chosen[0]
+    before = ledger.budget(dataset, unit=unit).limit_epsilon
+    entry = ledger.set_limit(
+        dataset, unit=unit, limit_epsilon=arguments.epsilon, reason=arguments.reason.strip()
+    )
+    budget = ledger.budget(dataset, unit=unit)
+    return (
+        f"Limit of {dataset} ({unit}): {_number(before)} → {_number(budget.limit_epsilon)} "
+        f"(entry {entry.seq}). {_left(budget)}"
+    )
+
+
+def _export(ledger: Ledger, arguments: argparse.Namespace) -> str:
+    entries = ledger.entries()
+    accounts = ledger.accounts()
+    head = _head(entries)
+    if arguments.dataset is not None:
+        accounts = _choose(ledger, arguments.dataset, arguments.unit)
+        entries = [entry for entry in entries if (entry.dataset, entry.unit) in accounts]
+    elif arguments.unit is not None:
+        raise ValueError("--unit needs a DATASET")
+    if arguments.json:
+        text = _json(
+            {
+                "ledger": str(ledger.path),
+                "head": head,
+                "accounts": [_account(ledger, entries, dataset, unit) for dataset, unit in accounts],
+                "entries": [vars(entry) for entry in entries],
+            }
+        )
+    else:
+        buffer = io.StringIO()
+        columns = ["seq", "time", "dataset", "unit", "run", "lease", "kind", "detail", "prev_hash", "hash"]
+        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**vars(entry), "detail": json.dumps(entry.detail)} for entry in entries)
+        text = buffer.getvalue().rstrip("\n")
+    if arguments.output is None:
+        return text
+    with arguments.output.open("x", encoding="utf-8") as file:
+        file.write(text + "\n")
+    return f"{len(entries)} entries in {arguments.output}"
+
+
+# --- what is reported -------------------------------------------------------------------------------
+
+
+def _account(ledger: Ledger, entries: Sequence[Entry], dataset: str, unit: str) -> dict[str, Any]:
+    """Everything about one account, JSON-ready."""
+    budget = ledger.budget(dataset, unit=unit)
+    own = [entry for entry in entries if (entry.dataset, entry.unit) == (dataset, unit)]
+    charges = [entry for entry in own if "event" in entry.detail]
+    by_run = ledger.events_by_run(dataset, unit=unit)
+    return {
+        "dataset": dataset,
+        "unit": unit,
+        "relation": budget.relation,
+        "delta": budget.delta,
+        "epsilon": epsilon_pld([event for events in by_run.values() for event in events], budget.delta),
+        "accountant": "PLD (dp-accounting)",
+        "limit_epsilon": budget.limit_epsilon,
+        "filter_epsilon": budget.filter_epsilon,
+        "held_epsilon": budget.held_epsilon,
+        "last_charge": charges[-1].time if charges else "",
+        "runs": [_run(run, events, own, budget.delta) for run, events in by_run.items()],
+        "releases": [
+            {
+                "seq": entry.seq,
+                "kind": entry.kind,
+                "run": entry.run,
+                "time": entry.time,
+                "note": entry.detail["note"],
+                "event": entry.detail["event"],
+                "epsilon": epsilon_pld([event_from_dict(entry.detail["event"])], budget.delta),
+            }
+            for entry in charges
+            if entry.kind != "reserve"
+        ],
+        "overrides": [
+            {"seq": entry.seq, "run": entry.run, "time": entry.time, "reason": entry.detail["reason"]}
+            for entry in own
+            if entry.kind == "override"
+        ],
+        "limits": [
+            {"seq": entry.seq, "time": entry.time, **entry.detail} for entry in own if entry.kind == "limit"
+        ],
+    }
+
+
+def _run(run: str, events: Sequence[Event], own: Sequence[Entry], delta: float) -> dict[str, Any]:
+    mine = [entry for entry in own if entry.run == run]
+    gaussian = [event for event in events if isinstance(event, GaussianEvent)]
+    return {
+        "run": run,
+        "epsilon": epsilon_pld(events, delta),
+        "starts": sum(entry.kind == "open" for entry in mine),
+        "clean_ends": sum(entry.kind == "close" for entry in mine),
+        "charges": len(events),
+        "steps": sum(event.steps for event in gaussian),
+        "noise_multipliers": sorted({event.noise_multiplier for event in gaussian}),
+        "sampling_rates": sorted({event.sampling_rate for event in gaussian}),
+        "last_entry": mine[-1].time,
+    }
+
+
+def _describe(account: dict[str, Any]) -> str:
+    lines = [
+        f"Data set {account['dataset']}, unit {account['unit']}, relation {account['relation']}",
+        f"  ε spent     {_number(account['epsilon'])} at δ = {account['delta']:g} "
+        f"(PLD, all {len(account['runs'])} run(s) together)",
+    ]
+    if account["limit_epsilon"] is None:
+        lines.append("  limit       none")
+    else:
+        lines.append(
+            f"  limit       {_number(account['limit_epsilon'])}; the filter's ε is "
+            f"{_number(account['filter_epsilon'])} ({_share(account)} used)"
+        )
+        if account["held_epsilon"] > account["filter_epsilon"]:
+            lines.append(
+                f"  held        {_number(account['held_epsilon'])} with the plans of running processes"
+            )
+    if account["runs"]:
+        rows = [
+            [
+                _shorten(run["run"]),
+                _number(run["epsilon"]),
+                str(run["steps"]),
+                _values(run["noise_multipliers"]),
+                _values(run["sampling_rates"]),
+                f"{run['starts']} / {run['clean_ends']}",
+                run["last_entry"][:16].replace("T", " "),
+            ]
+            for run in account["runs"]
+        ]
+        head = ["run", "ε", "steps charged", "σ", "q", "starts / clean ends", "last entry (UTC)"]
+        lines += ["", _table(head, rows)]
+    if account["releases"]:
+        rows = [
+            [str(r["seq"]), r["kind"], _shorten(r["run"]), _number(r["epsilon"]), r["note"]]
+            for r in account["releases"]
+        ]
+        lines += ["", _table(["entry", "release", "run", "ε alone", "note"], rows)]
+    if account["overrides"]:
+        rows = [[str(o["seq"]), _shorten(o["run"]), o["reason"]] for o in account["overrides"]]
+        lines += ["", _table(["entry", "override in run", "reason"], rows)]
+    return "\n".join(lines)
+
+
+def _choose(ledger: Ledger, dataset: str, unit: str | None) -> list[tuple[str, str]]:
+    """The accounts of the data set of this name, or of the only one that begins with it."""
+    accounts = ledger.accounts()
+    names = {name for name, _ in accounts}
+    found = {dataset} & names or {name for name in names if name.startswith(dataset)}
+    chosen = [a for a in accounts if a[0] in found and unit in (None, a[1])]
+    if len(found) > 1:
+        raise ValueError(f"data set {dataset!r} could be any of {', '.join(sorted(found))}; type more of it")
+    if not chosen:
+        what = f"data set {dataset!r}" + (f" with unit {unit!r}" if unit else "")
+        raise ValueError(f"no {what} in {ledger.path}; it has {_accounts(accounts) or 'none'}")
+    return chosen
+
+
+def _accounts(accounts: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{dataset} ({unit})" for dataset, unit in accounts)
+
+
+def _left(budget: Budget) -> str:
+    if budget.limit_epsilon is None or budget.filter_epsilon is None:
+        return "Nothing stops further charges."
+    if budget.filter_epsilon >= budget.limit_epsilon:
+        return f"The filter's ε is {budget.filter_epsilon:.4g}: nothing more can be charged."
+    return f"The filter's ε is {budget.filter_epsilon:.4g}."
+
+
+def _head(entries: Sequence[Entry]) -> list[Any]:
+    return list(entries[-1].reference)
+
+
+def _share(account: dict[str, Any]) -> str:
+    limit, spent = account["limit_epsilon"], account["filter_epsilon"]
+    if limit is None:
+        return "–"
+    return f"{100 * spent / limit:.0f} %" if limit else "all"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
+
+
+def _values(values: Sequence[float]) -> str:
+    if len(values) > 2:
+        return f"{values[0]:.4g} … {values[-1]:.4g}"
+    return ", ".join(f"{value:.4g}" for value in values) or "–"
+
+
+def _shorten(text: str, length: int = 32) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in [head, ["-" * width for width in widths], *rows]
+    ]
+    return "\n".join("  " + line.rstrip() for line in lines)
+
+
+def _json(value: object) -> str:
+    # ε is infinite where δ can't be met: JSON has no word for that.
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return "inf" if isinstance(value, float) and value == float("inf") else value

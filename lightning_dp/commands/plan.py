@@ -1,0 +1,87 @@
+"""`lightning-dp plan`: what a private run would cost, without touching data."""
+
+import argparse
+import json
+
+from lightning_dp.privacy.plan import PrivacyPlan, calibrate_noise_multiplier, check_sampling
+from lightning_dp.privacy.units import PrivacyUnit
+
+_EPILOG = """examples:
+  noise for ε = 8 over 498 customers, 62 in an average batch:
+    lightning-dp plan --epsilon 8 --delta 1e-4 --units 498 --batch 62 --steps 500 --unit user
+  what a given noise costs, per window and per event (one hour lies in 120 windows):
+    lightning-dp plan --noise_multiplier 1 --delta 1e-5 --units 8521 --batch 512 --steps 400 \\
+        --unit window --windows_per_event 120
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Print the plan; raise ValueError where it is impossible."""
+    parser = argparse.ArgumentParser(
+        prog="lightning-dp plan",
+        description="Plan DP-SGD with Poisson sampling before anything is trained.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    noise = parser.add_mutually_exclusive_group(required=True)
+    noise.add_argument("--epsilon", type=float, metavar="E", help="target ε > 0: calibrates the noise")
+    noise.add_argument("--noise_multiplier", type=float, metavar="S", help="σ > 0: noise std ÷ clipping norm")
+    parser.add_argument(
+        "--delta", type=float, required=True, metavar="D", help="δ in (0, 1), at most 1/units"
+    )
+    parser.add_argument(
+        "--units", type=int, required=True, metavar="N", help="privacy units in the train set"
+    )
+    parser.add_argument("--batch", type=int, required=True, metavar="B", help="units in an average batch")
+    parser.add_argument("--steps", type=int, required=True, metavar="T", help="optimizer steps")
+    parser.add_argument(
+        "--unit", choices=["record", "window", "user"], default="record", help="what a unit is"
+    )
+    parser.add_argument(
+        "--windows_per_event",
+        type=int,
+        metavar="M",
+        help="windows that one time step lies in; also prints the ε of an event",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(argv)
+
+    unit = PrivacyUnit(
+        name=arguments.unit,
+        num_units=arguments.units,
+        windows_per_event=arguments.windows_per_event,
+        description=f"one {arguments.unit}",
+    )
+    check_sampling(unit, arguments.batch, arguments.steps)
+    noise_multiplier = arguments.noise_multiplier
+    if noise_multiplier is None:
+        noise_multiplier = calibrate_noise_multiplier(
+            target_epsilon=arguments.epsilon,
+            delta=arguments.delta,
+            sampling_rate=arguments.batch / arguments.units,
+            num_steps=arguments.steps,
+        )
+    plan = PrivacyPlan(
+        unit=unit,
+        expected_batch_size=arguments.batch,
+        num_steps=arguments.steps,
+        noise_multiplier=noise_multiplier,
+        max_grad_norm=1.0,
+        delta=arguments.delta,
+    )
+    facts = plan.to_dict()
+    del facts["max_grad_norm"]  # ε does not depend on it
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    print(f"noise_multiplier  {plan.noise_multiplier:.5g}")
+    print(f"epsilon           {plan.epsilon:.6g}   (PLD; by Rényi composition {plan.epsilon_rdp:.6g})")
+    print(f"delta             {plan.delta:g}")
+    print(f"sampling_rate     {plan.sampling_rate:.6g}   (Poisson, {arguments.batch} of {arguments.units})")
+    print(f"num_steps         {plan.num_steps}")
+    for name, epsilon in plan.epsilons().items():
+        print(f"  ε per {name:<8}  {'undefined' if epsilon is None else f'{epsilon:.6g}'}")
+    if plan.delta > 1 / arguments.units:
+        print(f"warning: delta is above 1/{arguments.units}; take a smaller one")
+    return 0

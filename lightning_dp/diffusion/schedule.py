@@ -1,0 +1,65 @@
+"""Noise schedules: x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε for t = 0 … num_steps − 1.
+
+The β's come from diffusers, so that training and its samplers can't disagree.
+"""
+
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+
+class NoiseSchedule(nn.Module):
+    """β's as buffers that follow the module's device, and their α and σ.
+
+    Args:
+        betas: (num_steps,) in (0, 1].
+    """
+
+    betas: Tensor
+    alphas_cumprod: Tensor
+
+    def __init__(self, betas: Tensor) -> None:
+        super().__init__()
+        if betas.ndim != 1 or not bool(((betas > 0) & (betas <= 1)).all()):
+            raise ValueError(
+                f"betas of shape {tuple(betas.shape)} must be one dimension of values in (0, 1]: "
+                "check the schedule."
+            )
+        # Known from the configuration alone, so not part of a checkpoint.
+        self.register_buffer("betas", betas.float(), persistent=False)
+        alphas_cumprod = torch.cumprod(1 - betas.double(), dim=0).float()
+        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.betas)
+
+    def alpha_sigma(self, timesteps: Tensor, *, ndim: int) -> tuple[Tensor, Tensor]:
+        """α_t = √ᾱ_t and σ_t = √(1−ᾱ_t) of integer timesteps (B,), shaped (B, 1, …) to `ndim` dimensions."""
+        alphas_cumprod = self.alphas_cumprod[timesteps].reshape(-1, *[1] * (ndim - 1))
+        return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
+
+
+class Linear(NoiseSchedule):
+    """β from `beta_start` to `beta_end` in equal steps (DDPM, arXiv 2006.11239)."""
+
+    def __init__(self, *, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> None:
+        if not 0 < beta_start <= beta_end <= 1:
+            raise ValueError(
+                f"beta_start is {beta_start} and beta_end {beta_end}, but 0 < start ≤ end ≤ 1 must hold: "
+                "1e-4 and 0.02 are usual for 1000 steps."
+            )
+        scheduler: Any = DDPMScheduler(
+            num_steps, beta_start=beta_start, beta_end=beta_end, beta_schedule="linear"
+        )
+        super().__init__(scheduler.betas)
+
+
+class Cosine(NoiseSchedule):
+    """ᾱ_t ∝ cos², β at most 0.999 (Nichol & Dhariwal, arXiv 2102.09672, eq. 17)."""
+
+    def __init__(self, *, num_steps: int = 1000) -> None:
+        scheduler: Any = DDPMScheduler(num_steps, beta_schedule="squaredcos_cap_v2")
+        super().__init__(scheduler.betas)

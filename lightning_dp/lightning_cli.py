@@ -1,0 +1,103 @@
+"""LightningCLI with three more top-level keys: `privacy`, `run`, and links from data to model."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.tracking.run_folder import CHECKPOINT, Run, RunFolder, check_unused, new_run_folder
+from lightning_dp.tracking.wandb_logger import make_wandb_logger
+
+_SUBCOMMANDS = ("fit", "validate", "test", "predict")
+# What a network must know of the data is taken from the data, wherever the chosen class asks for it.
+_LINKS = {
+    "length": "net.init_args.length",
+    "num_channels": "net.init_args.num_channels",
+    "num_covariates": "net.init_args.num_covariates",
+    "steps_per_day": "normaliser.init_args.steps_per_day",
+}
+
+
+def run(argv: list[str]) -> LightningCLI:
+    """Parse and run one subcommand."""
+    options = {"parser_mode": "omegaconf", "allow_abbrev": False}
+    return Cli(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=None,  # RunFolder writes config.yaml, once, with or without a logger
+        auto_configure_optimizers=False,
+        parser_kwargs=dict.fromkeys(_SUBCOMMANDS, options),
+        args=argv,
+    )
+
+
+class Cli(LightningCLI):
+    """Puts privacy, run folder and loggers into the trainer."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--privacy",
+            type=DifferentialPrivacy | None,
+            default=None,
+            help="DP-SGD, by its fields; null trains without privacy and every artefact says ε = inf",
+        )
+        parser.add_argument("--run", type=Run, default=Run(), help="the run's folder and its tracking")
+        for source, target in _LINKS.items():
+            parser.link_arguments(f"data.{source}", f"model.init_args.{target}", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        self._folder = Path(config.run.dir) if config.run.dir else new_run_folder()
+        config.run.dir = str(self._folder)
+        if self.subcommand == "fit":
+            check_unused(self._folder, resuming=config.ckpt_path is not None)
+        if config.ckpt_path == "last":
+            config.ckpt_path = str(self._folder / CHECKPOINT)
+        if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
+            raise ValueError(f"ckpt_path={config.ckpt_path} is not a file")
+        # Read before anything is instantiated, and with what the links will fill in left open.
+        self._text = self._parser(self.subcommand).dump(config, skip_link_targets=True, skip_none=False)
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        run = self.config_init[self.subcommand].run
+        privacy = self.config_init[self.subcommand].privacy
+        method = run.method or self._folder.name
+        folder = RunFolder(self._folder, config=self._text, private=privacy is not None, method=method)
+        extra = [*([privacy] if privacy is not None else []), folder]
+        trainer_config = self.config_init[self.subcommand].trainer
+        if trainer_config.default_root_dir is None:
+            trainer_config.default_root_dir = str(self._folder)
+        if trainer_config.logger is None:
+            trainer_config.logger = self._loggers(run)
+        if self.subcommand == "fit" and not _has_checkpoint(trainer_config.callbacks):
+            extra.append(
+                ModelCheckpoint(
+                    dirpath=self._folder / CHECKPOINT.parent,
+                    filename=CHECKPOINT.stem,
+                    every_n_train_steps=run.checkpoint_every,
+                    save_top_k=1,
+                    enable_version_counter=False,
+                )
+            )
+        if self.subcommand == "fit" and privacy is None:
+            print("privacy: null, so ε = ∞: nothing about the training data is protected")
+        trainer_config.callbacks = [*(trainer_config.callbacks or []), *extra]
+        return super().instantiate_trainer(**options)
+
+    def _loggers(self, run: Run) -> list[Logger] | bool:
+        if self.subcommand != "fit":
+            return False
+        loggers: list[Logger] = [CSVLogger(save_dir=self._folder, name="", version="")]
+        wandb_logger = make_wandb_logger(run, folder=self._folder, config=yaml.safe_load(self._text))
+        return [*loggers, *([wandb_logger] if wandb_logger else [])]
+
+
+def _has_checkpoint(callbacks: Any) -> bool:
+    return any(isinstance(callback, ModelCheckpoint) for callback in callbacks or [])

@@ -1,0 +1,31 @@
+"""Self-attention from plain linear layers, so that every per-example gradient rule applies to it."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over (B, T, D).
+
+    Args:
+        hidden_size: D, a multiple of `num_heads`.
+        num_heads: H.
+    """
+
+    def __init__(self, hidden_size: int, *, num_heads: int) -> None:
+        super().__init__()
+        if hidden_size % num_heads:
+            raise ValueError(
+                f"hidden_size is {hidden_size} and num_heads {num_heads}, but heads share the width equally: "
+                "choose a multiple."
+            )
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # each (B, H, T, D/H)
+        y = F.scaled_dot_product_attention(q, k, v)  # (B, H, T, D/H)
+        return self.out(y.transpose(1, 2).flatten(2))  # (B, T, D)

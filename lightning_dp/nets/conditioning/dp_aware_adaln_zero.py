@@ -1,0 +1,71 @@
+"""AdaLN-Zero whose condition and modulation are bounded, so that one example can't steer without limit."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from lightning_dp.nets.conditioning.bounds import Bound, Tanh
+from lightning_dp.nets.conditioning.modulation import (
+    Conditioning,
+    ConditionProjection,
+    Modulation,
+    optional_bound,
+)
+
+
+class DPAwareAdaLNZero(Conditioning):
+    """Vanilla AdaLN-Zero with ‖ĉ‖₂ ≤ c_max and |γ| ≤ γ_max, |β| ≤ β_max, |α| ≤ α_max (arXiv 2602.22610).
+
+    Each bound can be null, which switches it off: c_max alone is "condition only", the other three alone are
+    "modulation only". At zero-init with c_max inactive it equals `AdaLNZero` in output and in every gradient.
+    The bounds are not a privacy guarantee: that comes from clipping and noise, which stay as they are. They
+    bound each example's gradient of W_γ by c_max·‖Σ_τ u_τ ⊙ δv_τ‖.
+
+    Args:
+        c_max: largest ℓ2 norm of the vector that enters the modulation's linear layer (after its SiLU). Set
+            it from public knowledge, such as 0.5–1 × √condition_size; a value measured on private data is a
+            release.
+        gamma_max: bound on each coordinate of the scale γ.
+        beta_max: bound on each coordinate of the shift β.
+        alpha_max: bound on each coordinate of the gate α.
+        bound: the operator, from a limit to a module of `bounds.py`.
+        literal: scale by γ as the paper writes it, not by 1 + γ.
+    """
+
+    def __init__(
+        self,
+        *,
+        c_max: float | None = None,
+        gamma_max: float | None = 1.0,
+        beta_max: float | None = 1.0,
+        alpha_max: float | None = 1.0,
+        bound: Callable[[float], Bound] = Tanh,
+        literal: bool = False,
+    ) -> None:
+        # Built once here so that a bad value is refused when the config is read, under the name the user
+        # gave it.
+        limits = {"c_max": c_max, "gamma_max": gamma_max, "beta_max": beta_max, "alpha_max": alpha_max}
+        for name, limit in limits.items():
+            if limit is not None and not 0 < limit < float("inf"):
+                raise ValueError(
+                    f"{name} is {limit}, but a bound has to be positive and finite; null switches it off."
+                )
+        self.c_max = c_max
+        self.gamma_max = gamma_max
+        self.beta_max = beta_max
+        self.alpha_max = alpha_max
+        self.bound = bound
+        self.literal = literal
+
+    def build(self, hidden_size: int, *, condition_size: int, sublayers: int, gated: bool) -> nn.Module:
+        return Modulation(
+            hidden_size,
+            condition_size=condition_size,
+            sublayers=sublayers,
+            gated=gated,
+            project=optional_bound(ConditionProjection, self.c_max),
+            scale_bound=optional_bound(self.bound, self.gamma_max),
+            shift_bound=optional_bound(self.bound, self.beta_max),
+            gate_bound=optional_bound(self.bound, self.alpha_max),
+            literal=self.literal,
+        )

@@ -1,0 +1,280 @@
+"""Which operators on Shared weights have a rule of their own, and nn.MultiheadAttention's.
+
+A rule applies when the input has rows and only weights are Shared; else it returns NotImplemented and
+`shared.py` follows the operator in the general way.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_dp.privacy.clipping import layer_ops
+from lightning_dp.privacy.clipping.shared import RULES, Rule, Shared
+from lightning_dp.privacy.clipping.tape import Sink, Tape
+from lightning_dp.privacy.clipping.trees import has_rows
+
+
+def _rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
+    def register(rule: Rule) -> Rule:
+        RULES.update(dict.fromkeys(functions, rule))
+        return rule
+
+    return register
+
+
+def _split(weight: Tensor | None) -> tuple[Tensor | None, Sink | None]:
+    """A weight's value and, where it is trainable, its sink."""
+    if isinstance(weight, Shared):
+        return weight.plain(), weight.sink()
+    return weight, None
+
+
+def _applies(tape: Tape, x: Any, *weights: Tensor | None) -> bool:
+    rows_first = isinstance(x, Tensor) and not isinstance(x, Shared) and has_rows(x, tape.sums.rows)
+    # A weight that neither is Shared nor frozen would lose its gradient here.
+    return rows_first and not any(
+        w is not None and not isinstance(w, Shared) and w.requires_grad for w in weights
+    )
+
+
+@_rule(F.linear)
+def _linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    if not _applies(tape, input, weight, bias) or input.ndim < 2:
+        return NotImplemented
+    (w, weight_sink), (b, bias_sink) = _split(weight), _split(bias)
+    assert w is not None
+    return layer_ops.linear(tape, input, w, b, weight_sink=weight_sink, bias_sink=bias_sink)
+
+
+@_rule(F.layer_norm)
+def _layer_norm(
+    tape: Tape,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    if not _applies(tape, input, weight, bias) or input.ndim <= len(normalized_shape):
+        return NotImplemented
+    (w, weight_sink), (b, bias_sink) = _split(weight), _split(bias)
+    return layer_ops.layer_norm(
+        tape, input, normalized_shape, w, b, eps, weight_sink=weight_sink, bias_sink=bias_sink
+    )
+
+
+@_rule(F.group_norm)
+def _group_norm(
+    tape: Tape,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    if not _applies(tape, input, weight, bias):
+        return NotImplemented
+    (w, weight_sink), (b, bias_sink) = _split(weight), _split(bias)
+    return layer_ops.group_norm(
+        tape, input, num_groups, w, b, eps, weight_sink=weight_sink, bias_sink=bias_sink
+    )
+
+
+@_rule(F.rms_norm)
+def _rms_norm(
+    tape: Tape,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Any:
+    if not _applies(tape, input, weight) or input.ndim <= len(normalized_shape):
+        return NotImplemented
+    w, sink = _split(weight)
+    assert w is not None
+    assert sink is not None
+    return layer_ops.rms_norm(tape, input, normalized_shape, w, eps, weight_sink=sink)
+
+
+def _both(value: int | Sequence[int]) -> tuple[int, int]:
+    values = (value, value) if isinstance(value, int) else tuple(value)
+    return (values[0], values[-1])
+
+
+@_rule(F.conv2d)
+def _conv2d(
+    tape: Tape,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    if not _applies(tape, input, weight, bias) or input.ndim != 4:
+        return NotImplemented
+    (w, weight_sink), (b, bias_sink) = _split(weight), _split(bias)
+    assert w is not None
+    return layer_ops.conv2d(
+        tape,
+        input,
+        w,
+        b,
+        stride=_both(stride),
+        padding=padding if isinstance(padding, str) else _both(padding),
+        dilation=_both(dilation),
+        groups=groups,
+        weight_sink=weight_sink,
+        bias_sink=bias_sink,
+    )
+
+
+@_rule(F.conv1d)
+def _conv1d(
+    tape: Tape,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    """A two-dimensional convolution of height 1; Shared weights follow the reshaping by themselves."""
+    if not _applies(tape, input, weight, bias) or input.ndim != 3:
+        return NotImplemented
+    if not isinstance(padding, str):
+        padding = (0, _both(padding)[1])
+    with torch._C._EnableTorchFunction():
+        flat = (1, _both(stride)[1]), padding, (1, _both(dilation)[1]), groups
+        return F.conv2d(input.unsqueeze(2), weight.unsqueeze(2), bias, *flat).squeeze(2)
+
+
+@_rule(F.embedding)
+def _embedding(
+    tape: Tape,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    if isinstance(weight, Shared) and (max_norm is not None or scale_grad_by_freq):
+        raise RuntimeError(
+            f"Embedding of {', '.join(weight.roots)} has max_norm or scale_grad_by_freq, which make its "
+            "gradient depend on other rows: unset them."
+        )
+    if not _applies(tape, input, weight) or _is_positions(input):
+        return NotImplemented
+    w, sink = _split(weight)
+    assert w is not None
+    assert sink is not None
+    if padding_idx is not None and padding_idx < 0:
+        padding_idx += len(w)
+    return layer_ops.embedding(tape, input, w, padding_idx, weight_sink=sink)
+
+
+def _is_positions(index: Tensor) -> bool:
+    """0, 1, 2, …: positions rather than the rows' own labels, though as many as there are rows."""
+    if index.ndim != 1 or len(index) == 1:
+        return False
+    return bool(torch.equal(index, torch.arange(len(index), device=index.device, dtype=index.dtype)))
+
+
+@_rule(F.multi_head_attention_forward)
+def _attention(
+    tape: Tape,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Tensor | None = None,
+    k_proj_weight: Tensor | None = None,
+    v_proj_weight: Tensor | None = None,
+    static_k: Tensor | None = None,
+    static_v: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> Any:
+    """Vaswani et al. 2017 with the projections as ordinary linear layers; inputs are (T, B, E)."""
+    unusual = [t for t in (bias_k, bias_v, static_k, static_v) if t is not None]
+    if unusual or add_zero_attn or query.ndim != 3:
+        raise RuntimeError(
+            "nn.MultiheadAttention with add_bias_kv, add_zero_attn, static keys or unbatched inputs has no "
+            "per-row rule: use F.scaled_dot_product_attention, or freeze it (requires_grad=False)."
+        )
+    with torch._C._EnableTorchFunction():
+        if use_separate_proj_weight:
+            assert q_proj_weight is not None
+            assert k_proj_weight is not None
+            assert v_proj_weight is not None
+            weights = [q_proj_weight, k_proj_weight, v_proj_weight]
+        else:
+            assert in_proj_weight is not None
+            weights = list(in_proj_weight.chunk(3))
+        biases = [None] * 3 if in_proj_bias is None else list(in_proj_bias.chunk(3))
+        q_in, k_in, v_in = (t.transpose(0, 1) for t in (query, key, value))  # (B, T, E)
+        if query is key and key is value and not use_separate_proj_weight:
+            q, k, v = F.linear(q_in, in_proj_weight, in_proj_bias).chunk(3, dim=-1)  # type: ignore[arg-type]
+        else:
+            given = zip((q_in, k_in, v_in), weights, biases, strict=True)
+            q, k, v = (F.linear(x, w, b) for x, w, b in given)
+        heads = [t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v)]  # (B, H, T, E/H)
+        mask = _mask(attn_mask, key_padding_mask, heads)
+        weighted, shown = _attend(heads, mask, dropout_p if training else 0.0, need_weights)
+        out = F.linear(weighted.transpose(1, 2).flatten(2), out_proj_weight, out_proj_bias).transpose(0, 1)
+    if shown is not None and average_attn_weights:
+        shown = shown.mean(dim=1)
+    return out, shown
+
+
+def _mask(mask: Tensor | None, padding: Tensor | None, heads: list[Tensor]) -> Tensor | None:
+    """One additive mask, (B, H, L, S) or broadcastable to it."""
+    dtype = heads[0].dtype
+
+    def additive(given: Tensor) -> Tensor:
+        if given.dtype != torch.bool:
+            return given.to(dtype)
+        return torch.zeros_like(given, dtype=dtype).masked_fill_(given, float("-inf"))
+
+    found = None
+    if mask is not None:
+        found = additive(mask)
+        if found.ndim == 3:
+            found = found.view(heads[0].shape[0], heads[0].shape[1], *found.shape[1:])
+    if padding is not None:
+        columns = additive(padding)[:, None, None, :]
+        found = columns if found is None else found + columns
+    return found
+
+
+def _attend(
+    heads: list[Tensor], mask: Tensor | None, dropout: float, need_weights: bool
+) -> tuple[Tensor, Tensor | None]:
+    q, k, v = heads
+    if not need_weights:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
+    dropped = F.dropout(weights, dropout) if dropout else weights
+    return dropped @ v, dropped

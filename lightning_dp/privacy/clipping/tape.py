@@ -1,0 +1,126 @@
+"""What one backward tells: which parameter was used where, and what each unit did to it."""
+
+from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from lightning_dp.privacy.clipping.exact import exact_products
+from lightning_dp.privacy.clipping.unit_sums import UnitSums
+from lightning_dp.privacy.clipping.uses import KeptUse, OuterUse, Use, squared_norms_of_sum
+
+
+class Tape:
+    """Uses of the trainable parameters since `expect`, and the norms that backward found already."""
+
+    def __init__(self, sums: UnitSums) -> None:
+        self.sums = sums
+        self.uses: defaultdict[str, list[Use]] = defaultdict(list)
+        self.squares: dict[str, Tensor] = {}
+        self.calls: Counter[str] = Counter()
+        # Makes a layer's output require grad when neither its input nor its (detached) weight does.
+        self.anchor = torch.zeros((), requires_grad=True)
+
+    @property
+    def listening(self) -> bool:
+        """Whether a call made now belongs to a batch that will be collected."""
+        return self.sums.expecting and torch.is_grad_enabled()
+
+    def clear(self) -> None:
+        """Forget everything of the last batch."""
+        self.uses.clear()
+        self.squares.clear()
+        self.calls.clear()
+
+    def unitwise(self, tensor: Tensor, *, last: int = 1) -> Tensor:
+        """(R, …, *tail) → (U, T, *tail), the tail being the `last` dimensions. Copies where it must."""
+        tail = tensor.shape[tensor.ndim - last :]
+        return tensor.reshape(self.sums.units, -1, *tail)
+
+    def squared_norms(self, name: str) -> Tensor:
+        """(U,) squared norms of everything that reached one parameter."""
+        uses = self.uses[name]
+        if len(uses) == 1:
+            return self.squares[name] if name in self.squares else uses[0].squared_norms()
+        outer = [use for use in uses if isinstance(use, OuterUse)]
+        if len(outer) == len(uses):
+            joined = outer[0].joined(outer[1:])
+            self.uses[name] = [joined]
+            return joined.squared_norms()
+        return squared_norms_of_sum(uses, units=self.sums.units)
+
+
+class Sink(ABC):
+    """Where a layer's backward puts what it found about one of its tensors."""
+
+    @abstractmethod
+    def announce(self) -> None:
+        """Called in forward: one more use is coming."""
+
+    @abstractmethod
+    def add(self, use: Use) -> None:
+        """Called in backward."""
+
+
+class ParameterSink(Sink):
+    """The tensor is a trainable parameter."""
+
+    def __init__(self, tape: Tape, name: str) -> None:
+        self._tape, self._name = tape, name
+
+    def announce(self) -> None:
+        self._tape.calls[self._name] += 1
+
+    def add(self, use: Use) -> None:
+        tape, name = self._tape, self._name
+        # The count is a hint (checkpointing calls twice): several uses are always joined in collect.
+        alone = tape.calls[name] <= 1 and not tape.uses[name]
+        if alone:
+            if isinstance(use, OuterUse) and use.way() == "keep":
+                use = use.kept()
+            # Now, while activation and gradient are in cache.
+            tape.squares[name] = use.squared_norms()
+        tape.uses[name].append(use)
+
+
+class TransposedSink(Sink):
+    """The parameter is stored as (d, p) where the layer's rule thinks of (p, d)."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def announce(self) -> None:
+        self._sink.announce()
+
+    def add(self, use: Use) -> None:
+        assert isinstance(use, OuterUse)
+        self._sink.add(OuterUse(use.grads, use.inputs))
+
+
+class DerivedSink(Sink):
+    """The tensor was computed from parameters alone, the same for every row."""
+
+    def __init__(
+        self, tape: Tape, roots: dict[str, Tensor], make: Callable[[dict[str, Tensor]], Tensor]
+    ) -> None:
+        self._sinks = {name: ParameterSink(tape, name) for name in roots}
+        self._tape, self._roots, self._make = tape, roots, make
+
+    def announce(self) -> None:
+        for sink in self._sinks.values():
+            sink.announce()
+
+    def add(self, use: Use) -> None:
+        self.add_gradients(use.per_unit(0, self._tape.sums.units))
+
+    def add_gradients(self, gradients: Tensor) -> None:
+        """Per-unit gradients (U, *shape) of the derived tensor, pulled back to each parameter."""
+        with torch.enable_grad():
+            value, pull = vjp(self._make, self._roots)[:2]
+        with exact_products():
+            found = vmap(lambda g: pull(g.to(value.dtype))[0])(gradients)
+        for name, sink in self._sinks.items():
+            sink.add(KeptUse(found[name].float()))

@@ -1,0 +1,174 @@
+"""Forecasts that learn nothing: what a private model has to beat to be worth its budget.
+
+They read no training data, only the context of the window they forecast, so their ε is 0.
+
+Shapes: B rows, L time steps (context first, then the horizon), C channels, D days.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_dp.timeseries.batch import Batch
+from lightning_dp.timeseries.metrics import CRPS, MAE, MSE, scored_positions
+
+
+class EvaluationData(Protocol):
+    """What a data module has to offer for evaluation."""
+
+    @property
+    def metric_std(self) -> Tensor:
+        """(C,) standard deviation of the standardised metrics."""
+
+    @property
+    def steps_per_day(self) -> int:
+        """Time steps of a day."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Make the test windows available."""
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test windows in order."""
+
+
+def seasonal_naive(batch: Batch, *, steps_per_day: int) -> Tensor:
+    """The last day again: the latest observation at the same time of day, by channel.
+
+    A time of day that was never observed gets the channel's mean over the context, and a channel without
+    any observation gets 0.
+
+    Args:
+        batch: forecast windows; the targets are the same last steps of every row.
+        steps_per_day: time steps of a day, at most the context length.
+
+    Returns:
+        (B, L, C) in original units. Context positions repeat what was observed there.
+    """
+    days = _days(batch, steps_per_day=steps_per_day)  # (B, D, P, C), latest day last
+    profile = days[:, 0]
+    for day in range(1, days.shape[1]):
+        profile = torch.where(days[:, day].isnan(), profile, days[:, day])
+    return _repeat(profile, batch=batch)
+
+
+def mean_of_days(batch: Batch, *, steps_per_day: int, num_days: int | None = None) -> Tensor:
+    """The mean of the last days at the same time of day; missing observations are left out.
+
+    Arguments, fall-backs and result as `seasonal_naive`; `num_days` None = all whole days of the context.
+    """
+    days = _days(batch, steps_per_day=steps_per_day, num_days=num_days)
+    return _repeat(days.nanmean(dim=1), batch=batch)
+
+
+def sample_days(batch: Batch, *, steps_per_day: int, num_days: int | None = None) -> Tensor:
+    """The last days themselves as an empirical distribution, the earliest first.
+
+    A day without an observation at some time of day takes the mean of the other days there.
+
+    Returns:
+        (B, D, L, C) in original units: the samples that belong to `mean_of_days`.
+    """
+    days = _days(batch, steps_per_day=steps_per_day, num_days=num_days)
+    filled = torch.where(days.isnan(), days.nanmean(dim=1, keepdim=True), days)
+    return torch.stack([_repeat(day, batch=batch) for day in filled.unbind(dim=1)], dim=1)
+
+
+def last_value(batch: Batch, *, steps_per_day: int) -> Tensor:
+    """The latest observation of each channel, held; 0 for a channel without any.
+
+    `steps_per_day` is not used: every baseline is called in the same way.
+
+    Returns:
+        (B, L, C) in original units. Context positions repeat what was observed there.
+    """
+    context = _context(batch)  # (B, L_C, C)
+    position = torch.arange(context.shape[1], device=context.device)[:, None]
+    latest = torch.where(context.isnan(), -1, position).amax(dim=1, keepdim=True)  # (B, 1, C)
+    return _repeat(context.gather(1, latest.clamp(min=0)), batch=batch)
+
+
+BASELINES: dict[str, Callable[..., Tensor]] = {
+    "seasonal naive": seasonal_naive,
+    "mean of days": mean_of_days,
+    "last value": last_value,
+}
+"""Point forecasts by the name that tables and figures print."""
+
+
+def evaluate_baselines(datamodule: EvaluationData) -> dict[str, dict[str, float]]:
+    """Score every baseline on all test windows.
+
+    The CRPS of the mean of days is that of the days as samples; the other two are point forecasts, whose
+    CRPS equals their absolute error relative to Σ|y|.
+
+    Args:
+        datamodule: anything with `setup`, `test_dataloader`, `steps_per_day` and `metric_std`.
+
+    Returns:
+        name → {"mse", "mae", "crps"}; MSE and MAE on standardised values, CRPS in original units.
+    """
+    datamodule.setup("test")
+    scale = datamodule.metric_std
+    scores = {name: (MSE(), MAE(), CRPS()) for name in BASELINES}
+    for batch in datamodule.test_dataloader():
+        mask = scored_positions(batch)
+        for name, forecast in BASELINES.items():
+            mse, mae, crps = scores[name]
+            point = forecast(batch, steps_per_day=datamodule.steps_per_day)
+            samples = point[:, None]
+            if forecast is mean_of_days:
+                samples = sample_days(batch, steps_per_day=datamodule.steps_per_day)
+            # The mean of the standardisation cancels in a difference.
+            mse.update(point / scale, batch["values"] / scale, mask)
+            mae.update(point / scale, batch["values"] / scale, mask)
+            crps.update(samples, batch["values"], mask)
+    return {
+        name: {"mse": float(mse.compute()), "mae": float(mae.compute()), "crps": float(crps.compute())}
+        for name, (mse, mae, crps) in scores.items()
+    }
+
+
+def _context(batch: Batch) -> Tensor:
+    """(B, L_C, C) what came before the horizon, NaN where it was not observed."""
+    steps = batch["target"].any(dim=2)  # (B, L)
+    if not len(steps):
+        raise ValueError("the batch has no rows; a baseline needs at least one window.")
+    horizon = int(steps[0].sum())
+    length = steps.shape[1]
+    expected = torch.arange(length, device=steps.device) >= length - horizon
+    if not (steps == expected).all() or not 0 < horizon < length:
+        raise ValueError(
+            f"the target mask is not a forecast: the last steps of all rows must be the targets (row 0 has "
+            f"{horizon} target steps of {length}); these baselines don't impute."
+        )
+    values, observed = batch["values"], batch["observed"] & ~batch["target"]
+    return torch.where(observed, values, torch.nan)[:, : length - horizon]
+
+
+def _days(batch: Batch, *, steps_per_day: int, num_days: int | None = None) -> Tensor:
+    """(B, D, steps_per_day, C) the last whole days of the context, NaN where not observed."""
+    context = _context(batch)
+    available = context.shape[1] // steps_per_day
+    wanted = available if num_days is None else num_days
+    if not 1 <= wanted <= available:
+        raise ValueError(
+            f"{'one day' if num_days is None else f'num_days = {num_days}'} of {steps_per_day} steps doesn't "
+            f"fit into a context of {context.shape[1]} steps: lengthen context_length or use fewer days."
+        )
+    days = context[:, context.shape[1] - wanted * steps_per_day :]
+    return days.unflatten(1, (wanted, steps_per_day))
+
+
+def _repeat(profile: Tensor, *, batch: Batch) -> Tensor:
+    """Lay a profile (B, P, C) end to end over the horizon; fill what it lacks; keep the context."""
+    context = _context(batch)
+    mean = context.nanmean(dim=1, keepdim=True).nan_to_num(nan=0.0)  # (B, 1, C)
+    profile = torch.where(profile.isnan(), mean, profile)
+    horizon = batch["values"].shape[1] - context.shape[1]
+    copies = -(-horizon // profile.shape[1])
+    future = profile.repeat(1, copies, 1)[:, :horizon]
+    past = torch.where(context.isnan(), mean, context)
+    return torch.cat([past, future], dim=1)

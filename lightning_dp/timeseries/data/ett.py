@@ -1,0 +1,331 @@
+"""Electricity Transformer Temperature (ETTh1, ETTh2, ETTm1, ETTm2) as a datamodule.
+
+Seven channels from two Chinese transformer stations, July 2016 to June 2018: six loads and the oil
+temperature. Zhou et al., Informer (AAAI 2021); data CC BY-ND 4.0, github.com/zhouhaoyi/ETDataset.
+
+Borders are the standard ones: 12, 4 and 4 months of 30 days for train, validation and test; the last
+two start `context_length` rows early so that their first forecast falls on their first own row.
+Values stay in original units.
+"""
+
+import hashlib
+import http.client
+import os
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_dp.privacy.units import PrivacyUnit, count_windows_per_event
+from lightning_dp.timeseries.batch import Batch
+from lightning_dp.timeseries.data.calendar import NUM_CALENDAR_FEATURES, calendar_features
+from lightning_dp.timeseries.data.windows import WindowDataset
+
+ETTName = Literal["ETTh1", "ETTh2", "ETTm1", "ETTm2"]
+
+_CHANNELS = ("HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT")
+_UPSTREAM = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small"
+_ROWS_PER_HOUR = {"h": 1, "m": 4}
+_TRAIN_HOURS, _VAL_HOURS, _TEST_HOURS = 8_640, 11_520, 14_400
+# The upstream repository states ETTm2 only by its git object name, SHA-1 of "blob SIZE\0CONTENT".
+_CHECKSUMS = {
+    "ETTh1": "sha256:f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
+    "ETTh2": "sha256:a3dc2c597b9218c7ce1cd55eb77b283fd459a1d09d753063f944967dd6b9218b",
+    "ETTm1": "sha256:6ce1759b1a18e3328421d5d75fadcb316c449fcd7cec32820c8dafda71986c9e",
+    "ETTm2": "git-blob:f9d46027c987d442d2d8f81308d1d8c4d1d35db8",
+}
+_DOWNLOAD_TIMEOUT_SECONDS = 20.0
+
+
+class ETT(LightningDataModule):
+    """One of the four ETT series as windows of context and horizon.
+
+    ETT is a single series: a user is undefined, so the unit is the window, and what one event costs
+    follows from `privacy_unit().windows_per_event`.
+
+    Attributes:
+        channel_names: the C channels in use.
+        num_channels: C.
+        num_covariates: F = 6 calendar features.
+        steps_per_day: 24 (h) or 96 (m).
+    """
+
+    def __init__(
+        self,
+        name: ETTName = "ETTh1",
+        *,
+        context_length: int = 96,
+        horizon: int = 24,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        train_stride: int = 1,
+        eval_stride: int = 1,
+        channels: list[str] | None = None,
+        data_dir: str | None = None,
+    ) -> None:
+        """Declare the task; nothing is read or downloaded yet.
+
+        Args:
+            name: which series.
+            context_length: ≥ 1, known time steps of a window.
+            horizon: ≥ 1, time steps to forecast.
+            batch_size: ≥ 1, windows of a batch.
+            num_workers: ≥ 0, loader processes; gathering is cheap, 0 is usually the fastest.
+            train_stride: ≥ 1, steps between train windows; context_length + horizon makes them disjoint.
+            eval_stride: ≥ 1, steps between validation and test windows; 1 is the protocol.
+            channels: the columns to use, in this order; None = all seven.
+            data_dir: folder that holds `ett/NAME.csv`; None = the environment variable
+                LIGHTNING_DP_DATA, or a cache folder of the user where that is unset.
+
+        Raises:
+            ValueError: an unknown name or channel, or a count below 1.
+        """
+        super().__init__()
+        if name not in get_args(ETTName):
+            raise ValueError(f"ETT.name is {name!r}; it must be one of {', '.join(get_args(ETTName))}.")
+        for field, value in (
+            ("context_length", context_length),
+            ("horizon", horizon),
+            ("batch_size", batch_size),
+            ("train_stride", train_stride),
+            ("eval_stride", eval_stride),
+        ):
+            if value < 1:
+                raise ValueError(f"ETT.{field} is {value}; it must be at least 1.")
+        self.channel_names = list(_CHANNELS) if channels is None else list(channels)
+        unknown = [channel for channel in self.channel_names if channel not in _CHANNELS]
+        if unknown or not self.channel_names or len(set(self.channel_names)) < len(self.channel_names):
+            raise ValueError(
+                f"ETT.channels is {channels!r}; choose from {', '.join(_CHANNELS)}, each at most once."
+            )
+        self.name: str = name
+        self.context_length = context_length
+        self.horizon = horizon
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.train_stride = train_stride
+        self.eval_stride = eval_stride
+        self.data_dir = data_dir
+        self.num_channels = len(self.channel_names)
+        self.num_covariates = NUM_CALENDAR_FEATURES
+        self._rows_per_hour = _ROWS_PER_HOUR[name[3]]
+        self.steps_per_day = 24 * self._rows_per_hour
+        self._values: np.ndarray | None = None
+
+    def prepare_data(self) -> None:
+        """Make sure that the file is there; downloads and verifies it where it is missing."""
+        ensure_file(self.name, folder=data_folder(self.data_dir))
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the file and index the windows of all three splits; cheap to call again."""
+        if self._values is not None:
+            return
+        path = ensure_file(self.name, folder=data_folder(self.data_dir))
+        values, stamps = read_ett_csv(path, channels=self.channel_names)
+        train_end, val_end, test_end = (
+            hours * self._rows_per_hour for hours in (_TRAIN_HOURS, _VAL_HOURS, _TEST_HOURS)
+        )
+        covariates = calendar_features(stamps)
+
+        def windows(first_row: int, end_row: int, *, stride: int) -> WindowDataset:
+            return WindowDataset(
+                values,
+                covariates=covariates,
+                context_length=self.context_length,
+                horizon=self.horizon,
+                stride=stride,
+                first_row=first_row,
+                end_row=end_row,
+                channel_names=self.channel_names,
+                source=str(path),
+            )
+
+        self.train_dataset = windows(0, train_end, stride=self.train_stride)
+        self.val_dataset = windows(self._early(train_end), val_end, stride=self.eval_stride)
+        self.test_dataset = windows(self._early(val_end), test_end, stride=self.eval_stride)
+        # Last, so that a hand-edited file is told which line or column is wrong, not only that one is.
+        _check_content(path.read_bytes(), name=self.name, where=str(path))
+        # float64: sums of 8,640 float32 rows would move the standardised metrics in the fourth digit.
+        train_rows = values[:train_end].astype(np.float64)
+        self._metric_mean = torch.from_numpy(train_rows.mean(axis=0)).float()
+        self._metric_std = torch.from_numpy(train_rows.std(axis=0)).float()
+        self._values = values
+
+    @property
+    def metric_mean(self) -> Tensor:
+        """(C,) float32 mean of the train rows. A non-private constant of the metric: never train on it."""
+        self.setup()
+        return self._metric_mean
+
+    @property
+    def metric_std(self) -> Tensor:
+        """(C,) float32 deviation of the train rows. A non-private constant of the metric, as the mean."""
+        self.setup()
+        return self._metric_std
+
+    def privacy_unit(self) -> PrivacyUnit:
+        """The window; overlapping windows share events, and `windows_per_event` says how many."""
+        self.setup()
+        length = self.context_length + self.horizon
+        touched = count_windows_per_event(window_length=length, stride=self.train_stride)
+        touched = min(touched, len(self.train_dataset))
+        return PrivacyUnit(
+            name="window",
+            num_units=len(self.train_dataset),
+            windows_per_event=touched,
+            description=(
+                f"one window of {length} time steps of {self.name}, taken every {self.train_stride} step(s); "
+                f"one time step lies in up to {touched} windows; a single series has no users to protect"
+            ),
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled windows; a private fit replaces the sampling and keeps the rest."""
+        return self._loader(self.train_dataset, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Validation windows in order."""
+        return self._loader(self.val_dataset, shuffle=False)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Test windows in order, the last short batch included."""
+        return self._loader(self.test_dataset, shuffle=False)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The test windows."""
+        return self.test_dataloader()
+
+    def _loader(self, dataset: WindowDataset, *, shuffle: bool) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=WindowDataset.collate,
+        )
+
+    def _early(self, border: int) -> int:
+        if self.context_length > border:
+            raise ValueError(
+                f"ETT.context_length is {self.context_length}; it reaches back beyond the start of the data "
+                f"for a split that begins at row {border}: shorten it."
+            )
+        return border - self.context_length
+
+
+def data_folder(data_dir: str | None) -> Path:
+    """Where data sets live: the argument, else LIGHTNING_DP_DATA, else a cache folder of the user."""
+    if data_dir:
+        return Path(data_dir).expanduser()
+    named = os.environ.get("LIGHTNING_DP_DATA")
+    if named:
+        return Path(named).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "lightning_dp"
+
+
+def ensure_file(name: str, *, folder: Path) -> Path:
+    """The path of `folder/ett/NAME.csv`, downloaded and verified where it is missing.
+
+    Raises:
+        ValueError: it is missing and can't be had, or what came is not the upstream file.
+    """
+    path = folder / "ett" / f"{name}.csv"
+    if path.exists():
+        return path
+    url = f"{_UPSTREAM}/{name}.csv"
+    try:
+        with urllib.request.urlopen(url, timeout=_DOWNLOAD_TIMEOUT_SECONDS) as response:
+            content = response.read()
+    except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
+        reason = getattr(error, "reason", None) or error
+        raise ValueError(
+            f"{path} is missing and {url} could not be downloaded ({reason}): put the file there by hand, or "
+            "point LIGHTNING_DP_DATA (or ETT.data_dir) at a folder that holds ett/ with it."
+        ) from None
+    _check_content(content, name=name, where=url)
+    try:
+        _write_atomically(content, path=path)
+    except OSError as error:
+        raise ValueError(
+            f"{path} is missing and its folder can't be written ({error}): "
+            "point LIGHTNING_DP_DATA (or ETT.data_dir) at a folder that can."
+        ) from None
+    return path
+
+
+def read_ett_csv(path: Path, *, channels: list[str]) -> tuple[np.ndarray, pd.DatetimeIndex]:
+    """Read the chosen columns of an ETT file.
+
+    Returns:
+        (T, C) float32 values in original units and the T time stamps.
+
+    Raises:
+        ValueError: a column is missing, a cell is empty or not a number, a stamp is not a date. Lines
+            are counted as an editor does: the header is line 1.
+    """
+    # Read as text: pandas would turn words such as "NA" or "null" into NaN without a trace.
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    for column in ("date", *channels):
+        if column not in table.columns:
+            raise ValueError(
+                f"{path} has no column {column!r} (it has {', '.join(map(str, table.columns))}); "
+                f"an ETT file has the columns date, {', '.join(_CHANNELS)}."
+            )
+    columns = []
+    for channel in channels:
+        numbers = pd.to_numeric(table[channel], errors="coerce")
+        wrong = ~np.isfinite(numbers.to_numpy(dtype=np.float64))
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(
+                f"{path}, line {row + 2}, column {channel!r} holds {table[channel].iloc[row]!r}; ETT has a "
+                "finite number in every cell: download the file again."
+            )
+        columns.append(numbers.to_numpy(dtype=np.float32))
+    stamps = pd.to_datetime(table["date"], errors="coerce")
+    if stamps.isna().any():
+        row = int(stamps.isna().to_numpy().argmax())
+        raise ValueError(
+            f"{path}, line {row + 2}, column 'date' holds {table['date'].iloc[row]!r}; every row needs a "
+            "date such as 2016-07-01 00:00:00: download the file again."
+        )
+    return np.stack(columns, axis=1), pd.DatetimeIndex(stamps)
+
+
+def _check_content(content: bytes, *, name: str, where: str) -> None:
+    method, _, expected = _CHECKSUMS[name].partition(":")
+    content = content.replace(b"\r\n", b"\n")  # git on Windows may have changed the line ends
+    if method == "sha256":
+        actual = hashlib.sha256(content).hexdigest()
+    else:
+        # Not a security boundary: SHA-1 is how git names the upstream file.
+        actual = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    if actual != expected:
+        raise ValueError(
+            f"{where} has the {method} checksum {actual} where the published {name}.csv has {expected}; "
+            "it is damaged or was edited: delete it to download it again."
+        )
+
+
+def _write_atomically(content: bytes, *, path: Path) -> None:
+    """A reader sees the whole file or none, whatever interrupts the write or races with it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,337 @@
+"""Simulated household load: public data for demos, tests and calibration on machines without a data set.
+
+Nothing here was fitted to anyone's readings. The equations are in `simulate_household_load`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_dp.privacy.units import PrivacyUnit
+from lightning_dp.timeseries.batch import Batch
+from lightning_dp.timeseries.data.calendar import NUM_CALENDAR_FEATURES, calendar_features
+from lightning_dp.timeseries.data.windows import UserWindowDataset, WindowDataset
+
+_STEPS_PER_DAY = 24
+_FIRST_STAMP = "2023-11-06"  # a Monday; the default 180 days then run from autumn to spring
+_FUSE_KWH = 12.0
+# Public bounds for the temperature covariate: [−15, 35] °C maps to [−1, 1].
+_TEMPERATURE_CENTRE, _TEMPERATURE_HALF_RANGE = 10.0, 25.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedLoad:
+    """What `simulate_household_load` returns, for N households and T hours.
+
+    Attributes:
+        kwh: (N, T) float32, energy of the hour in kWh, NaN where the meter reported nothing.
+        temperature: (T,) float32 outdoor temperature in °C, shared by all households.
+        stamps: T hourly time stamps.
+    """
+
+    kwh: np.ndarray
+    temperature: np.ndarray
+    stamps: pd.DatetimeIndex
+
+
+def simulate_household_load(num_households: int, *, num_days: int, seed: int) -> SimulatedLoad:
+    """Draw hourly loads of households that share one climate.
+
+    For household i at hour t, with hour of day h, T_t the outdoor temperature and 𝟙 indicators::
+
+        T_t   = 9 − 8·cos(2π(doy − 20)/365.25) − 3·cos(2π(h − 3)/24) + A_t
+        A_t   = .985·A_{t−1} + N(0, .6²)                                    weather fronts, days long
+        s_it  = Σ_k w_ik(day)·exp(κ_k·(cos(2π(h − φ_k − δ_i)/24) − 1))      morning, midday, evening bump
+        u_it  = .7·u_{i,t−1} + N(0, .25²)                                   what people do today
+        H_it  = r_i·max(0, 15.5 − T̄_t)·(.75 + .25·cos(2π(h − 6)/24))       electric heating, T̄ = 6 h mean
+        B_it  = Σ_{j ≤ n_it} .4·(1 + Lomax(2.2)),  n_it ~ Poisson(ρ_i·s_it) appliances: heavy tail
+        y_it  = b_i·(.35 + P_it·s_it)·exp(u_it) + H_it + P_it·B_it + O_it
+        y_it ← min(y_it, 12)                                                the main fuse
+
+    b_i is log-normal (median .28 kWh), weights w_ik(day) differ by household and between workdays and
+    weekends, δ_i ~ N(0, 1.2²) h shifts the day, r_i is .06 kWh/K (log-normal) for a quarter of the
+    households that heat with electricity and .004 for the rest. P_it is 1 at home and .1 on absences
+    of 2 to 10 days. O_it is an outlier of 3 to 9 kWh in one hour of 5,000. Missing: single hours
+    with a probability of .4 %, and on average one block per 60 days of geometric length (mean 20 h).
+
+    Args:
+        num_households: N ≥ 1.
+        num_days: ≥ 1 days of 24 hours.
+        seed: of the generator. A seed is fine here because the data is public.
+    """
+    rng = np.random.default_rng(seed)
+    stamps = pd.date_range(_FIRST_STAMP, periods=num_days * _STEPS_PER_DAY, freq="h")
+    temperature = _temperature(stamps, rng=rng)
+    shape = _daily_shape(stamps, num_households=num_households, rng=rng)  # (N, T)
+    present = _presence(num_households, num_days=num_days, rng=rng)
+
+    level = 0.28 * np.exp(rng.normal(0.0, 0.5, num_households))[:, None]
+    habit = _autoregression(shape.shape, coefficient=0.7, scale=0.25, rng=rng)
+    kwh = level * (0.35 + present * shape) * np.exp(habit)
+    kwh += _heating(temperature, hour=stamps.hour.to_numpy(), num_households=num_households, rng=rng)
+    kwh += present * _appliances(shape, rng=rng)
+    outliers = rng.random(shape.shape) < 1 / 5_000
+    kwh[outliers] += rng.uniform(3.0, 9.0, int(outliers.sum()))
+    kwh = np.minimum(kwh, _FUSE_KWH).astype(np.float32)
+    kwh[_missing(shape.shape, rng=rng)] = np.nan
+    return SimulatedLoad(kwh=kwh, temperature=temperature.astype(np.float32), stamps=stamps)
+
+
+class HouseholdLoad(LightningDataModule):
+    """Simulated hourly load of many households, split by household: the user-level task without a file.
+
+    One channel (kWh of the hour); covariates are the calendar and the temperature. A train item is one
+    household: `windows_per_user` windows at random starts, consecutive rows of the batch. Validation and
+    test households are never seen in training.
+
+    Attributes:
+        channel_names: `["load"]`.
+        num_channels: C = 1.
+        num_covariates: F = 7: six calendar features and the temperature, ([−15, 35] °C → [−1, 1]).
+        steps_per_day: 24.
+    """
+
+    def __init__(
+        self,
+        num_households: int = 400,
+        *,
+        num_days: int = 180,
+        context_length: int = 96,
+        horizon: int = 24,
+        windows_per_user: int = 4,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        eval_stride: int = 72,
+        seed: int = 0,
+    ) -> None:
+        """Declare the task; nothing is simulated yet.
+
+        Args:
+            num_households: ≥ 10; 80 % train, 10 % validation, 10 % test.
+            num_days: days of every household; at least one window must fit.
+            context_length: ≥ 1, known hours of a window.
+            horizon: ≥ 1, hours to forecast.
+            windows_per_user: λ ≥ 1, windows that a household contributes to a batch.
+            batch_size: ≥ 1, households of a train batch (λ rows each); validation and test batches
+                have the same number of rows.
+            num_workers: ≥ 0, loader processes.
+            eval_stride: ≥ 1, hours between validation or test windows; 72 forecasts every third day.
+            seed: of the simulator and of the split.
+
+        Raises:
+            ValueError: a count is too small, or no window fits into `num_days`.
+        """
+        super().__init__()
+        for field, value, least in (
+            ("num_households", num_households, 10),
+            ("num_days", num_days, 1),
+            ("context_length", context_length, 1),
+            ("horizon", horizon, 1),
+            ("windows_per_user", windows_per_user, 1),
+            ("batch_size", batch_size, 1),
+            ("eval_stride", eval_stride, 1),
+        ):
+            if value < least:
+                raise ValueError(f"HouseholdLoad.{field} is {value}; it must be at least {least}.")
+        if num_days * _STEPS_PER_DAY < context_length + horizon:
+            raise ValueError(
+                f"HouseholdLoad.num_days is {num_days} ({num_days * _STEPS_PER_DAY} hours); one window needs "
+                f"context_length + horizon = {context_length + horizon} hours: simulate more days."
+            )
+        self.num_households = num_households
+        self.num_days = num_days
+        self.context_length = context_length
+        self.horizon = horizon
+        self.windows_per_user = windows_per_user
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.eval_stride = eval_stride
+        self.seed = seed
+        self.channel_names = ["load"]
+        self.num_channels = 1
+        self.num_covariates = NUM_CALENDAR_FEATURES + 1
+        self.steps_per_day = _STEPS_PER_DAY
+        num_held_out = num_households // 10
+        self.num_train_households = num_households - 2 * num_held_out
+        self._ready = False
+
+    def setup(self, stage: str | None = None) -> None:
+        """Simulate and split; cheap to call again."""
+        if self._ready:
+            return
+        load = simulate_household_load(self.num_households, num_days=self.num_days, seed=self.seed)
+        temperature = (load.temperature - _TEMPERATURE_CENTRE) / _TEMPERATURE_HALF_RANGE
+        covariates = np.concatenate(
+            [calendar_features(load.stamps), np.clip(temperature, -1.0, 1.0)[:, None]], axis=1
+        )  # (T, 7)
+        series = load.kwh[:, :, None]  # (N, T, 1)
+        # A stream of its own, so that another simulator draw can't change who is in the test set.
+        order = np.random.default_rng([self.seed, 1]).permutation(self.num_households)
+        val_start = self.num_train_households
+        test_start = val_start + (self.num_households - val_start) // 2
+        train = series[order[:val_start]]
+
+        def windows(households: np.ndarray) -> WindowDataset:
+            return WindowDataset(
+                list(series[households]),
+                covariates=covariates,
+                context_length=self.context_length,
+                horizon=self.horizon,
+                stride=self.eval_stride,
+                channel_names=self.channel_names,
+                source="simulated household load",
+            )
+
+        self.train_dataset = UserWindowDataset(
+            list(train),
+            covariates=covariates,
+            context_length=self.context_length,
+            horizon=self.horizon,
+            windows_per_user=self.windows_per_user,
+            channel_names=self.channel_names,
+            source="simulated household load",
+        )
+        self.val_dataset = windows(order[val_start:test_start])
+        self.test_dataset = windows(order[test_start:])
+        readings = train.reshape(-1, 1).astype(np.float64)
+        self._metric_mean = torch.from_numpy(np.nanmean(readings, axis=0)).float()
+        self._metric_std = torch.from_numpy(np.nanstd(readings, axis=0)).float()
+        self._ready = True
+
+    @property
+    def metric_mean(self) -> Tensor:
+        """(C,) float32 mean of the train households in kWh. A constant of the metric: never train on it."""
+        self.setup()
+        return self._metric_mean
+
+    @property
+    def metric_std(self) -> Tensor:
+        """(C,) float32 deviation of the train households in kWh. A constant of the metric, as the mean."""
+        self.setup()
+        return self._metric_std
+
+    def privacy_unit(self) -> PrivacyUnit:
+        """The household with everything it ever reported."""
+        return PrivacyUnit(
+            name="user",
+            num_units=self.num_train_households,
+            rows_per_unit=self.windows_per_user,
+            description=(
+                f"one household's whole series, one of {self.num_train_households} in training; it fills "
+                f"{self.windows_per_user} row(s) of a batch and is clipped as one"
+            ),
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Households in random order, λ rows each; a private fit replaces the sampling."""
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.batch_size,
+            shuffle=True,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=UserWindowDataset.collate,
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Windows of the validation households in order."""
+        return self._eval_loader(self.val_dataset)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Windows of the test households in order."""
+        return self._eval_loader(self.test_dataset)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The test windows."""
+        return self.test_dataloader()
+
+    def _eval_loader(self, dataset: WindowDataset) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size * self.windows_per_user,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=WindowDataset.collate,
+        )
+
+
+def _temperature(stamps: pd.DatetimeIndex, *, rng: np.random.Generator) -> np.ndarray:
+    """(T,) °C: season, day and weather fronts."""
+    season = -8.0 * np.cos(2 * np.pi * (stamps.day_of_year.to_numpy() - 20) / 365.25)
+    day = -3.0 * np.cos(2 * np.pi * (stamps.hour.to_numpy() - 3) / 24)
+    front = _autoregression((1, len(stamps)), coefficient=0.985, scale=0.6, rng=rng)[0]
+    return 9.0 + season + day + front
+
+
+def _daily_shape(stamps: pd.DatetimeIndex, *, num_households: int, rng: np.random.Generator) -> np.ndarray:
+    """(N, T) how active a household is: three bumps a day, weighted by household and kind of day."""
+    peak, width = np.array([7.3, 13.0, 19.5]), np.array([14.0, 4.0, 7.0])
+    typical = np.array([[0.9, 0.35, 2.0], [0.6, 1.1, 1.8]])  # workday, weekend
+    taste = np.exp(rng.normal(0.0, 0.45, (num_households, 1, 3)))
+    at_home = rng.random((num_households, 1, 1)) < 0.3
+    # Those who are at home by day have weekends all week.
+    weights = np.where(at_home, typical[1], typical) * taste  # (N, 2, 3)
+    shift = rng.normal(0.0, 1.2, (num_households, 1, 1))
+    hours = np.arange(_STEPS_PER_DAY)[None, :, None]
+    bumps = np.exp(width * (np.cos(2 * np.pi * (hours - peak - shift) / 24) - 1))  # (N, 24, 3)
+    by_day = np.einsum("nhk,ndk->ndh", bumps, weights)  # (N, 2, 24)
+    weekend = (stamps.day_of_week.to_numpy() >= 5).astype(int)
+    return by_day[:, weekend, stamps.hour.to_numpy()]
+
+
+def _presence(num_households: int, *, num_days: int, rng: np.random.Generator) -> np.ndarray:
+    """(N, T) 1 at home, .1 while away: about one absence of 2 to 10 days in 90 days."""
+    home = np.ones((num_households, num_days))
+    for household, count in enumerate(rng.poisson(num_days / 90, num_households)):
+        for start in rng.integers(0, num_days, count):
+            home[household, start : start + rng.integers(2, 11)] = 0.1
+    return home.repeat(_STEPS_PER_DAY, axis=1)
+
+
+def _heating(
+    temperature: np.ndarray, *, hour: np.ndarray, num_households: int, rng: np.random.Generator
+) -> np.ndarray:
+    """(N, T) kWh: walls keep the last hours' temperature, a thermostat keeps mornings warmer."""
+    kernel = np.full(6, 1 / 6)
+    padded = np.concatenate([np.full(5, temperature[0]), temperature])
+    felt = np.convolve(padded, kernel, mode="valid")  # (T,) mean of this and the five hours before
+    demand = np.maximum(0.0, 15.5 - felt) * (0.75 + 0.25 * np.cos(2 * np.pi * (hour - 6) / 24))
+    electric = rng.random(num_households) < 0.25
+    response = np.where(electric, 0.06, 0.004) * np.exp(rng.normal(0.0, 0.35, num_households))
+    return response[:, None] * demand
+
+
+def _appliances(shape: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
+    """(N, T) kWh of washing, cooking and charging: rare, and heavy in the tail (index 2.2)."""
+    rate = 0.06 * np.exp(rng.normal(0.0, 0.6, (len(shape), 1)))
+    counts = rng.poisson(rate * shape)
+    hits = np.flatnonzero(counts)
+    events = np.repeat(hits, counts.ravel()[hits])
+    sizes = 0.4 * (1.0 + rng.pareto(2.2, len(events)))
+    return np.bincount(events, weights=sizes, minlength=shape.size).reshape(shape.shape)
+
+
+def _missing(shape: tuple[int, ...], *, rng: np.random.Generator) -> np.ndarray:
+    """(N, T) bool: single hours and blocks that the meter lost."""
+    num_households, num_steps = shape
+    lost = rng.random(shape) < 0.004
+    for household, count in enumerate(rng.poisson(num_steps / (60 * _STEPS_PER_DAY), num_households)):
+        for start in rng.integers(0, num_steps, count):
+            lost[household, start : start + rng.geometric(1 / 20)] = True
+    return lost
+
+
+def _autoregression(
+    shape: tuple[int, ...], *, coefficient: float, scale: float, rng: np.random.Generator
+) -> np.ndarray:
+    """(N, T) AR(1) from its stationary distribution."""
+    noise = rng.normal(0.0, scale, shape).T.copy()  # time first: the loop below then walks rows
+    noise[0] /= np.sqrt(1 - coefficient**2)
+    for step in range(1, len(noise)):
+        noise[step] += coefficient * noise[step - 1]
+    return noise.T

@@ -1,0 +1,164 @@
+"""Forecast and imputation scores: masked MSE and MAE (of standardised values) and CRPS (original units).
+
+Each score is a pure update/compute pair under a thin `torchmetrics.Metric`. Only positions that were to
+be predicted **and** were observed are scored; `scored_positions` gives that mask.
+
+Shapes: B rows, L time steps, C channels, S samples, M scored positions, Q quantile levels.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_dp.timeseries.batch import Batch
+
+CRPS_QUANTILES = tuple(round(0.05 * step, 2) for step in range(1, 20))
+"""The 19 levels .05, .10, …, .95 of the protocol."""
+
+# Limits the copy that sorting makes; also below the size at which torch.quantile refuses.
+_QUANTILE_CHUNK = 1 << 22
+
+
+def scored_positions(batch: Batch) -> Tensor:
+    """(B, L, C) bool: was to be predicted and has a value to compare with."""
+    return batch["target"] & batch["observed"]
+
+
+def masked_error_update(
+    prediction: Tensor, values: Tensor, *, mask: Tensor, power: int
+) -> tuple[Tensor, Tensor]:
+    """Sum of |prediction − values|^power over the masked positions, and their number.
+
+    Args:
+        prediction: (B, L, C).
+        values: (B, L, C) in the same units.
+        mask: (B, L, C) bool, positions that count.
+        power: 1 or 2.
+
+    Returns:
+        Two float64 scalars: sum and count. What lies outside the mask has no influence, NaN included.
+    """
+    _same_shape(prediction=prediction, values=values, mask=mask)
+    error = (prediction - values)[mask].double()  # (M,)
+    return error.abs().pow(power).sum(), mask.sum().double()
+
+
+def masked_error_compute(total: Tensor, *, count: Tensor) -> Tensor:
+    """Mean over all scored positions of all batches; NaN where nothing was scored."""
+    return (total / count).float()
+
+
+def crps_update(samples: Tensor, values: Tensor, *, mask: Tensor, quantiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Twice the pinball loss of the samples' quantiles, summed; and the sum of |values|.
+
+    Args:
+        samples: (B, S, L, C) in original units.
+        values: (B, L, C) in original units.
+        mask: (B, L, C) bool, positions that count.
+        quantiles: (Q,) levels in (0, 1).
+
+    Returns:
+        (Q,) and scalar float64: Σ 2·max(q·(y − ŷ_q), (q − 1)·(y − ŷ_q)) per level q, and Σ |y|, where
+        ŷ_q is the empirical quantile of the S samples by linear interpolation.
+    """
+    _same_shape(prediction=samples[:, 0], values=values, mask=mask)
+    scored = samples.movedim(1, -1)[mask].double()  # (M, S)
+    truth = values[mask].double()  # (M,)
+    levels = quantiles.to(scored)
+    loss = torch.zeros_like(levels)
+    if not len(truth):  # torch.quantile refuses an empty tensor
+        return loss, truth.sum()
+    rows = max(1, _QUANTILE_CHUNK // max(scored.shape[-1], len(levels)))
+    for some, y in zip(scored.split(rows), truth.split(rows), strict=True):
+        error = y - torch.quantile(some, levels, dim=-1)  # (Q, m)
+        level = levels[:, None]
+        loss += 2 * torch.maximum(level * error, (level - 1) * error).sum(dim=-1)
+    return loss, truth.abs().sum()
+
+
+def crps_compute(loss: Tensor, *, absolute: Tensor) -> Tensor:
+    """Mean over the levels of the loss relative to Σ|y| of all batches; NaN where nothing was scored."""
+    return (loss / absolute).mean().float()
+
+
+class _MaskedError(Metric):
+    """The state that MSE and MAE share; they score whatever units they are given."""
+
+    higher_is_better = False
+    full_state_update = False
+    _power: int
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **metric_options: Any) -> None:
+        """Build the metric; `metric_options` are torchmetrics' own (`sync_on_compute`, …)."""
+        super().__init__(**metric_options)
+        # float64: half a million squared errors lose the fourth digit in a float32 sum.
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, values: Tensor, mask: Tensor) -> None:
+        """Add a batch: prediction and values (B, L, C), standardised as the protocol asks; mask bool."""
+        total, count = masked_error_update(prediction, values, mask=mask, power=self._power)
+        self.total += total
+        self.count += count
+
+    def compute(self) -> Tensor:
+        """The mean over everything scored so far, a float32 scalar."""
+        return masked_error_compute(self.total, count=self.count)
+
+
+class MSE(_MaskedError):
+    """Mean squared error over the scored positions."""
+
+    _power = 2
+
+
+class MAE(_MaskedError):
+    """Mean absolute error over the scored positions."""
+
+    _power = 1
+
+
+class CRPS(Metric):
+    """Continuous ranked probability score from samples: 19 quantiles, normalised by Σ|y| globally.
+
+    With quantile levels Q: (1/|Q|) Σ_q Σ 2·pinball_q(y, ŷ_q) / Σ |y| over all scored positions of all
+    batches, in original units: the definition of CSDI (Tashiro et al. 2021) and its successors.
+    """
+
+    higher_is_better = False
+    full_state_update = False
+    quantiles: Tensor
+    loss: Tensor
+    absolute: Tensor
+
+    def __init__(self, **metric_options: Any) -> None:
+        """Build the metric; `metric_options` are torchmetrics' own (`sync_on_compute`, …)."""
+        super().__init__(**metric_options)
+        levels = torch.tensor(CRPS_QUANTILES, dtype=torch.float64)
+        self.register_buffer("quantiles", levels, persistent=False)
+        self.add_state("loss", torch.zeros(len(levels), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("absolute", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, samples: Tensor, values: Tensor, mask: Tensor) -> None:
+        """Add a batch: samples (B, S, L, C), values (B, L, C), mask (B, L, C) bool."""
+        loss, absolute = crps_update(samples, values, mask=mask, quantiles=self.quantiles)
+        self.loss += loss
+        self.absolute += absolute
+
+    def compute(self) -> Tensor:
+        """The score of everything so far, a float32 scalar; 0 is perfect."""
+        return crps_compute(self.loss, absolute=self.absolute)
+
+
+def _same_shape(*, prediction: Tensor, values: Tensor, mask: Tensor) -> None:
+    if not prediction.shape == values.shape == mask.shape:
+        raise ValueError(
+            f"prediction {tuple(prediction.shape)}, values {tuple(values.shape)} and mask "
+            f"{tuple(mask.shape)} must all be (B, L, C); samples carry their own dimension second."
+        )
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask is {mask.dtype}; it must be bool: an integer mask would select rows.")

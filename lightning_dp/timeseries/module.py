@@ -1,0 +1,278 @@
+"""The LightningModule of the time-series half: a conditional diffusion model of the masked part of a window.
+
+Ordinary Lightning code: training_step returns the mean of per-example losses, and a callback makes it
+private. Whether a window is a forecast or an imputation is up to the batch's `target` mask.
+
+Shapes: B windows, L steps, C channels, F covariates, K noise draws, n samples, R = B·K rows.
+"""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor
+
+from lightning_dp.diffusion.objective import draw_timesteps, per_example_loss
+from lightning_dp.diffusion.prediction import Prediction, Velocity
+from lightning_dp.diffusion.sampler import Sampler
+from lightning_dp.diffusion.schedule import Linear, NoiseSchedule
+from lightning_dp.nets.denoising_net import DenoisingNet
+from lightning_dp.timeseries.batch import Batch
+from lightning_dp.timeseries.metrics import CRPS, MAE, MSE, scored_positions
+from lightning_dp.timeseries.normalise import Frame, Normaliser, visible_mask
+
+POINTS = ("denoiser", "mean", "median")
+
+
+class TimeSeriesDiffusion(LightningModule):
+    """Diffusion over the target positions of a window, given everything else in it.
+
+    Args:
+        net: maps (noisy, timesteps, context, visible, profile, covariates) to the diffusion target, and has
+            the same in two halves, `encode` and `denoise`, for sampling; see `SeriesDiT`. Its attribute
+            `rows_per_example` says how many layer rows it makes of one.
+        normaliser: the frame in which the series is diffused.
+        schedule: noise levels.
+        prediction: what `net` predicts.
+        sampler: how samples are drawn.
+        noise_draws: K ≥ 1 timesteps and noises per example, in one gradient of that example (DPDM's noise
+            multiplicity, arXiv 2210.09929).
+        min_snr_gamma: γ of min-SNR weighting, or None.
+        num_samples: n of test and predict.
+        point: the point forecast of test: "denoiser" (E[x_0 | context] as the net estimates it at the
+            noisiest
+            step: one evaluation, no sampling error), or the "mean" or "median" of the samples.
+        quantile_levels: of predict.
+        max_sampling_rows: rows per call of the net while sampling, for memory.
+        optimizer: from parameters to an optimizer.
+        lr_scheduler: from an optimizer to a scheduler that is stepped once per optimizer step, or None.
+    """
+
+    def __init__(
+        self,
+        net: DenoisingNet,
+        *,
+        normaliser: Normaliser,
+        schedule: NoiseSchedule | None = None,
+        prediction: Prediction | None = None,
+        sampler: Sampler | None = None,
+        noise_draws: int = 1,
+        min_snr_gamma: float | None = None,
+        num_samples: int = 20,
+        point: str = "denoiser",
+        quantile_levels: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95),
+        max_sampling_rows: int = 4096,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        if noise_draws < 1:
+            raise ValueError(
+                f"noise_draws is {noise_draws}, but every example needs at least one: 1 to 16 are usual."
+            )
+        if num_samples < 1:
+            raise ValueError(
+                f"num_samples is {num_samples}, but a forecast needs at least one: 20 to 100 are usual."
+            )
+        if point not in POINTS:
+            raise ValueError(f"point is {point!r}, but it has to be one of {', '.join(POINTS)}.")
+        if not all(0 < level < 1 for level in quantile_levels):
+            raise ValueError(
+                f"quantile_levels is {quantile_levels}, but levels lie strictly between 0 and 1."
+            )
+        # Under LightningCLI this saves the configuration, and load_from_checkpoint needs nothing else. In
+        # Python these arguments are live objects that don't belong in a checkpoint; the caller hands them
+        # over again: load_from_checkpoint(path, net=..., normaliser=...).
+        from_config = _given_hyperparameters.get() is not None
+        self.save_hyperparameters(ignore=None if from_config else _LIVE_ARGUMENTS)
+        self.net = net
+        self.normaliser = normaliser
+        self.schedule = Linear() if schedule is None else schedule
+        self.prediction = Velocity() if prediction is None else prediction
+        self.sampler = Sampler() if sampler is None else sampler
+        self.noise_draws = noise_draws
+        self.min_snr_gamma = min_snr_gamma
+        self.num_samples = num_samples
+        self.point = point
+        self.quantile_levels = tuple(quantile_levels)
+        self.max_sampling_rows = max_sampling_rows
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+
+    @property
+    def rows_per_example(self) -> int:
+        """Rows that the net's layers see for one row of the data set; consecutive."""
+        return self.noise_draws * self.net.rows_per_example
+
+    def per_example_losses(self, batch: Batch) -> Tensor:
+        """(B,) losses, each a function of its own example, its own noise and the weights only."""
+        frame, inputs = self._inputs(batch)
+        draws = self.noise_draws
+        clean = (batch["values"] - frame.center) / frame.scale  # (B, L, C)
+        clean, mask = _rows(clean, draws), _rows(scored_positions(batch), draws)  # (R, L, C)
+        # Unscored positions may hold anything; they are noised like a residual of 0.
+        clean = torch.where(mask, clean, 0.0)
+        timesteps = draw_timesteps(
+            len(batch["values"]), draws=draws, num_steps=self.schedule.num_steps, device=clean.device
+        )  # (R,)
+        alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=3)  # (R, 1, 1)
+        noise = torch.randn_like(clean)  # (R, L, C)
+        noisy = torch.where(_rows(batch["target"], draws), alpha * clean + sigma * noise, 0.0)  # (R, L, C)
+        output = self.net(noisy, timesteps, **{name: _rows(value, draws) for name, value in inputs.items()})
+        losses = per_example_loss(
+            output,
+            self.prediction.target(clean, noise, alpha=alpha, sigma=sigma),
+            mask=mask,
+            snr=(alpha / sigma).square().flatten(),
+            prediction=self.prediction,
+            min_snr_gamma=self.min_snr_gamma,
+        )  # (R,)
+        return losses.unflatten(0, (-1, draws)).mean(dim=1)  # (B,)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.per_example_losses(batch).mean()
+        self.log("nonprivate/train_loss", loss.detach(), batch_size=len(batch["values"]), prog_bar=True)
+        return loss
+
+    @torch.no_grad()
+    def expectation(self, batch: Batch) -> Tensor:
+        """E[values | what is visible] in original units, (B, L, C): one evaluation at the noisiest step.
+
+        There x_t carries no trace of x_0, so the best estimate of x_0 is its conditional mean. x_t is set to
+        0, the middle of the noise, which makes the result deterministic. Visible positions keep their values.
+        """
+        frame, inputs = self._inputs(batch)
+        noisy = torch.zeros_like(batch["values"])  # (B, L, C)
+        timesteps = torch.full((len(noisy),), self.schedule.num_steps - 1, device=noisy.device)  # (B,)
+        alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=3)
+        output = self.net(noisy, timesteps, **inputs)  # (B, L, C)
+        clean = self.prediction.clean(output, noisy, alpha=alpha, sigma=sigma)  # (B, L, C)
+        return torch.where(visible_mask(batch), batch["values"], frame.center + frame.scale * clean)
+
+    @torch.no_grad()
+    def sample(
+        self, batch: Batch, num_samples: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draws of the target positions; visible positions keep their values.
+
+        Args:
+            batch: B windows.
+            num_samples: n; None for the module's own.
+            generator: for reproducible draws; None for torch's global one.
+
+        Returns:
+            (B, n, L, C) in original units.
+        """
+        n = self.num_samples if num_samples is None else num_samples
+        frame, inputs = self._inputs(batch)
+        visible = visible_mask(batch)  # (B, L, C)
+        chunk = max(1, self.max_sampling_rows // n)  # windows per call
+        pieces = []
+        for start in range(0, len(visible), chunk):
+            part = slice(start, start + chunk)
+            known = self.net.encode(**{name: value[part] for name, value in inputs.items()})
+            target = _rows(batch["target"][part], n)  # (b·n, L, C)
+            noise = torch.randn(target.shape, generator=generator, device=self.device)  # (b·n, L, C)
+
+            def denoise(
+                noisy: Tensor, timesteps: Tensor, known: Any = known, target: Tensor = target
+            ) -> Tensor:
+                return self.net.denoise(torch.where(target, noisy, 0.0), timesteps[:1], known=known)
+
+            clean = self.sampler.sample(
+                denoise, noise, schedule=self.schedule, prediction=self.prediction, generator=generator
+            )  # (b·n, L, C)
+            clean = clean.unflatten(0, (-1, n))  # (b, n, L, C)
+            values = frame.center[part, None] + frame.scale[part, None] * clean  # (b, n, L, C)
+            pieces.append(torch.where(visible[part, None], batch["values"][part, None], values))
+        return torch.cat(pieces)  # (B, n, L, C)
+
+    def on_validation_start(self) -> None:
+        self._start_errors()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Error of the conditional mean: deterministic, and one evaluation per window."""
+        self._update_errors(batch, self.expectation(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        # Raw statistics of rows that may be private: never part of a private artefact.
+        self.log("nonprivate/val_mse", self._mse.compute())
+        self.log("nonprivate/val_mae", self._mae.compute())
+
+    def on_test_start(self) -> None:
+        self._start_errors()
+        self._crps = CRPS().to(self.device)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        samples = self.sample(batch)  # (B, n, L, C)
+        if self.point == "denoiser":
+            forecast = self.expectation(batch)  # (B, L, C)
+        elif self.point == "mean":
+            forecast = samples.mean(dim=1)  # (B, L, C)
+        else:
+            forecast = samples.median(dim=1).values  # (B, L, C)
+        self._update_errors(batch, forecast)
+        self._crps.update(samples, batch["values"], mask=scored_positions(batch))
+
+    def on_test_epoch_end(self) -> None:
+        self.log("test/mse", self._mse.compute())
+        self.log("test/mae", self._mae.compute())
+        self.log("test/crps", self._crps.compute())
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """`samples` (B, n, L, C), `quantiles` (B, Q, L, C), `point` (B, L, C), all in original units."""
+        samples = self.sample(batch)  # (B, n, L, C)
+        levels = samples.new_tensor(self.quantile_levels)
+        quantiles = torch.quantile(samples, levels, dim=1).transpose(0, 1)  # (B, Q, L, C)
+        return {"samples": samples, "quantiles": quantiles, "point": self.expectation(batch)}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    def _inputs(self, batch: Batch) -> tuple[Frame, dict[str, Tensor]]:
+        """The frame of each window, and what the net may know of it."""
+        visible = visible_mask(batch)  # (B, L, C)
+        frame = self.normaliser.frame(batch["values"], visible)
+        context = torch.where(visible, (batch["values"] - frame.center) / frame.scale, 0.0)  # (B, L, C)
+        return frame, {
+            "context": context,
+            "visible": visible.to(context.dtype),
+            "profile": frame.profile,
+            "covariates": batch["covariates"],
+        }
+
+    def _start_errors(self) -> None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        missing = [name for name in ("metric_mean", "metric_std") if not hasattr(data, name)]
+        if missing:
+            raise ValueError(
+                f"the data module has no {' or '.join(missing)}, the constants (C,) that make errors "
+                "comparable over channels: give it both, and hand it to the trainer as datamodule=."
+            )
+        self._metric_mean, self._metric_std = (
+            torch.as_tensor(value, dtype=torch.float32, device=self.device)
+            for value in (data.metric_mean, data.metric_std)
+        )
+        self._mse, self._mae = MSE().to(self.device), MAE().to(self.device)
+
+    def _update_errors(self, batch: Batch, forecast: Tensor) -> None:
+        """Count a batch's errors on standardised values."""
+        forecast, values = ((x - self._metric_mean) / self._metric_std for x in (forecast, batch["values"]))
+        for metric in (self._mse, self._mae):
+            metric.update(forecast, values, mask=scored_positions(batch))
+
+
+_LIVE_ARGUMENTS = ["net", "normaliser", "schedule", "prediction", "sampler", "optimizer", "lr_scheduler"]
+
+
+def _rows(x: Tensor, repeats: int) -> Tensor:
+    """Repeat each example in place: its rows stay consecutive, as per-unit clipping needs them."""
+    return x if repeats == 1 else x.repeat_interleave(repeats, dim=0)

@@ -1,0 +1,168 @@
+"""One folder per run, complete by itself: config, metrics, checkpoints, plots, privacy, results.
+
+```
+RUN/
+  config.yaml       everything that was set, resolved; `lightning-dp fit --config RUN/config.yaml` repeats it
+  environment.json  versions, git state, machine
+  metrics.csv       what was logged, private statistics marked `nonprivate/`
+  privacy.json      ε of every unit, plan, ledger entry; ε = "inf" without privacy
+  checkpoints/last.ckpt
+  results.json      test metrics, baselines and ε, written by `lightning-dp test`
+  plots/
+```
+"""
+
+import json
+import os
+import platform
+import secrets
+import subprocess
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_dp.privacy.report import read_privacy_report, write_privacy_report
+
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+_PACKAGES = ("torch", "lightning", "opacus", "dp-accounting", "diffusers", "wandb", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a run lives and who is told about it.
+
+    Attributes:
+        dir: its folder; None makes `runs/<time>-<random>`.
+        method: a short name for tables and plots, e.g. `dp-aware`; None takes the folder's name.
+        checkpoint_every: ≥ 1 optimizer steps between checkpoints.
+        wandb: `auto` is online where a key is at hand and offline elsewhere; `disabled` writes nothing.
+        project: W&B project.
+        group: W&B group, e.g. one sweep.
+        tags: W&B tags.
+        share_nonprivate: also send `nonprivate/` statistics to W&B. They are not covered by ε.
+    """
+
+    dir: str | None = None
+    method: str | None = None
+    checkpoint_every: int = 50
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "lightning_dp"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    share_nonprivate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every < 1:
+            raise ValueError(f"run.checkpoint_every must be at least 1, not {self.checkpoint_every}")
+
+
+def new_run_folder() -> Path:
+    """`runs/<UTC time>-<random>`, not made yet."""
+    return Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def check_unused(folder: Path, *, resuming: bool) -> None:
+    """Raise ValueError if a fit would write over another run."""
+    if not resuming and (folder / CHECKPOINT).exists():
+        raise ValueError(
+            f"run.dir={folder} holds a run already: resume it with --ckpt_path {folder / CHECKPOINT}, or "
+            "choose another folder"
+        )
+
+
+class RunFolder(Callback):
+    """Writes what Lightning does not: config, environment, results; ε = ∞ where nothing is private.
+
+    Args:
+        folder: of the run.
+        config: the resolved configuration as YAML.
+        private: whether a DifferentialPrivacy callback is at work.
+        method: name for tables.
+    """
+
+    def __init__(self, folder: Path, *, config: str, private: bool, method: str) -> None:
+        self.folder = folder
+        self._config = config
+        self._private = private
+        self._method = method
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not trainer.is_global_zero or stage != "fit":
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.yaml").write_text(self._config)
+        (self.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+        if not self._private:
+            write_privacy_report(
+                self.folder,
+                {
+                    "epsilon": float("inf"),
+                    "epsilon_spent": float("inf"),
+                    "noise_multiplier": 0.0,
+                    "epsilon_of_unit": {},
+                    "note": "trained without privacy: nothing about the training data is protected",
+                },
+            )
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse to spoil a private run by going on without privacy."""
+        was_private = bool(checkpoint.get("callbacks", {}).get("DifferentialPrivacy"))
+        if trainer.state.fn == TrainerFn.FITTING and was_private and not self._private:
+            raise ValueError(
+                "the checkpoint of --ckpt_path was trained with privacy and this fit has 'privacy: null': "
+                "what follows would not be private; keep the run's own config.yaml"
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.folder / CHECKPOINT)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        report = read_privacy_report(self.folder)
+        data = getattr(trainer, "datamodule", None)
+        results = {
+            "method": self._method,
+            "dataset": getattr(data, "dataset_id", type(data).__name__),
+            "epsilon": report.get("epsilon_spent", "unknown: this folder has no privacy.json"),
+            "delta": report.get("delta"),
+            "unit": report.get("unit"),
+            "epsilon_of_unit": report.get("epsilon_of_unit", {}),
+            "noise_multiplier": report.get("noise_multiplier"),
+            "steps": report.get("steps_charged"),
+            "ledger": [report.get("ledger_seq"), report.get("ledger_hash")],
+            "metrics": metrics,
+        }
+        temporary = self.folder / f".results.json.{os.getpid()}"
+        temporary.write_text(json.dumps(results, indent=2) + "\n")
+        temporary.replace(self.folder / "results.json")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git state and machine, for whoever wants to repeat a run."""
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
+    except OSError:  # no git on this machine
+        commit, changes = None, None
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "git_commit": commit,
+        "git_changed": bool(changes),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

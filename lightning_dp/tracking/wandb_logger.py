@@ -1,0 +1,50 @@
+"""The W&B logger: offline with no account, online with one, and discreet about private statistics."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+
+from lightning_dp.tracking.run_folder import Run
+
+PRIVATE_PREFIX = "nonprivate/"
+
+
+class DiscreetWandbLogger(WandbLogger):
+    """Keeps statistics that no ε covers on this machine, unless told to share them."""
+
+    def __init__(self, *, share_nonprivate: bool, **options: object) -> None:
+        super().__init__(**options)
+        self._share_nonprivate = share_nonprivate
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if not self._share_nonprivate:
+            metrics = {name: value for name, value in metrics.items() if not name.startswith(PRIVATE_PREFIX)}
+        if metrics:
+            super().log_metrics(metrics, step)
+
+
+def make_wandb_logger(run: Run, *, folder: Path, config: dict) -> DiscreetWandbLogger | None:
+    """The logger that `run` asks for, or None where W&B is disabled.
+
+    `WANDB_MODE` wins over `run.wandb`. The W&B run itself starts with the first thing that is logged.
+    """
+    mode = os.environ.get("WANDB_MODE") or run.wandb
+    if mode == "auto":
+        mode = "online" if wandb.api.api_key else "offline"
+    if mode == "disabled":
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    return DiscreetWandbLogger(
+        share_nonprivate=run.share_nonprivate,
+        project=run.project,
+        name=run.method or folder.name,
+        group=run.group,
+        tags=run.tags or None,
+        save_dir=folder,
+        offline=mode == "offline",
+        config=config,
+        log_model=False,
+    )

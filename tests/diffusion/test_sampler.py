@@ -1,0 +1,74 @@
+"""The sampling loop against a Gaussian, whose perfect denoiser is known."""
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_dp.diffusion.prediction import Epsilon, Prediction, Velocity
+from lightning_dp.diffusion.sampler import Sampler
+from lightning_dp.diffusion.schedule import Cosine, Linear, NoiseSchedule
+
+MEAN, STD = 2.0, 0.5
+
+
+def _perfect(schedule: NoiseSchedule, prediction: Prediction):
+    def denoise(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        alpha, sigma = schedule.alpha_sigma(timesteps, ndim=noisy.ndim)
+        gain = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2)
+        clean = MEAN + gain * (noisy - alpha * MEAN)
+        return prediction.target(clean, (noisy - alpha * clean) / sigma, alpha=alpha, sigma=sigma)
+
+    return denoise
+
+
+def _draw(sampler: Sampler, *, schedule: NoiseSchedule, prediction: Prediction, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(20_000, 1, generator=generator)
+    return sampler.sample(
+        _perfect(schedule, prediction), noise, schedule=schedule, prediction=prediction, generator=generator
+    )
+
+
+@pytest.mark.parametrize("prediction", [Epsilon(), Velocity()])
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()])
+@pytest.mark.parametrize(
+    ("scheduler", "num_steps"),
+    [
+        (diffusers.DDIMScheduler(), 50),
+        (diffusers.DPMSolverMultistepScheduler(), 20),
+        (diffusers.UniPCMultistepScheduler(), 20),
+        (diffusers.DEISMultistepScheduler(), 20),
+    ],
+)
+def test_schedulers_recover_a_gaussian_outside_the_unit_box(scheduler, num_steps, schedule, prediction):
+    samples = _draw(Sampler(scheduler, num_steps=num_steps), schedule=schedule, prediction=prediction)
+    assert samples.mean().item() == pytest.approx(MEAN, abs=0.03)
+    assert samples.std().item() == pytest.approx(STD, rel=0.08)
+
+
+def test_the_default_needs_few_steps():
+    samples = _draw(Sampler(), schedule=Linear(), prediction=Velocity())
+    assert samples.mean().item() == pytest.approx(MEAN, abs=0.03)
+    assert samples.std().item() == pytest.approx(STD, rel=0.08)
+
+
+def test_ancestral_sampling_follows_the_generator():
+    sampler = Sampler(diffusers.DDIMScheduler(), num_steps=10, eta=1.0)
+    draws = [_draw(sampler, schedule=Linear(), prediction=Velocity(), seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_the_users_scheduler_is_left_as_it_was():
+    scheduler = diffusers.DPMSolverMultistepScheduler(solver_order=3, beta_end=0.5)
+    config = dict(scheduler.config)
+    _draw(Sampler(scheduler, num_steps=4), schedule=Linear(), prediction=Velocity())
+    assert dict(scheduler.config) == config
+
+
+def test_impossible_samplers_are_refused():
+    with pytest.raises(ValueError, match="num_steps is 0"):
+        Sampler(num_steps=0)
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler"):
+        _draw(Sampler(diffusers.FlowMatchEulerDiscreteScheduler()), schedule=Linear(), prediction=Velocity())

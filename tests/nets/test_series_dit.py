@@ -1,0 +1,112 @@
+"""The series transformer: shapes, independence of rows, and sampling's shortcut."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_dp.nets.attention import SelfAttention
+from lightning_dp.nets.conditioning.adaln_zero import AdaLNZero
+from lightning_dp.nets.embeddings import sinusoids
+from lightning_dp.nets.series_dit import SeriesDiT
+
+
+def _net(*, channel_independent: bool = True, covariates: int = 3, linear_skip: bool = True) -> SeriesDiT:
+    torch.manual_seed(0)
+    net = SeriesDiT(
+        AdaLNZero(),
+        length=12,
+        num_channels=2,
+        num_covariates=covariates,
+        patch_size=3,
+        hidden_size=8,
+        depth=2,
+        num_heads=2,
+        channel_independent=channel_independent,
+        linear_skip=linear_skip,
+    )
+    for parameter in net.parameters():  # nothing at zero, so that every path carries something
+        nn.init.normal_(parameter, std=0.3)
+    return net
+
+
+def _inputs(rows: int, *, covariates: int = 3) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    series = {name: torch.randn(rows, 12, 2) for name in ("noisy", "context", "visible", "profile")}
+    return {**series, "covariates": torch.randn(rows, 12, covariates), "timesteps": torch.arange(rows) * 90}
+
+
+@pytest.mark.parametrize("channel_independent", [True, False])
+@pytest.mark.parametrize("covariates", [0, 3])
+@pytest.mark.parametrize("linear_skip", [True, False])
+def test_rows_do_not_depend_on_each_other(channel_independent, covariates, linear_skip):
+    net = _net(channel_independent=channel_independent, covariates=covariates, linear_skip=linear_skip)
+    inputs = _inputs(4, covariates=covariates)
+    together = net(**inputs)
+    assert together.shape == (4, 12, 2)
+    alone = torch.cat([net(**{k: v[i : i + 1] for k, v in inputs.items()}) for i in range(4)])
+    torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("channel_independent", [True, False])
+def test_layers_see_the_promised_rows_of_one_example_side_by_side(channel_independent):
+    """Each row's gradient, read off the layers' own rows, is the gradient of that example alone."""
+    net = _net(channel_independent=channel_independent)
+    inputs = _inputs(3)
+    factor = net.rows_per_example
+    assert factor == (2 if channel_independent else 1)
+    seen: list[Tensor] = []
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda _, args, output: seen.append(args[0]))
+    net(**inputs)
+    assert all(len(x) == 3 * factor for x in seen)
+    first = [x[:factor].clone() for x in seen]
+    seen.clear()
+    net(**{name: value[:1] for name, value in inputs.items()})
+    for x, y in zip(first, seen, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_channel_independence_means_what_it_says():
+    net, inputs = _net(), _inputs(2)
+    before = net(**inputs)
+    for name in ("noisy", "context", "visible", "profile"):
+        inputs[name][..., 1] += 1.0
+    after = net(**inputs)
+    torch.testing.assert_close(before[..., 0], after[..., 0])
+    assert not torch.allclose(before[..., 1], after[..., 1])
+
+
+@pytest.mark.parametrize("channel_independent", [True, False])
+def test_encoding_once_for_many_noisy_copies_equals_repeating_everything(channel_independent):
+    net = _net(channel_independent=channel_independent)
+    inputs = _inputs(3)
+    timestep = torch.tensor([400])
+    noisy = torch.randn(12, 12, 2)
+    rest = {name: value for name, value in inputs.items() if name not in ("noisy", "timesteps")}
+    repeated = {name: value.repeat_interleave(4, dim=0) for name, value in rest.items()}
+    expected = net(noisy, timestep.expand(12), **repeated)
+    torch.testing.assert_close(net.denoise(noisy, timestep, known=net.encode(**rest)), expected)
+
+
+def test_a_fresh_net_predicts_zero_and_learns_in_every_parameter_after_a_step():
+    torch.manual_seed(0)
+    net = SeriesDiT(AdaLNZero(), length=12, num_channels=2, num_covariates=3, patch_size=3, hidden_size=8)
+    inputs = _inputs(4)
+    assert net(**inputs).abs().max() == 0
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (net(**inputs) - inputs["noisy"]).square().mean().backward()
+        optimizer.step()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_impossible_nets_are_refused():
+    with pytest.raises(ValueError, match="patch_size is 5 and length 12"):
+        SeriesDiT(AdaLNZero(), length=12, num_channels=1, num_covariates=0, patch_size=5)
+    with pytest.raises(ValueError, match="hidden_size is 6 and num_heads 4"):
+        SelfAttention(6, num_heads=4)
+    with pytest.raises(ValueError, match="size is 3"):
+        sinusoids(torch.arange(4), size=3)

@@ -1,0 +1,162 @@
+"""Scores against independent computations: numpy loops, torchmetrics, closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics
+
+from lightning_dp.timeseries import metrics
+from lightning_dp.timeseries.batch import Batch
+from lightning_dp.timeseries.metrics import CRPS, CRPS_QUANTILES, MAE, MSE, scored_positions
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def case():
+    generator = torch.Generator().manual_seed(0)
+    shape = (6, 10, 3)
+    values = torch.randn(shape, generator=generator) * 5 + 2
+    samples = torch.randn(6, 11, 10, 3, generator=generator) * 4 + 1
+    mask = torch.rand(shape, generator=generator) < 0.4
+    return values, samples, mask
+
+
+def crps_by_hand(samples: np.ndarray, values: np.ndarray, mask: np.ndarray) -> float:
+    """The protocol's sentence, one scored point and one level at a time."""
+    levels = [step / 20 for step in range(1, 20)]
+    per_level = []
+    for level in levels:
+        loss = 0.0
+        for b, t, c in zip(*np.nonzero(mask), strict=True):
+            ordered = sorted(float(sample) for sample in samples[b, :, t, c])
+            place = level * (len(ordered) - 1)
+            low = math.floor(place)
+            high = min(low + 1, len(ordered) - 1)
+            quantile = ordered[low] + (place - low) * (ordered[high] - ordered[low])
+            error = float(values[b, t, c]) - quantile
+            loss += 2 * (level * error if error >= 0 else (level - 1) * error)
+        per_level.append(loss / sum(abs(float(y)) for y in values[mask]))
+    return sum(per_level) / len(levels)
+
+
+def test_the_levels_are_those_of_the_protocol():
+    assert len(CRPS_QUANTILES) == 19
+    np.testing.assert_allclose(CRPS_QUANTILES, np.arange(1, 20) / 20, rtol=1e-12)
+
+
+def test_crps_equals_the_computation_by_hand(case):
+    values, samples, mask = case
+    score = CRPS()
+    score.update(samples, values, mask)
+    assert float(score.compute()) == pytest.approx(
+        crps_by_hand(samples.numpy(), values.numpy(), mask.numpy()), rel=1e-6
+    )
+
+
+def test_crps_of_a_point_forecast_is_its_relative_absolute_error(case):
+    values, samples, mask = case
+    score = CRPS()
+    score.update(samples[:, :1], values, mask)
+    error = np.abs(samples[:, 0].numpy() - values.numpy())[mask.numpy()].sum()
+    assert float(score.compute()) == pytest.approx(
+        error / np.abs(values.numpy())[mask.numpy()].sum(), rel=1e-6
+    )
+
+
+def test_crps_of_many_gaussian_samples_approaches_the_closed_form():
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(4000, 1, 1, generator=generator) + 3
+    samples = torch.randn(4000, 400, 1, 1, generator=generator) + 3
+    score = CRPS()
+    score.update(samples, values, torch.ones_like(values, dtype=torch.bool))
+    # E[CRPS(N(0,1), y)] over y ~ N(0,1) is 1/√π; 19 levels instead of the integral leave out both ends.
+    expected = 1 / math.sqrt(math.pi) / float(values.abs().mean())
+    assert float(score.compute()) == pytest.approx(expected, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(MSE, torchmetrics.MeanSquaredError), (MAE, torchmetrics.MeanAbsoluteError)]
+)
+def test_errors_equal_torchmetrics_on_the_scored_points(case, ours, theirs):
+    values, samples, mask = case
+    score, reference = ours(), theirs()
+    for rows in (slice(0, 1), slice(1, 6)):  # unequal batches: the mean is over points, not over batches
+        score.update(samples[rows, 0], values[rows], mask[rows])
+    reference.update(samples[:, 0][mask], values[mask])
+    assert float(score.compute()) == pytest.approx(float(reference.compute()), rel=1e-6)
+
+
+def test_only_targets_that_were_observed_are_scored():
+    observed = torch.tensor([[[True], [True], [False], [False]]])
+    target = torch.tensor([[[True], [False], [True], [False]]])
+    batch = Batch(
+        values=torch.zeros(1, 4, 1), observed=observed, target=target, covariates=torch.zeros(1, 4, 0)
+    )
+    assert scored_positions(batch)[0, :, 0].tolist() == [True, False, False, False]
+
+
+def test_what_is_not_scored_has_no_influence(case):
+    values, samples, mask = case
+    poisoned_values = torch.where(mask, values, torch.nan)
+    poisoned_samples = torch.where(mask[:, None], samples, torch.inf)
+    for score, clean, poisoned in (
+        (MSE(), samples[:, 0], poisoned_samples[:, 0]),
+        (MAE(), samples[:, 0], poisoned_samples[:, 0]),
+        (CRPS(), samples, poisoned_samples),
+    ):
+        score.update(clean, values, mask)
+        expected = float(score.compute())
+        score.reset()
+        score.update(poisoned, poisoned_values, mask)
+        assert float(score.compute()) == expected
+
+
+def test_a_scored_prediction_that_is_nan_is_not_hidden(case):
+    values, samples, mask = case
+    samples[:, :, :, 0] = torch.nan
+    for score, prediction in ((MSE(), samples[:, 0]), (CRPS(), samples)):
+        score.update(prediction, values, mask)
+        assert math.isnan(score.compute())
+
+
+def test_crps_does_not_depend_on_batches_or_chunks(case, monkeypatch):
+    values, samples, mask = case
+    whole, parts = CRPS(), CRPS()
+    whole.update(samples, values, mask)
+    monkeypatch.setattr(metrics, "_QUANTILE_CHUNK", 40)
+    for row in range(len(values)):
+        parts.update(samples[row : row + 1], values[row : row + 1], mask[row : row + 1])
+    assert float(parts.compute()) == pytest.approx(float(whole.compute()), rel=1e-9)
+
+
+def test_states_of_two_processes_add_up(case):
+    values, samples, mask = case
+    whole, first, second = CRPS(), CRPS(), CRPS()
+    whole.update(samples, values, mask)
+    first.update(samples[:2], values[:2], mask[:2])
+    second.update(samples[2:], values[2:], mask[2:])
+    first.merge_state(second)
+    assert float(first.compute()) == pytest.approx(float(whole.compute()), rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_nothing_scored_gives_nan():
+    nothing = torch.zeros(1, 4, 1, dtype=torch.bool)
+    mse, crps = MSE(), CRPS()
+    mse.update(torch.zeros(1, 4, 1), torch.zeros(1, 4, 1), nothing)
+    crps.update(torch.zeros(1, 3, 4, 1), torch.zeros(1, 4, 1), nothing)
+    assert math.isnan(mse.compute())
+    assert math.isnan(crps.compute())
+
+
+def test_wrong_shapes_and_masks_are_refused(case):
+    values, samples, mask = case
+    with pytest.raises(ValueError, match=r"\(B, L, C\)"):
+        MSE().update(samples, values, mask)
+    with pytest.raises(ValueError, match=r"\(B, L, C\)"):
+        CRPS().update(samples.movedim(1, -1), values, mask)
+    with pytest.raises(ValueError, match="must be bool"):
+        MAE().update(values, values, mask.long())
