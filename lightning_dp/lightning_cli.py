@@ -1,9 +1,13 @@
 """LightningCLI with three more top-level keys: `privacy`, `run`, and links from data to model."""
 
+import logging
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -22,20 +26,55 @@ _LINKS = {
     "steps_per_day": "normaliser.init_args.steps_per_day",
 }
 
+# Lightning's and torch's advice on what is done on purpose here, or what no user can act on.
+_ADVICE = (
+    ".*does not have many workers.*",
+    ".*LeafSpec.*is deprecated.*",
+    "No seed found.*",
+    "Experiment logs directory .* exists and is not empty.*",
+    ".*`weights_only` was not set.*",
+)
+
 
 def run(argv: list[str]) -> LightningCLI:
-    """Parse and run one subcommand."""
-    options = {"parser_mode": "omegaconf", "allow_abbrev": False}
-    return Cli(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=None,  # RunFolder writes config.yaml, once, with or without a logger
-        auto_configure_optimizers=False,
-        parser_kwargs=dict.fromkeys(_SUBCOMMANDS, options),
-        args=argv,
-    )
+    """Parse and run one subcommand.
+
+    Raises:
+        ValueError: the command line or a configuration file can't be right, in one sentence.
+    """
+    options = {"parser_mode": "omegaconf", "allow_abbrev": False, "exit_on_error": False}
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    before = sys.argv
+    sys.argv = ["lightning-dp", *argv]  # LightningCLI warns about arguments that are handed over otherwise
+    try:
+        with warnings.catch_warnings():
+            for message in _ADVICE:
+                warnings.filterwarnings("ignore", message=message)
+            return Cli(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,  # RunFolder writes config.yaml, once, with or without a logger
+                auto_configure_optimizers=False,
+                parser_kwargs={"exit_on_error": False, **dict.fromkeys(_SUBCOMMANDS, options)},
+            )
+    except ArgumentError as error:
+        raise ValueError(_innermost(str(error))) from error
+    finally:
+        sys.argv = before
+
+
+def _innermost(message: str) -> str:
+    """The deepest part of a nested parser message: what is wrong, without the ways it might be right."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    noise = ("Given value", "Expected a <class 'NoneType'>", "Subtypes:", "Errors:", "Does not validate")
+    keys = [line.strip().rstrip(":") for line in lines if "Parser key" in line or "class_path '" in line]
+    useful = [line for line in lines if not line.strip().lstrip("- ").startswith(noise)]
+    deepest = max(useful, key=lambda line: len(line) - len(line.lstrip(" -")), default=message)
+    where = [key.replace("Parser key ", "").lstrip("- ") for key in keys]
+    text = deepest.strip().lstrip("- ")
+    return ": ".join([*(part for part in where if part not in text), text])
 
 
 class Cli(LightningCLI):
@@ -90,6 +129,10 @@ class Cli(LightningCLI):
             print("privacy: null, so ε = ∞: nothing about the training data is protected")
         trainer_config.callbacks = [*(trainer_config.callbacks or []), *extra]
         return super().instantiate_trainer(**options)
+
+    def after_fit(self) -> None:
+        if self.config_init[self.subcommand].run.test and not self.trainer.interrupted:
+            self.trainer.test(self.model, datamodule=self.datamodule)
 
     def _loggers(self, run: Run) -> list[Logger] | bool:
         if self.subcommand != "fit":

@@ -9,7 +9,7 @@ Shapes: B windows, L steps, C channels, F covariates, K noise draws, n samples, 
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
@@ -17,9 +17,10 @@ from torch import Tensor
 from lightning_dp.diffusion.objective import draw_timesteps, per_example_loss
 from lightning_dp.diffusion.prediction import Prediction, Velocity
 from lightning_dp.diffusion.sampler import Sampler
-from lightning_dp.diffusion.schedule import Linear, NoiseSchedule
+from lightning_dp.diffusion.schedule import Cosine, NoiseSchedule
 from lightning_dp.nets.denoising_net import DenoisingNet
 from lightning_dp.timeseries.batch import Batch
+from lightning_dp.timeseries.forecast_report import ForecastReport
 from lightning_dp.timeseries.metrics import CRPS, MAE, MSE, scored_positions
 from lightning_dp.timeseries.normalise import Frame, Normaliser, visible_mask
 
@@ -34,9 +35,9 @@ class TimeSeriesDiffusion(LightningModule):
             the same in two halves, `encode` and `denoise`, for sampling; see `SeriesDiT`. Its attribute
             `rows_per_example` says how many layer rows it makes of one.
         normaliser: the frame in which the series is diffused.
-        schedule: noise levels.
-        prediction: what `net` predicts.
-        sampler: how samples are drawn.
+        schedule: noise levels; None for `Cosine()`.
+        prediction: what `net` predicts; None for `Velocity()`.
+        sampler: how samples are drawn; None for `Sampler()`.
         noise_draws: K ≥ 1 timesteps and noises per example, in one gradient of that example (DPDM's noise
             multiplicity, arXiv 2210.09929).
         min_snr_gamma: γ of min-SNR weighting, or None.
@@ -60,7 +61,7 @@ class TimeSeriesDiffusion(LightningModule):
         sampler: Sampler | None = None,
         noise_draws: int = 1,
         min_snr_gamma: float | None = None,
-        num_samples: int = 20,
+        num_samples: int = 50,
         point: str = "denoiser",
         quantile_levels: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95),
         max_sampling_rows: int = 4096,
@@ -89,9 +90,9 @@ class TimeSeriesDiffusion(LightningModule):
         self.save_hyperparameters(ignore=None if from_config else _LIVE_ARGUMENTS)
         self.net = net
         self.normaliser = normaliser
-        self.schedule = Linear() if schedule is None else schedule
-        self.prediction = Velocity() if prediction is None else prediction
-        self.sampler = Sampler() if sampler is None else sampler
+        self.schedule = Cosine() if schedule is None else schedule
+        self.prediction = prediction or Velocity()
+        self.sampler = sampler or Sampler()
         self.noise_draws = noise_draws
         self.min_snr_gamma = min_snr_gamma
         self.num_samples = num_samples
@@ -227,6 +228,10 @@ class TimeSeriesDiffusion(LightningModule):
         levels = samples.new_tensor(self.quantile_levels)
         quantiles = torch.quantile(samples, levels, dim=1).transpose(0, 1)  # (B, Q, L, C)
         return {"samples": samples, "quantiles": quantiles, "point": self.expectation(batch)}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Every test stands beside its baselines and a picture."""
+        return [ForecastReport()]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])

@@ -59,7 +59,7 @@ class DayMean(Normaliser):
     floor: Tensor
 
     def __init__(
-        self, *, steps_per_day: int, floor: float | Sequence[float] = 0.1, residual_scale: bool = False
+        self, *, steps_per_day: int, floor: float | Sequence[float] = 0.1, residual_scale: bool = True
     ) -> None:
         super().__init__()
         if steps_per_day < 1:

@@ -44,6 +44,7 @@ class Run:
         project: W&B project.
         group: W&B group, e.g. one sweep.
         tags: W&B tags.
+        test: evaluate on the test split when a fit ends, in the same W&B run.
         share_nonprivate: also send `nonprivate/` statistics to W&B. They are not covered by ε.
     """
 
@@ -54,6 +55,7 @@ class Run:
     project: str = "lightning_dp"
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    test: bool = True
     share_nonprivate: bool = False
 
     def __post_init__(self) -> None:
@@ -122,6 +124,12 @@ class RunFolder(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.save_checkpoint(self.folder / CHECKPOINT)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """ε stands beside the test metrics wherever they are logged."""
+        spent = read_privacy_report(self.folder).get("epsilon_spent")
+        if spent is not None:
+            pl_module.log("test/epsilon", float(spent))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:

@@ -1,10 +1,11 @@
 """The W&B logger: offline with no account, online with one, and discreet about private statistics."""
 
+import netrc
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlparse
 
-import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from lightning_dp.tracking.run_folder import Run
@@ -33,7 +34,7 @@ def make_wandb_logger(run: Run, *, folder: Path, config: dict) -> DiscreetWandbL
     """
     mode = os.environ.get("WANDB_MODE") or run.wandb
     if mode == "auto":
-        mode = "online" if wandb.api.api_key else "offline"
+        mode = "online" if _has_key() else "offline"
     if mode == "disabled":
         return None
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,3 +49,14 @@ def make_wandb_logger(run: Run, *, folder: Path, config: dict) -> DiscreetWandbL
         config=config,
         log_model=False,
     )
+
+
+def _has_key() -> bool:
+    """Whether W&B could log in without asking. Its own check would start a session, which spoils offline."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -183,7 +183,7 @@ def test_a_closed_lease_charges_no_more(ledger: Ledger) -> None:
     lease = open_run(ledger)
     lease.close()
     for use in (lambda: lease.reserve(EVENT), lease.close, lambda: lease.override("why")):
-        with pytest.raises(LedgerError, match="closed"):
+        with pytest.raises(LedgerError, match="This lease is closed"):
             use()
 
 
@@ -438,6 +438,32 @@ def test_a_changed_row_is_named_even_where_the_triggers_are_back(ledger: Ledger,
     for use in (lambda: open_run(ledger), lambda: ledger.epsilon(DATA, unit=UNIT)):
         with pytest.raises(LedgerCorrupt):
             use()
+
+
+@pytest.mark.parametrize("fault", ["transplanted", "removed"])
+def test_a_row_of_another_ledger_or_a_gap_is_named(
+    ledger: Ledger, path: Path, tmp_path: Path, fault: str
+) -> None:
+    other = Ledger(tmp_path / "other.sqlite")
+    other.register(DATA, unit=UNIT, delta=DELTA)
+    for each in (ledger, other):
+        with open_run(each) as lease:
+            for _ in range(3):
+                last = lease.reserve(EVENT)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TRIGGER entry_is_not_deleted")
+        connection.execute("DROP TRIGGER entry_is_appended")
+        connection.execute("DELETE FROM entry WHERE seq = ?", [last.seq])
+        if fault == "transplanted":  # sound by itself: its own hash fits its content
+            connection.execute("ATTACH ? AS other", [str(other.path)])
+            connection.execute("INSERT INTO main.entry SELECT * FROM other.entry WHERE seq = ?", [last.seq])
+        for name in ("entry_is_not_deleted", "entry_is_appended"):
+            connection.execute(ledger_module._SCHEMA[name])
+        connection.commit()
+    anchor(path).write_text("")  # so that only the chain can tell
+    with pytest.raises(LedgerCorrupt) as caught:
+        ledger.verify()
+    assert caught.value.seq == last.seq
 
 
 def test_a_flipped_byte_in_any_row_is_found_and_named(ledger: Ledger, path: Path) -> None:

@@ -101,7 +101,7 @@ class Shared(Tensor):
             others = [t for t in tensors((args, kwargs)) if not isinstance(t, Shared)]
             if any(has_rows(t, tape.sums.rows) for t in others):
                 return _meet(tape, func, args, kwargs)
-            return _stay(tape, func, args, kwargs, others)
+            return stay(tape, func, args, kwargs)
 
 
 def _plain(tree: Any) -> Any:
@@ -132,12 +132,15 @@ def _filled(tree: Any, roots: dict[str, Tensor]) -> Any:
     return map_tensors(lambda t: t.make(roots) if isinstance(t, Shared) else t, tree)
 
 
-def _stay(tape: Tape, func: Any, args: Any, kwargs: Any, others: list[Tensor]) -> Any:
-    """No rows in sight: the result is Shared as well."""
+def stay(tape: Tape, func: Any, args: Any, kwargs: Any, *, table: bool = False) -> Any:
+    """No rows in sight: the result is Shared as well. With `table`, what it meets is known to be no data."""
     roots = _roots((args, kwargs))
-    if any(t.requires_grad for t in others):
+    others = [t for t in tensors((args, kwargs)) if not isinstance(t, Shared)]
+    rows = tape.sums.rows
+    suspicious = func in RULES and not table
+    if any(t.requires_grad or (suspicious and _looks_like_data(t, rows)) for t in others):
         shapes = [tuple(t.shape) for t in others]
-        raise _refuse(func, roots, f"it meets {shapes}, of which none has {tape.sums.rows} rows first")
+        raise _refuse(func, roots, f"it meets {shapes}, of which none has {rows} rows first")
     if _name(func) in _REPEATING:
         repeated = _repeat(tape, func, args, kwargs)
         if repeated is not None:
@@ -158,6 +161,13 @@ def _stay(tape: Tape, func: Any, args: Any, kwargs: Any, others: list[Tensor]) -
     if isinstance(result, list | tuple) and all(isinstance(r, Tensor) for r in result):
         return type(result)(wrap(value, index) for index, value in enumerate(result))
     return result
+
+
+def _looks_like_data(tensor: Tensor, rows: int) -> bool:
+    """A layer's input that isn't a table: rows folded with something else, or not where they belong."""
+    if tensor.ndim == 0 or tensor.shape[0] == 1 or rows == 1:
+        return False
+    return tensor.is_floating_point() or tensor.shape[0] % rows == 0
 
 
 def _repeat(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor | None:
@@ -196,6 +206,20 @@ def _rowwise(tape: Tape, value: Shared, change: Callable[[Tensor], Tensor]) -> T
     return tap(tape, one.expand(rows, *one.shape[1:]), record)
 
 
+def _aligned(tape: Tape, value: Shared) -> Tensor:
+    """value is (R, …) and each row meets its own entry: labels that look like positions."""
+    sums, sink = tape.sums, DerivedSink(tape, value.roots, value.make)
+    sink.announce()
+
+    def record(grad: Tensor) -> None:
+        units = torch.zeros(sums.units, *grad.shape, device=grad.device)  # (U, R, …)
+        rows = torch.arange(sums.rows, device=grad.device)
+        units[rows // sums.rows_per_unit, rows] = grad.float()
+        sink.add(KeptUse(units))
+
+    return tap(tape, value.plain(), record)
+
+
 def _meet(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     """Shared values and rows in one operator."""
     rows, name = tape.sums.rows, _name(func)
@@ -205,13 +229,15 @@ def _meet(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     if name in _BROADCASTING or name in _JOINING:
         whole = [t for t in tensors((args, kwargs)) if isinstance(t, Shared)]
         rank = max([plain_rank, *(t.ndim for t in whole)])
-        alone = all(t.ndim < rank or t.shape[0] == 1 for t in whole)
+        alone = all(t.ndim < rank or t.shape[0] in (1, rows) for t in whole)
         along_rows = name in _JOINING and (kwargs.get("dim", args[1] if len(args) > 1 else 0) in (0, -rank))
         if plain_rank == rank and alone and not along_rows:
 
             def spread(tensor: Tensor) -> Tensor:
                 if not isinstance(tensor, Shared):
                     return tensor
+                if tensor.ndim == rank and tensor.shape[0] == rows > 1:
+                    return _aligned(tape, tensor)
                 shape = (1,) * (rank - tensor.ndim) + tuple(tensor.shape)
                 return _rowwise(tape, tensor, lambda v: v.reshape(shape))
 

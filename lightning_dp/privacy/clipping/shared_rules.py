@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_dp.privacy.clipping import layer_ops
-from lightning_dp.privacy.clipping.shared import RULES, Rule, Shared
+from lightning_dp.privacy.clipping.shared import RULES, Rule, Shared, stay
 from lightning_dp.privacy.clipping.tape import Sink, Tape
 from lightning_dp.privacy.clipping.trees import has_rows
 
@@ -170,8 +170,10 @@ def _embedding(
             f"Embedding of {', '.join(weight.roots)} has max_norm or scale_grad_by_freq, which make its "
             "gradient depend on other rows: unset them."
         )
-    if not _applies(tape, input, weight) or _is_positions(input):
+    if not _applies(tape, input, weight):
         return NotImplemented
+    if _is_positions(input):
+        return stay(tape, F.embedding, (input, weight, padding_idx), {}, table=True)
     w, sink = _split(weight)
     assert w is not None
     assert sink is not None

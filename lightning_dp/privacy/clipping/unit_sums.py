@@ -63,8 +63,10 @@ class UnitSums:
             parameter.grad = None
 
     def forget(self) -> None:
-        """Stop expecting a batch."""
+        """Stop expecting a batch; drop raw gradients, which no optimizer may see."""
         self._weights = None
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     @property
     def expecting(self) -> bool:

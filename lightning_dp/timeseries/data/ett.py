@@ -51,6 +51,8 @@ class ETT(LightningDataModule):
     follows from `privacy_unit().windows_per_event`.
 
     Attributes:
+        dataset_id: the name under which ledgers and results know these rows.
+        length: L = context_length + horizon.
         channel_names: the C channels in use.
         num_channels: C.
         num_covariates: F = 6 calendar features.
@@ -106,8 +108,10 @@ class ETT(LightningDataModule):
                 f"ETT.channels is {channels!r}; choose from {', '.join(_CHANNELS)}, each at most once."
             )
         self.name: str = name
+        self.dataset_id: str = name
         self.context_length = context_length
         self.horizon = horizon
+        self.length = context_length + horizon
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.train_stride = train_stride

@@ -90,6 +90,8 @@ class HouseholdLoad(LightningDataModule):
     test households are never seen in training.
 
     Attributes:
+        dataset_id: the name under which ledgers and results know these rows.
+        length: L = context_length + horizon.
         channel_names: `["load"]`.
         num_channels: C = 1.
         num_covariates: F = 7: six calendar features and the temperature, ([−15, 35] °C → [−1, 1]).
@@ -147,6 +149,9 @@ class HouseholdLoad(LightningDataModule):
         self.num_days = num_days
         self.context_length = context_length
         self.horizon = horizon
+        self.length = context_length + horizon
+        self.dataset_id = f"simulated-{num_households}-households-{num_days}-days-seed-{seed}"
+        self.value_unit = "kWh"
         self.windows_per_user = windows_per_user
         self.batch_size = batch_size
         self.num_workers = num_workers

@@ -1,0 +1,67 @@
+"""Beside every test result: the baselines it has to beat, and a picture of the forecasts."""
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_dp.timeseries.baselines import evaluate_baselines, mean_of_days
+from lightning_dp.timeseries.batch import Batch
+from lightning_dp.tracking.figures import forecast_fan
+
+_EXAMPLES = 3
+
+
+class ForecastReport(Callback):
+    """Logs `baseline/NAME/METRIC` at the end of a test and draws `plots/forecast_fan.png`.
+
+    The windows drawn are spread over the first test batch, not chosen. Does nothing for data without
+    a daily period.
+    """
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._batch: Batch | None = None
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._batch is None:
+            self._batch = batch
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if not hasattr(data, "steps_per_day"):
+            return
+        for name, scores in evaluate_baselines(data).items():
+            for metric, value in scores.items():
+                pl_module.log(f"baseline/{name.replace(' ', '_')}/{metric}", value)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = getattr(trainer, "datamodule", None)
+        batch = self._batch
+        if batch is None or not hasattr(data, "steps_per_day") or not trainer.is_global_zero:
+            return
+        rows = torch.linspace(0, len(batch["values"]) - 1, _EXAMPLES).long().unique()
+        shown = Batch(**{name: value[rows] for name, value in batch.items()})  # type: ignore[typeddict-item]
+        samples = pl_module.sample(shown, num_samples=100).cpu()
+        shown = Batch(**{name: value.cpu() for name, value in shown.items()})  # type: ignore[attr-defined,typeddict-item]
+        figure = forecast_fan(
+            samples,
+            values=shown["values"],
+            observed=shown["observed"],
+            target=shown["target"],
+            channel_names=data.channel_names,
+            steps_per_day=data.steps_per_day,
+            unit=getattr(data, "value_unit", ""),
+            baseline=mean_of_days(shown, steps_per_day=data.steps_per_day),
+            channels=list(range(min(3, len(data.channel_names)))),
+        )
+        folder = Path(trainer.default_root_dir) / "plots"
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / "forecast_fan.png", dpi=120)
