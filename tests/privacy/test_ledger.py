@@ -449,21 +449,22 @@ def test_a_row_of_another_ledger_or_a_gap_is_named(
     for each in (ledger, other):
         with open_run(each) as lease:
             for _ in range(3):
-                last = lease.reserve(EVENT)
+                lease.reserve(EVENT)
+    seq = 2  # the registration: alike in both but for its time
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("DROP TRIGGER entry_is_not_deleted")
         connection.execute("DROP TRIGGER entry_is_appended")
-        connection.execute("DELETE FROM entry WHERE seq = ?", [last.seq])
+        connection.execute("DELETE FROM entry WHERE seq = ?", [seq])
         if fault == "transplanted":  # sound by itself: its own hash fits its content
             connection.execute("ATTACH ? AS other", [str(other.path)])
-            connection.execute("INSERT INTO main.entry SELECT * FROM other.entry WHERE seq = ?", [last.seq])
+            connection.execute("INSERT INTO main.entry SELECT * FROM other.entry WHERE seq = ?", [seq])
         for name in ("entry_is_not_deleted", "entry_is_appended"):
             connection.execute(ledger_module._SCHEMA[name])
         connection.commit()
     anchor(path).write_text("")  # so that only the chain can tell
     with pytest.raises(LedgerCorrupt) as caught:
         ledger.verify()
-    assert caught.value.seq == last.seq
+    assert caught.value.seq == seq
 
 
 def test_a_flipped_byte_in_any_row_is_found_and_named(ledger: Ledger, path: Path) -> None:

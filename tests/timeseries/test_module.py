@@ -12,10 +12,21 @@ from lightning_dp.diffusion.prediction import Epsilon, Sample, Velocity
 from lightning_dp.diffusion.sampler import Sampler
 from lightning_dp.diffusion.schedule import Cosine
 from lightning_dp.nets.conditioning.adaln_zero import AdaLNZero
+from lightning_dp.nets.conditioning.dp_aware_adaln_zero import DPAwareAdaLNZero
+from lightning_dp.nets.conditioning.modulation import Conditioning
 from lightning_dp.nets.series_dit import SeriesDiT
+from lightning_dp.privacy.clipping.book_keeping import BookKeeping
+from lightning_dp.privacy.clipping.functions import Flat
+from lightning_dp.privacy.clipping.materialised import Materialised
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.module import TimeSeriesDiffusion
 from lightning_dp.timeseries.normalise import DayMean, FixedScale, visible_mask
+
+# diffusers' own use of numpy, and autograd's advice on hooks of modules whose inputs need no gradient.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Full backward hook"),
+]
 
 LENGTH, CHANNELS, DAY, HORIZON = 12, 2, 3, 3
 
@@ -38,9 +49,9 @@ def _batch(rows: int = 4, *, seed: int = 0) -> Batch:
     }
 
 
-def _net(**options) -> SeriesDiT:
+def _net(conditioning: Conditioning | None = None, **options) -> SeriesDiT:
     return SeriesDiT(
-        AdaLNZero(),
+        conditioning or AdaLNZero(),
         length=LENGTH,
         num_channels=CHANNELS,
         num_covariates=1,
@@ -90,18 +101,18 @@ def _trainer(tmp_path, **options) -> Trainer:
 def test_day_mean_is_the_mean_of_the_visible_days_at_that_hour():
     values = torch.tensor([1.0, 10.0, 3.0, 20.0, 99.0, 99.0]).view(1, 6, 1)
     visible = torch.tensor([1, 1, 1, 1, 0, 0]).view(1, 6, 1).bool()
-    frame = DayMean(steps_per_day=2, floor=1e-3).frame(values, visible)
+    frame = DayMean(steps_per_day=2, floor=1e-3, residual_scale=False).frame(values, visible)
     assert frame.center.flatten().tolist() == [2.0, 15.0, 2.0, 15.0, 2.0, 15.0]
     spread = torch.tensor([1.0, 10.0, 3.0, 20.0]).std(correction=0)
     torch.testing.assert_close(frame.scale.squeeze(), spread, rtol=1e-4, atol=0)
-    residual = DayMean(steps_per_day=2, floor=1e-3, residual_scale=True).frame(values, visible)
+    residual = DayMean(steps_per_day=2, floor=1e-3).frame(values, visible)
     torch.testing.assert_close(residual.scale.item(), (26 / 2) ** 0.5, rtol=1e-4, atol=0)
 
 
 def test_day_mean_with_missing_values_falls_back_to_the_window_then_to_zero():
     values = torch.tensor([[1.0, 7.0], [0.0, 7.0], [3.0, 7.0], [0.0, 7.0]])[None]
     visible = torch.tensor([[1, 0], [0, 0], [1, 0], [0, 0]])[None].bool()
-    frame = DayMean(steps_per_day=2, floor=0.5).frame(values, visible)
+    frame = DayMean(steps_per_day=2, floor=0.5, residual_scale=False).frame(values, visible)
     assert frame.center[0, :, 0].tolist() == [2.0, 2.0, 2.0, 2.0]
     assert frame.center[0, :, 1].tolist() == [0.0] * 4
     assert frame.scale[0, 0].tolist() == pytest.approx([1.25**0.5, 0.5])
@@ -195,6 +206,39 @@ def test_rows_of_one_example_are_consecutive_in_every_layer(channel_independent)
             others[example * rows : (example + 1) * rows] = False
             assert gradient[others].abs().max() == 0
         assert max(g.abs().max() for g in gradients) > 0
+
+
+@pytest.mark.parametrize("engine_class", [Materialised, BookKeeping])
+@pytest.mark.parametrize("channel_independent", [True, False])
+@pytest.mark.parametrize("units", [1, 4])
+def test_clipping_engines_find_each_examples_own_gradient(engine_class, channel_independent, units):
+    """Through every layer of the real net, K draws and channels folded into rows included."""
+    conditioning = DPAwareAdaLNZero(c_max=0.5)
+    module = _module(net=_net(conditioning, channel_independent=channel_independent), noise_draws=2)
+    batch, max_grad_norm = _batch(units), 0.3
+    expected = {name: torch.zeros_like(p) for name, p in module.named_parameters()}
+    norms = []
+    for example in range(units):
+        module.zero_grad()
+        torch.manual_seed(1)
+        module.per_example_losses(batch)[example].backward()
+        gradients = {name: p.grad.clone() for name, p in module.named_parameters()}
+        norms.append(torch.stack([g.norm() for g in gradients.values()]).norm())
+        for name, gradient in gradients.items():
+            expected[name] += gradient * (max_grad_norm / norms[-1]).clamp(max=1.0)
+    assert min(norms) > max_grad_norm
+
+    module.zero_grad()
+    engine = engine_class()
+    engine.attach(module, function=Flat(), max_grad_norm=max_grad_norm)
+    engine.expect(unit_weights=torch.ones(units), rows_per_unit=module.rows_per_example)
+    torch.manual_seed(1)
+    module.per_example_losses(batch).mean().backward()
+    torch.testing.assert_close(engine.collect(), torch.stack(norms), rtol=1e-4, atol=1e-6)
+    sums = engine.take()
+    engine.detach()
+    for name, total in expected.items():
+        torch.testing.assert_close(sums[name], total, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_samples_are_reproducible_finite_and_leave_what_is_visible():

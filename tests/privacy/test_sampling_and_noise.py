@@ -1,0 +1,121 @@
+"""Poisson batches and OS-entropy noise, each with the broken variant that its check must catch."""
+
+import multiprocessing
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_dp.privacy.noise import GaussianNoise
+from lightning_dp.privacy.sampling import PoissonLoader, PoissonSampler, split
+
+
+def is_poisson(batches: list[list[int]], *, num_units: int, rate: float) -> bool:
+    """Whether sizes vary and units are hit as independent draws at `rate` would (5 standard errors)."""
+    sizes = np.array([len(batch) for batch in batches])
+    n = len(batches)
+    variance = num_units * rate * (1 - rate)
+    mean_is_right = abs(sizes.mean() - num_units * rate) < 5 * np.sqrt(variance / n)
+    variance_is_right = abs(sizes.var() / variance - 1) < 5 * np.sqrt(2 / n)
+    hits = np.bincount(np.concatenate([*batches, []]).astype(int), minlength=num_units)
+    hits_vary = abs(hits.var() / (n * rate * (1 - rate)) - 1) < 5 * np.sqrt(2 / num_units)
+    return bool(mean_is_right and variance_is_right and hits_vary)
+
+
+def test_sampler_is_poisson():
+    sampler = PoissonSampler(num_units=200, sampling_rate=0.05)
+    assert is_poisson([sampler.draw() for _ in range(2000)], num_units=200, rate=0.05)
+
+
+def test_planted_shuffled_batches_are_caught():
+    loader = DataLoader(range(200), batch_size=10, shuffle=True)
+    batches = [batch.tolist() for _ in range(100) for batch in loader]
+    assert not is_poisson(batches, num_units=200, rate=0.05)
+
+
+def test_planted_wrong_rate_is_caught():
+    sampler = PoissonSampler(num_units=200, sampling_rate=1 / (200 // 10 + 5))
+    assert not is_poisson([sampler.draw() for _ in range(2000)], num_units=200, rate=0.05)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_yields_what_pending_describes(workers):
+    data = TensorDataset(torch.arange(50))
+    loader = PoissonLoader(data, sampling_rate=0.1, physical_batch_size=2, num_workers=workers)
+    logical, parts = 0, 0
+    for _ in range(3):
+        for (batch,) in loader:
+            part = loader.pending.popleft()
+            assert batch.tolist() == list(part.indices)
+            assert len(part.weights) == len(part.indices)
+            logical += part.last
+            parts += 1
+        assert not loader.pending
+    assert logical == 30  # three passes of ⌈1 / 0.1⌉
+    assert parts > logical
+
+
+def test_a_pass_is_drawn_lazily():
+    loader = PoissonLoader(TensorDataset(torch.arange(3)), sampling_rate=1e-9)
+    next(iter(loader))  # a pass of 10⁹ logical batches must not be drawn ahead
+    assert loader.pending.popleft().weights == (0.0,)
+
+
+def test_split_covers_each_unit_once_and_ends_once():
+    for n in (1, 4, 9, 10):
+        parts = list(split(list(range(n)), physical_batch_size=4))
+        assert [i for part in parts for i in part.indices] == list(range(n))
+        assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
+    (empty,) = split([], physical_batch_size=4)
+    assert (empty.weights, empty.last) == ((0.0,), True)
+
+
+def test_noise_is_standard_normal():
+    noise = GaussianNoise().standard_normal(torch.Size([1000, 1000]), device=torch.device("cpu"))
+    assert float(noise.mean()) == pytest.approx(0, abs=0.005)
+    assert float(noise.std()) == pytest.approx(1, abs=0.005)
+    assert float((noise.abs() > 3).float().mean()) == pytest.approx(0.0027, rel=0.1)
+
+
+def draw(source: GaussianNoise) -> list[float]:
+    return source.standard_normal(torch.Size([8]), device=torch.device("cpu")).tolist()
+
+
+def test_noise_ignores_seeds():
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        drawn.append(draw(GaussianNoise()))
+    assert drawn[0] != drawn[1]
+
+
+def test_planted_seeded_noise_repeats():
+    """The fault that the test above would catch in us."""
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        drawn.append(torch.randn(8).tolist())
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_a_fork_draws_other_noise():
+    source = GaussianNoise()
+    draw(source)  # the generator exists and would be inherited
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: writer.send(draw(source)))
+    process.start()
+    theirs = reader.recv()
+    process.join()
+    assert theirs != draw(source)
+
+
+def test_noise_state_is_never_saved():
+    with pytest.raises(TypeError, match="never saved"):
+        pickle.dumps(GaussianNoise())
