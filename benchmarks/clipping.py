@@ -17,7 +17,6 @@ import argparse
 import gc
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -337,20 +336,22 @@ def peak_memory(model: str, name: str, *, batch: int, device: str) -> float | No
     return float(done.stdout.split()[-1]) if done.returncode == 0 and done.stdout.split() else None
 
 
+def _resident(field: str) -> int:
+    # Not getrusage: its maximum is inherited from the parent across exec.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
 def _child(model: str, name: str, *, batch: int, device: str) -> None:
     stepper = ENGINES[name](MODELS[model](), batch, device)
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
     else:
-        before = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = _resident("VmRSS")
     for _ in range(3):
         stepper.step()
-    after = (
-        torch.cuda.max_memory_allocated()
-        if device == "cuda"
-        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    )
+    after = torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
     print(after - before)
 
 

@@ -61,8 +61,8 @@ def run(method: str, *, seed: int, epochs: int) -> dict[str, float]:
     model = TimeSeriesDiffusion(
         net,
         normaliser=DayMean(steps_per_day=data.steps_per_day),
-        sampler=Sampler(num_steps=8),
-        num_samples=50,
+        sampler=Sampler(num_steps=6),
+        num_samples=100,
         optimizer=lambda p: torch.optim.AdamW(p, lr=LEARNING_RATE, weight_decay=0.01),
         lr_scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(
             o, LEARNING_RATE, total_steps=steps, pct_start=0.1

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.tracking.run_folder import CHECKPOINT, Run, RunFolder, check_unused, new_run_folder
-from lightning_dp.tracking.wandb_logger import make_wandb_logger
+from lightning_dp.tracking.wandb_logger import finish_wandb, make_wandb_logger
 
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 # What a network must know of the data is taken from the data, wherever the chosen class asks for it.
@@ -35,6 +35,8 @@ _ADVICE = (
     ".*`weights_only` was not set.*",
 )
 
+_NESTED = "Does not validate against any of the Union subtypes"
+
 
 def run(argv: list[str]) -> LightningCLI:
     """Parse and run one subcommand.
@@ -42,7 +44,8 @@ def run(argv: list[str]) -> LightningCLI:
     Raises:
         ValueError: the command line or a configuration file can't be right, in one sentence.
     """
-    options = {"parser_mode": "omegaconf", "allow_abbrev": False, "exit_on_error": False}
+    strict = {"allow_abbrev": False, "exit_on_error": False}
+    options = {"parser_mode": "omegaconf", **strict}
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     before = sys.argv
     sys.argv = ["lightning-dp", *argv]  # LightningCLI warns about arguments that are handed over otherwise
@@ -57,18 +60,21 @@ def run(argv: list[str]) -> LightningCLI:
                 subclass_mode_data=True,
                 save_config_callback=None,  # RunFolder writes config.yaml, once, with or without a logger
                 auto_configure_optimizers=False,
-                parser_kwargs={"exit_on_error": False, **dict.fromkeys(_SUBCOMMANDS, options)},
+                parser_kwargs={**strict, **dict.fromkeys(_SUBCOMMANDS, options)},
             )
-    except ArgumentError as error:
-        raise ValueError(_innermost(str(error))) from error
+    except (ArgumentError, ValueError) as error:
+        if isinstance(error, ArgumentError) or _NESTED in str(error):
+            raise ValueError(_innermost(str(error))) from error
+        raise
     finally:
         sys.argv = before
+        finish_wandb()
 
 
 def _innermost(message: str) -> str:
     """The deepest part of a nested parser message: what is wrong, without the ways it might be right."""
     lines = [line for line in message.splitlines() if line.strip()]
-    noise = ("Given value", "Expected a <class 'NoneType'>", "Subtypes:", "Errors:", "Does not validate")
+    noise = ("Given value", "Expected a <class 'NoneType'>", "Subtypes:", "Errors:", _NESTED)
     keys = [line.strip().rstrip(":") for line in lines if "Parser key" in line or "class_path '" in line]
     useful = [line for line in lines if not line.strip().lstrip("- ").startswith(noise)]
     deepest = max(useful, key=lambda line: len(line) - len(line.lstrip(" -")), default=message)
@@ -102,7 +108,7 @@ class Cli(LightningCLI):
         if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
             raise ValueError(f"ckpt_path={config.ckpt_path} is not a file")
         # Read before anything is instantiated, and with what the links will fill in left open.
-        self._text = self._parser(self.subcommand).dump(config, skip_link_targets=True, skip_none=False)
+        self._text = self._parser(self.subcommand).dump(config, skip_link_targets=True)
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         run = self.config_init[self.subcommand].run

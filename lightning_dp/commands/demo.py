@@ -10,7 +10,10 @@ from pathlib import Path
 
 from lightning_dp.tracking.results import compare, markdown, read_results
 
-_VANILLA = ["--model.init_args.net.init_args.conditioning", "lightning_dp.nets.conditioning.adaln_zero.AdaLNZero"]
+_VANILLA = [
+    "--model.init_args.net.init_args.conditioning",
+    "lightning_dp.nets.conditioning.adaln_zero.AdaLNZero",
+]
 _METHODS: dict[str, list[str]] = {
     "private, DP-aware": [],
     "private, vanilla": [*_VANILLA],
@@ -27,7 +30,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder of the runs (default runs/demo-<time>)")
     parser.add_argument("--conf", type=Path, default=Path("conf"), help="folder of the recipes")
-    parser.add_argument("--data", choices=["auto", "etth1", "simulator"], default="auto", help="what to train on")
+    parser.add_argument(
+        "--data", choices=["auto", "etth1", "simulator"], default="auto", help="what to train on"
+    )
     parser.add_argument("--steps", type=int, help="optimizer steps instead of the recipe's")
     arguments = parser.parse_args(argv)
 
@@ -43,7 +48,16 @@ def main(argv: list[str]) -> int:
 
     for method, overrides in _METHODS.items():
         folder = out / method.replace(", ", "-").replace(" ", "-").lower()
-        command = ["fit", "--config", str(recipe), "--run.dir", str(folder), "--run.method", method, *overrides]
+        command = [
+            "fit",
+            "--config",
+            str(recipe),
+            "--run.dir",
+            str(folder),
+            "--run.method",
+            method,
+            *overrides,
+        ]
         if arguments.steps:
             command += ["--trainer.max_steps", str(arguments.steps)]
         print(f"\n── {method} ──\nlightning-dp {_quoted(command)}", flush=True)

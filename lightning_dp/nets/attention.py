@@ -23,9 +23,12 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, queries: Tensor | None = None) -> Tensor:
+        """(B, T, D) → (B, T, D), or (B, t, D) where only the tokens `queries` (t,) ask."""
         q, k, v = (
             self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         )  # each (B, H, T, D/H)
+        if queries is not None:
+            q = q[:, :, queries]  # (B, H, t, D/H)
         y = F.scaled_dot_product_attention(q, k, v)  # (B, H, T, D/H)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, T, D)

@@ -19,12 +19,15 @@ class DenoisingNet(nn.Module, ABC):
     rows_per_example: int = 1
 
     @abstractmethod
-    def encode(self, *, context: Tensor, visible: Tensor, profile: Tensor, covariates: Tensor) -> Any:
+    def encode(
+        self, *, context: Tensor, visible: Tensor, target: Tensor, profile: Tensor, covariates: Tensor
+    ) -> Any:
         """Whatever depends neither on x_t nor on t: once per window while sampling.
 
         Args:
             context: (B, L, C) normalised values, 0 where not visible.
             visible: (B, L, C) 1 where `context` holds a value, else 0.
+            target: (B, L, C) bool, True where the output is needed; elsewhere it may be anything.
             profile: (B, L, C) normalised baseline that was taken off the values.
             covariates: (B, L, F).
         """
@@ -49,9 +52,12 @@ class DenoisingNet(nn.Module, ABC):
         *,
         context: Tensor,
         visible: Tensor,
+        target: Tensor,
         profile: Tensor,
         covariates: Tensor,
     ) -> Tensor:
         """Both halves at once, as in training: (B, L, C) from (B, L, C)."""
-        known = self.encode(context=context, visible=visible, profile=profile, covariates=covariates)
+        known = self.encode(
+            context=context, visible=visible, target=target, profile=profile, covariates=covariates
+        )
         return self.denoise(noisy, timesteps, known=known)

@@ -56,11 +56,17 @@ class DiTBlock(nn.Module):
             hidden_size, condition_size=condition_size, sublayers=2, gated=True
         )
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x: (B, T, D), condition: (B, condition_size) → (B, T, D)."""
+    def forward(self, x: Tensor, condition: Tensor, *, queries: Tensor | None = None) -> Tensor:
+        """x: (B, T, D), condition: (B, condition_size) → (B, T, D).
+
+        With `queries` (t,) only those tokens are returned, (B, t, D): in a network's last block the others
+        serve as keys and values alone.
+        """
         attention, feed_forward = self.modulation(condition)  # each of (B, 1, D)
         y = attention.scale * self.attention_norm(x) + attention.shift  # (B, T, D)
-        x = x + attention.gate * self.dropout(self.attention(y))  # (B, T, D)
+        if queries is not None:
+            x = x[:, queries]  # from here on T counts these
+        x = x + attention.gate * self.dropout(self.attention(y, queries=queries))  # (B, T, D)
         y = feed_forward.scale * self.feed_forward_norm(x) + feed_forward.shift  # (B, T, D)
         return x + feed_forward.gate * self.dropout(self.feed_forward(y))  # (B, T, D)
 

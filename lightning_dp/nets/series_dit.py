@@ -23,11 +23,13 @@ class Known(NamedTuple):
         tokens: (B, T, D) embedded context.
         condition: (B, condition_size) pooled context.
         line: (B, L, W) linear forecast, or None.
+        asked: (t,) indices of the tokens whose output is needed.
     """
 
     tokens: Tensor
     condition: Tensor
     line: Tensor | None
+    asked: Tensor
 
 
 def _repeat(x: Tensor | None, copies: int, *, block: int) -> Tensor | None:
@@ -88,6 +90,8 @@ class SeriesDiT(DenoisingNet):
                 f"patch_size is {patch_size} and length {length}, but patches tile the window: "
                 "choose a divisor."
             )
+        if depth < 1:
+            raise ValueError(f"depth is {depth}, but a transformer has at least one block.")
         self.length = length
         self.num_channels = num_channels
         self.num_covariates = num_covariates
@@ -132,7 +136,12 @@ class SeriesDiT(DenoisingNet):
             with torch.no_grad():
                 self.gains.bias.copy_(torch.tensor([1.0, 0.0]))
 
-    def encode(self, *, context: Tensor, visible: Tensor, profile: Tensor, covariates: Tensor) -> Known:
+    def encode(
+        self, *, context: Tensor, visible: Tensor, target: Tensor, profile: Tensor, covariates: Tensor
+    ) -> Known:
+        # Patches that any row has to predict. The others are left out of the output; which ones they are
+        # changes no value that is needed, so rows stay independent.
+        asked = target.unflatten(1, (-1, self.patch_size)).any(dim=(0, 2, 3)).nonzero().flatten()  # (t,)
         series = torch.stack([context, visible, profile], dim=-1)  # (B, L, C, 3)
         if self.channel_independent:
             # From here on B counts rows of layers, and W is the number of channels in one.
@@ -142,7 +151,7 @@ class SeriesDiT(DenoisingNet):
         line = None
         if self.skip is not None:
             line = self.skip(series[..., 0].flatten(1)).unflatten(1, (self.length, -1))  # (B, L, W)
-        return Known(self.embed_known(tokens) + self.positions, self.context(tokens), line)
+        return Known(self.embed_known(tokens) + self.positions, self.context(tokens), line, asked)
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, *, known: Known) -> Tensor:
         if self.channel_independent:
@@ -154,15 +163,20 @@ class SeriesDiT(DenoisingNet):
         else:
             channels = 1
         copies = len(noisy) // len(known.tokens)
-        tokens, context, line = (_repeat(x, copies, block=channels) for x in known)
+        tokens, context, line = (_repeat(x, copies, block=channels) for x in known[:3])
         assert tokens is not None
         assert context is not None
         moment = self.timestep(timesteps)  # (B or 1, condition_size)
         condition = moment + context  # (B, condition_size)
         x = self.embed_noisy(self._patches(noisy)) + tokens  # (B, T, D)
-        for block in self.blocks:
-            x = block(x, condition)  # (B, T, D)
-        y = self.final(x, condition).reshape(noisy.shape)  # (B, L, W)
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            x = block(
+                x, condition, queries=known.asked if i == last else None
+            )  # (B, T, D), at last (B, t, D)
+        answers = self.final(x, condition)  # (B, t, p·W)
+        y = answers.new_zeros(len(x), tokens.shape[1], answers.shape[-1])  # (B, T, p·W)
+        y = y.index_copy(1, known.asked, answers).reshape(noisy.shape)  # (B, L, W)
         if line is not None and self.gains is not None:
             gains = self.gains(nn.functional.silu(moment))[:, :, None, None]  # (B or 1, 2, 1, 1)
             y = y + gains[:, 0] * line + gains[:, 1] * noisy  # (B, L, W)

@@ -173,9 +173,9 @@ def group_epsilon(events: Sequence[GaussianEvent], delta: float, *, group_size: 
     _require(group_size >= 1, f"group_size must be ≥ 1, not {group_size}")
     if group_size == 1 or not _merged(events):
         return epsilon_pld(events, delta)
-    # ε may be 1 or 10⁴: a coarse pass finds its size, a second one resolves it to a thousandth.
+    # ε may be 1 or 10⁴: a coarse pass finds its size, a second one resolves it finely.
     rough = _group_epsilon(events, delta, group_size=group_size, interval=1.0)
-    fine = max(COARSE_INTERVAL, rough / 2e3)
+    fine = max(COARSE_INTERVAL, rough / 1e4)
     return min(rough, _group_epsilon(events, delta, group_size=group_size, interval=fine))
 
 
@@ -183,18 +183,20 @@ def _group_epsilon(
     events: Sequence[GaussianEvent], delta: float, *, group_size: int, interval: float
 ) -> float:
     total = pld_lib.identity(value_discretization_interval=interval)
+    lost = 0.0
     for event in events:
-        hits = np.arange(group_size + 1)
+        # More hits than `most` are so unlikely that they go to δ: a millionth of it in all steps.
+        unlikely = 1e-6 * delta / max(1, event.steps) / len(events)
+        most = int(binom.isf(unlikely, group_size, event.sampling_rate))
+        lost += event.steps * float(binom.sf(most, group_size, event.sampling_rate))
+        hits = np.arange(most + 1)
         chances = binom.pmf(hits, group_size, event.sampling_rate)
-        likely = chances > 1e-18
-        likely[-1] = True
-        chances[-1] += chances[~likely].sum()  # what is left out counts as the worst case
         with np.errstate(all="ignore"):  # far tails overflow into the infinity mass, which is meant
             single = pld_lib.from_mixture_gaussian_mechanism(
                 event.noise_multiplier,
-                hits[likely].astype(float).tolist(),
-                (chances[likely] / chances[likely].sum()).tolist(),
+                hits.astype(float).tolist(),
+                (chances / chances.sum()).tolist(),
                 value_discretization_interval=interval,
             )
             total = total.compose(single.self_compose(event.steps))
-    return float(total.get_epsilon_for_delta(delta))
+    return float(total.get_epsilon_for_delta(delta - lost))

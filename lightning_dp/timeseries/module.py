@@ -64,7 +64,7 @@ class TimeSeriesDiffusion(LightningModule):
         num_samples: int = 50,
         point: str = "denoiser",
         quantile_levels: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95),
-        max_sampling_rows: int = 4096,
+        max_sampling_rows: int = 1024,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -250,6 +250,7 @@ class TimeSeriesDiffusion(LightningModule):
         return frame, {
             "context": context,
             "visible": visible.to(context.dtype),
+            "target": batch["target"],
             "profile": frame.profile,
             "covariates": batch["covariates"],
         }

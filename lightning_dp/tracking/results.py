@@ -91,9 +91,7 @@ def compare(results: list[dict[str, Any]]) -> list[Row]:
     ]
     for (dataset, baseline), scores in sorted(baselines.items()):
         name = baseline.replace("_", " ")
-        rows.append(
-            _row(dataset=dataset, method=name, epsilon=0.0, unit="", event=None, metrics=scores[:1])
-        )
+        rows.append(_row(dataset=dataset, method=name, epsilon=0.0, unit="", event=None, metrics=scores[:1]))
     return rows
 
 
@@ -119,7 +117,9 @@ def markdown(rows: list[Row]) -> str:
         widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
 
         def line(parts: list[str], widths: list[int] = widths) -> str:
-            return "| " + " | ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True)) + " |"
+            return (
+                "| " + " | ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True)) + " |"
+            )
 
         rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
         tables.append("\n".join([f"### {dataset}", "", line(header), rule, *map(line, cells)]))
@@ -127,7 +127,13 @@ def markdown(rows: list[Row]) -> str:
 
 
 def _row(
-    *, dataset: str, method: str, epsilon: float, unit: str, event: float | None, metrics: list[dict[str, float]]
+    *,
+    dataset: str,
+    method: str,
+    epsilon: float,
+    unit: str,
+    event: float | None,
+    metrics: list[dict[str, float]],
 ) -> Row:
     names = sorted(set.intersection(*(set(m) for m in metrics)))
     values = {name: np.array([m[name] for m in metrics]) for name in names}

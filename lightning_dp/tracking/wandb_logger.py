@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
+import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from lightning_dp.tracking.run_folder import Run
@@ -49,6 +50,12 @@ def make_wandb_logger(run: Run, *, folder: Path, config: dict) -> DiscreetWandbL
         config=config,
         log_model=False,
     )
+
+
+def finish_wandb() -> None:
+    """End this process's W&B run, if there is one: everything is written, and the next run is its own."""
+    if wandb.run is not None:
+        wandb.finish()
 
 
 def _has_key() -> bool:

@@ -110,6 +110,7 @@ def _output_and_gradients(net: SeriesDiT) -> dict[str, Tensor]:
         torch.arange(5) * 100,
         context=series[1],
         visible=(series[2] > 0).float(),
+        target=torch.ones(5, LENGTH, CHANNELS, dtype=torch.bool),
         profile=series[3],
         covariates=torch.randn(5, LENGTH, COVARIATES),
     )

@@ -32,7 +32,13 @@ def _net(*, channel_independent: bool = True, covariates: int = 3, linear_skip: 
 def _inputs(rows: int, *, covariates: int = 3) -> dict[str, Tensor]:
     torch.manual_seed(1)
     series = {name: torch.randn(rows, 12, 2) for name in ("noisy", "context", "visible", "profile")}
-    return {**series, "covariates": torch.randn(rows, 12, covariates), "timesteps": torch.arange(rows) * 90}
+    target = torch.ones(rows, 12, 2, dtype=torch.bool)
+    return {
+        **series,
+        "target": target,
+        "covariates": torch.randn(rows, 12, covariates),
+        "timesteps": torch.arange(rows) * 90,
+    }
 
 
 @pytest.mark.parametrize("channel_independent", [True, False])
@@ -89,6 +95,18 @@ def test_encoding_once_for_many_noisy_copies_equals_repeating_everything(channel
     torch.testing.assert_close(net.denoise(noisy, timestep, known=net.encode(**rest)), expected)
 
 
+@pytest.mark.parametrize("channel_independent", [True, False])
+def test_leaving_out_patches_that_nobody_asked_for_changes_no_other_value(channel_independent):
+    net, inputs = _net(channel_independent=channel_independent), _inputs(3)
+    whole = net(**inputs)
+    inputs["target"][:, :6] = False
+    inputs["target"][1:, :9] = False
+    part = net(**inputs)
+    torch.testing.assert_close(part[:, 6:], whole[:, 6:])
+    alone = net(**{name: value[1:2] for name, value in inputs.items()})
+    torch.testing.assert_close(part[1:2, 9:], alone[:, 9:])
+
+
 def test_a_fresh_net_predicts_zero_and_learns_in_every_parameter_after_a_step():
     torch.manual_seed(0)
     net = SeriesDiT(AdaLNZero(), length=12, num_channels=2, num_covariates=3, patch_size=3, hidden_size=8)
@@ -106,6 +124,8 @@ def test_a_fresh_net_predicts_zero_and_learns_in_every_parameter_after_a_step():
 def test_impossible_nets_are_refused():
     with pytest.raises(ValueError, match="patch_size is 5 and length 12"):
         SeriesDiT(AdaLNZero(), length=12, num_channels=1, num_covariates=0, patch_size=5)
+    with pytest.raises(ValueError, match="depth is 0"):
+        SeriesDiT(AdaLNZero(), length=12, num_channels=1, num_covariates=0, patch_size=3, depth=0)
     with pytest.raises(ValueError, match="hidden_size is 6 and num_heads 4"):
         SelfAttention(6, num_heads=4)
     with pytest.raises(ValueError, match="size is 3"):

@@ -43,7 +43,22 @@ def test_calibration_is_tight_and_never_above_the_target(epsilon, delta, q, step
 
 
 def test_plan_command_agrees_with_dp_accounting(capsys):
-    command = "plan --epsilon 8 --delta 1e-4 --units 498 --batch 62 --steps 500 --unit user --json".split()
+    command = [
+        "plan",
+        "--epsilon",
+        "8",
+        "--delta",
+        "1e-4",
+        "--units",
+        "498",
+        "--batch",
+        "62",
+        "--steps",
+        "500",
+        "--unit",
+        "user",
+        "--json",
+    ]
     assert main(command) == 0
     facts = json.loads(capsys.readouterr().out)
     accountant = PLDAccountant()
@@ -85,7 +100,14 @@ def test_plan_command_prints_every_unit(capsys):
     ],
 )
 def test_impossible_plans_are_refused_in_one_sentence(capsys, change, message):
-    fields = {"--epsilon": "8", "--delta": "1e-4", "--units": "498", "--batch": "62", "--steps": "500", **change}
+    fields = {
+        "--epsilon": "8",
+        "--delta": "1e-4",
+        "--units": "498",
+        "--batch": "62",
+        "--steps": "500",
+        **change,
+    }
     assert main(["plan", *(part for pair in fields.items() for part in pair)]) == 2
     captured = capsys.readouterr()
     assert message in captured.err

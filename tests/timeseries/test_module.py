@@ -321,8 +321,13 @@ def test_checkpoint_of_a_python_run_loads_with_the_net_handed_over(tmp_path):
 
 def test_checkpoint_of_a_configured_run_loads_by_itself(tmp_path):
     conditioning = "lightning_dp.nets.conditioning.dp_aware_adaln_zero.DPAwareAdaLNZero"
+    bound = {
+        "class_path": "lightning_dp.nets.conditioning.bounds.SoftClampBand",
+        "init_args": {"band": 0.25},
+    }
+    limits = {"c_max": 2.0, "beta_max": 0.5, "alpha_max": None, "bound": bound}
     net = {
-        "conditioning": {"class_path": conditioning, "init_args": {"c_max": 2.0, "alpha_max": None}},
+        "conditioning": {"class_path": conditioning, "init_args": limits},
         "length": LENGTH,
         "num_channels": CHANNELS,
         "num_covariates": 1,
@@ -357,7 +362,10 @@ def test_checkpoint_of_a_configured_run_loads_by_itself(tmp_path):
     path = tmp_path / "model.ckpt"
     cli.trainer.save_checkpoint(path)
     loaded = TimeSeriesDiffusion.load_from_checkpoint(path)
-    assert loaded.net.blocks[0].modulation.project.max_norm == 2.0
+    modulation = loaded.net.blocks[0].modulation
+    assert modulation.project.max_norm == 2.0
+    assert (modulation.shift_bound.limit, modulation.shift_bound.band) == (0.5, 0.25)
+    assert isinstance(modulation.gate_bound, torch.nn.Identity)
     assert type(loaded.sampler.scheduler).__name__ == "DDIMScheduler"
     assert torch.equal(loaded.expectation(_batch()), cli.model.expectation(_batch()))
 

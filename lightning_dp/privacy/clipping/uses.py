@@ -15,6 +15,9 @@ from lightning_dp.privacy.clipping.exact import bmm, scaled_product
 _CHUNK_BYTES = 1 << 20
 """Per-unit gradients formed at a time when they are not kept: about what a core's cache holds."""
 
+_KEPT_BYTES = 3 << 20
+"""Per-unit gradients kept in one piece."""
+
 
 class Use(ABC):
     """A parameter's per-unit gradients, in whatever form is cheap."""
@@ -47,7 +50,7 @@ class KeptUse(Use):
         self._gradients = gradients
 
     def squared_norms(self) -> Tensor:
-        return torch.linalg.vector_norm(self._gradients.flatten(1), dim=1).square()
+        return _row_squares(self._gradients)
 
     def per_unit(self, start: int, stop: int) -> Tensor:
         return self._gradients[start:stop]
@@ -59,6 +62,46 @@ class KeptUse(Use):
     def empty(self, units: Tensor) -> None:
         mask = units.view(-1, *(1,) * (self._gradients.ndim - 1))
         self._gradients = self._gradients.masked_fill(mask, 0)
+
+
+class ChunkedUse(Use):
+    """Kept per-unit gradients of a large weight, some units at a time.
+
+    A chunk's norms are taken while it is in cache, and chunks the size of activations go where backward
+    has just freed some: no fresh memory, which a CPU would have to map page by page.
+    """
+
+    def __init__(self, inputs: Tensor, grads: Tensor) -> None:
+        units, _, outputs = grads.shape
+        self._step = max(1, _KEPT_BYTES // (4 * outputs * inputs.shape[2]))
+        # Products of few long rows are faster than of many short ones.
+        self._transposed = outputs > inputs.shape[2]
+        short, long = (inputs, grads) if self._transposed else (grads, inputs)
+        self._chunks, norms = [], []
+        for start in range(0, units, self._step):
+            stop = start + self._step
+            self._chunks.append(bmm(short[start:stop].transpose(1, 2), long[start:stop]))
+            norms.append(torch.linalg.vector_norm(self._chunks[-1].flatten(1), dim=1))
+        self._squares = torch.cat(norms).square()
+
+    def squared_norms(self) -> Tensor:
+        return self._squares
+
+    def per_unit(self, start: int, stop: int) -> Tensor:
+        gradients = torch.cat(self._chunks)[start:stop]
+        return gradients.transpose(1, 2) if self._transposed else gradients
+
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        shape = self._chunks[0].shape[1:]
+        out = self._chunks[0].new_zeros(shape.numel())
+        for chunk, part in zip(self._chunks, factors.split(self._step), strict=True):
+            out.addmv_(chunk.flatten(1).T, part)
+        self._chunks = []
+        return out.view(shape).T.contiguous() if self._transposed else out.view(shape)
+
+    def empty(self, units: Tensor) -> None:
+        parts = zip(self._chunks, units.split(self._step), strict=True)
+        self._chunks = [chunk.masked_fill(part[:, None, None], 0) for chunk, part in parts]
 
 
 class OuterUse(Use):
@@ -93,12 +136,12 @@ class OuterUse(Use):
         if way == "ghost":
             return self._ghost()
         if way == "keep":
-            return KeptUse(self.per_unit(0, len(self.grads))).squared_norms()
+            return self.kept().squared_norms()
         return self._direct(self.inputs, self.grads)
 
-    def kept(self) -> KeptUse:
+    def kept(self) -> ChunkedUse:
         """The same use with its per-unit gradients formed and A, G let go."""
-        return KeptUse(self.per_unit(0, len(self.grads)))
+        return ChunkedUse(self.inputs, self.grads)
 
     def _ghost(self) -> Tensor:
         left = bmm(self.inputs, self.inputs.transpose(1, 2))  # (U, T, T)
@@ -132,9 +175,7 @@ class OuterUse(Use):
         return bmm(self.grads[start:stop].transpose(1, 2), self.inputs[start:stop])
 
     def weighted_sum(self, factors: Tensor) -> Tensor:
-        if self.grads.shape[2] <= self.inputs.shape[2]:
-            return scaled_product(self.grads, factors, self.inputs)
-        return scaled_product(self.inputs, factors, self.grads).T
+        return scaled_product(self.grads, self.inputs, factors)
 
     def empty(self, units: Tensor) -> None:
         # Not in place: A may be the user's own batch.
