@@ -22,6 +22,7 @@ import os
 import platform
 import random
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -34,9 +35,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import lightning_dp.privacy.ledger as ledger_module
 from lightning_dp.privacy.accounting import Event, GaussianEvent, epsilon_pld
 from lightning_dp.privacy.ledger import BudgetExceeded, Ledger, LedgerError, LedgerMissing, filter_epsilon
+from lightning_dp.privacy.ledger import storage as ledger_storage
 
 DATASET, UNIT, DELTA = "toy", "record", 1e-5
 SOUND, RESERVE_LATE, COUNTER = "sound", "reserve after touching", "counter in the checkpoint"
@@ -104,7 +105,7 @@ class Killer:
 
     def hook_ledger(self) -> None:
         """Visit the points that lie inside the library."""
-        insert, anchor = ledger_module._insert, ledger_module._append_anchor
+        insert, anchor = ledger_storage.LedgerFile.insert, ledger_storage.append_anchor
 
         def insert_then_point(*args: Any, **kwargs: Any) -> Any:
             entry = insert(*args, **kwargs)
@@ -116,8 +117,8 @@ class Killer:
             anchor(*args)
             self("after anchor")
 
-        setattr(ledger_module, "_insert", insert_then_point)  # noqa: B010
-        setattr(ledger_module, "_append_anchor", anchor_between_points)  # noqa: B010
+        setattr(ledger_storage.LedgerFile, "insert", insert_then_point)  # noqa: B010
+        setattr(ledger_storage, "append_anchor", anchor_between_points)  # noqa: B010
 
 
 def train(home: Path, job: Job) -> int:
@@ -499,7 +500,7 @@ def main() -> int:
         f"--broken-trials {arguments.broken_trials} --seed {arguments.seed}",
         "commit": commit.stdout.strip() or None,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}, SQLite {ledger_module.sqlite3.sqlite_version}",
+        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}",
         "date": datetime.now(UTC).date().isoformat(),
         "seconds": round(time.monotonic() - begin, 1),
         "rows": rows,

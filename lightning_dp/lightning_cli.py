@@ -9,11 +9,12 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.tracking.progress import StepProgress
 from lightning_dp.tracking.run_folder import CHECKPOINT, Run, RunFolder, check_unused, new_run_folder
 from lightning_dp.tracking.wandb_logger import finish_wandb, make_wandb_logger
 
@@ -121,7 +122,7 @@ class Cli(LightningCLI):
             trainer_config.default_root_dir = str(self._folder)
         if trainer_config.logger is None:
             trainer_config.logger = self._loggers(run)
-        if self.subcommand == "fit" and not _has_checkpoint(trainer_config.callbacks):
+        if self.subcommand == "fit" and not _has(trainer_config.callbacks, ModelCheckpoint):
             extra.append(
                 ModelCheckpoint(
                     dirpath=self._folder / CHECKPOINT.parent,
@@ -131,6 +132,10 @@ class Cli(LightningCLI):
                     enable_version_counter=False,
                 )
             )
+        if trainer_config.enable_progress_bar is not False and not _has(
+            trainer_config.callbacks, ProgressBar
+        ):
+            extra.append(StepProgress())
         if self.subcommand == "fit" and privacy is None:
             print("privacy: null, so ε = ∞: nothing about the training data is protected")
         trainer_config.callbacks = [*(trainer_config.callbacks or []), *extra]
@@ -148,5 +153,5 @@ class Cli(LightningCLI):
         return [*loggers, *([wandb_logger] if wandb_logger else [])]
 
 
-def _has_checkpoint(callbacks: Any) -> bool:
-    return any(isinstance(callback, ModelCheckpoint) for callback in callbacks or [])
+def _has(callbacks: Any, kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks or [])

@@ -24,7 +24,7 @@ from lightning_dp.callbacks.trainer_checks import check_loader, check_optimizers
 from lightning_dp.privacy.charging import StepCharges
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction, Flat
-from lightning_dp.privacy.clipping.materialised import Materialised
+from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.privacy.noise import GaussianNoise
 from lightning_dp.privacy.plan import PrivacyPlan, calibrate_noise_multiplier, check_sampling
@@ -114,7 +114,7 @@ class DifferentialPrivacy(Callback):
         self.physical_batch_size = physical_batch_size
         self.num_units = num_units
         self.clipping_function = clipping_function or Flat()
-        self.clipping_engine = clipping_engine or Materialised()
+        self.clipping_engine = clipping_engine or BookKeeping()
         self.dataset = dataset
         self.ledger = ledger
         self.reserve_steps = reserve_steps

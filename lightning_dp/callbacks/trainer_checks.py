@@ -28,10 +28,9 @@ def check_trainer(trainer: Trainer) -> None:
             "a logical batch is one Poisson sample",
             "remove it; set privacy.expected_batch_size, and privacy.physical_batch_size for memory",
         )
-    if trainer.fast_dev_run:
-        refuse(
-            "fast_dev_run", trainer.fast_dev_run, "it cuts a Poisson batch short", "use trainer.max_steps=1"
-        )
+    fast_dev_run = getattr(trainer, "fast_dev_run", False)
+    if fast_dev_run:
+        refuse("fast_dev_run", fast_dev_run, "it cuts a Poisson batch short", "use trainer.max_steps=1")
     overfit_batches = getattr(trainer, "overfit_batches", 0)
     if overfit_batches:
         refuse("overfit_batches", overfit_batches, "it replaces the Poisson sampler", "remove it")

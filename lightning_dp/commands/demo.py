@@ -44,26 +44,16 @@ def main(argv: list[str]) -> int:
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} is not empty: choose another folder")
 
-    from lightning_dp.cli import main as lightning_dp  # heavy, and this module is imported by it
+    from lightning_dp.lightning_cli import run  # late: --help should not wait for torch
 
     for method, overrides in _METHODS.items():
         folder = out / method.replace(", ", "-").replace(" ", "-").lower()
-        command = [
-            "fit",
-            "--config",
-            str(recipe),
-            "--run.dir",
-            str(folder),
-            "--run.method",
-            method,
-            *overrides,
-        ]
+        command = ["fit", "--config", str(recipe), "--run.dir", str(folder)]
+        command += ["--run.method", method, *overrides]
         if arguments.steps:
             command += ["--trainer.max_steps", str(arguments.steps)]
         print(f"\n── {method} ──\nlightning-dp {_quoted(command)}", flush=True)
-        status = lightning_dp(command)
-        if status:
-            return status
+        run(command)
 
     table = markdown(compare(read_results([out])))
     (out / "table.md").write_text(table + "\n")

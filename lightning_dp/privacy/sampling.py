@@ -106,7 +106,7 @@ class PoissonLoader:
 
         loader = DataLoader(
             self.dataset,
-            batch_sampler=draw(),  # type: ignore[arg-type]  # iterated once
+            batch_sampler=draw(),  # iterated once
             collate_fn=self._collate_fn,
             num_workers=self._num_workers,
             pin_memory=self._pin_memory,

@@ -1,9 +1,12 @@
 """Beside every test result: the baselines it has to beat, and a picture of the forecasts."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from lightning_dp.timeseries.baselines import evaluate_baselines, mean_of_days
 from lightning_dp.timeseries.batch import Batch
@@ -35,7 +38,7 @@ class ForecastReport(Callback):
             self._batch = batch
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data = getattr(trainer, "datamodule", None)
+        data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "steps_per_day"):
             return
         for name, scores in evaluate_baselines(data).items():
@@ -43,14 +46,15 @@ class ForecastReport(Callback):
                 pl_module.log(f"baseline/{name.replace(' ', '_')}/{metric}", value)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data = getattr(trainer, "datamodule", None)
+        data: Any = getattr(trainer, "datamodule", None)
         batch = self._batch
         if batch is None or not hasattr(data, "steps_per_day") or not trainer.is_global_zero:
             return
         rows = torch.linspace(0, len(batch["values"]) - 1, _EXAMPLES).long().unique()
-        shown = Batch(**{name: value[rows] for name, value in batch.items()})  # type: ignore[typeddict-item]
-        samples = pl_module.sample(shown, num_samples=100).cpu()
-        shown = Batch(**{name: value.cpu() for name, value in shown.items()})  # type: ignore[attr-defined,typeddict-item]
+        shown = _map(batch, lambda value: value[rows])
+        sample: Any = pl_module.sample
+        samples = sample(shown, num_samples=100).cpu()
+        shown = _map(shown, Tensor.cpu)
         figure = forecast_fan(
             samples,
             values=shown["values"],
@@ -65,3 +69,12 @@ class ForecastReport(Callback):
         folder = Path(trainer.default_root_dir) / "plots"
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / "forecast_fan.png", dpi=120)
+
+
+def _map(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    return Batch(
+        values=change(batch["values"]),
+        observed=change(batch["observed"]),
+        target=change(batch["target"]),
+        covariates=change(batch["covariates"]),
+    )

@@ -76,8 +76,8 @@ def compare(results: list[dict[str, Any]]) -> list[Row]:
             elif name.startswith("test/"):
                 own[name.removeprefix("test/")] = value
         groups[key].append({"metrics": own, "epsilon": epsilon, "event": _number(event)})
-        for baseline, scores in others.items():
-            baselines[result["dataset"], baseline].append(scores)
+        for baseline, values in others.items():
+            baselines[result["dataset"], baseline].append(values)
     rows = [
         _row(
             dataset=dataset,

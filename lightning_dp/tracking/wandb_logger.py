@@ -4,6 +4,7 @@ import netrc
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import wandb
@@ -17,7 +18,7 @@ PRIVATE_PREFIX = "nonprivate/"
 class DiscreetWandbLogger(WandbLogger):
     """Keeps statistics that no ε covers on this machine, unless told to share them."""
 
-    def __init__(self, *, share_nonprivate: bool, **options: object) -> None:
+    def __init__(self, *, share_nonprivate: bool, **options: Any) -> None:
         super().__init__(**options)
         self._share_nonprivate = share_nonprivate
 

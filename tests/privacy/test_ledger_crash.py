@@ -36,13 +36,19 @@ def load() -> ModuleType:
 crash = load()
 
 
+@pytest.fixture
+def tmp_path(memory_folder: Path) -> Path:
+    """Hundreds of synced commits: in memory they cost nothing."""
+    return memory_folder
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The rows of a short run. SIGKILL spares the page cache, so memory is as good a disk as any."""
     memory = Path("/dev/shm")
     folder = memory if os.access(memory, os.W_OK) else tmp_path_factory.mktemp("crash")
     report = tmp_path_factory.mktemp("report") / "crash.json"
-    options = ["--trials", "8", "--broken-trials", "2", "--episodes", "10", "--reservations", "0"]
+    options = ["--trials", "4", "--broken-trials", "1", "--episodes", "12", "--reservations", "0"]
     # A process of its own: it forks, and pytest's plugins may have threads.
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *options, "--json", str(report)],
@@ -63,7 +69,7 @@ def test_the_ledger_never_says_less_than_the_witness(rows: dict[str, dict[str, A
     assert row["epsilon_reported_over_true_min"] >= 1
     assert row["charged"] >= row["touched"] > 0
     # The stories did what they are told for.
-    assert row["kills"] >= 40
+    assert row["kills"] >= 25
     assert min(row["rollbacks"], row["forks"], row["clean_ends"]) > 0
 
 

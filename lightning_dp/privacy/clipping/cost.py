@@ -7,7 +7,7 @@ product costs F = 2·U·T·p·d operations. Every way ends with the clipped sum:
 way      operations                            bytes moved
 =======  ====================================  =====================================
 outer    (T = 1) none: ‖a‖²·‖g‖²; F            the narrower of A, G
-ghost    F·T·(1/p + 1/d) + F                   Gram matrices; the narrower of A, G
+ghost    ⅝·F·T·(1/p + 1/d) + F (symmetric)     Gram matrices; the narrower of A, G
 direct   F + F                                 one chunk in cache; the narrower of A, G
 keep     F: the sum comes from the kept ones   U·p·d written, read twice
 =======  ====================================  =====================================
@@ -39,7 +39,7 @@ class Machine:
 def machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """Counted for a CPU core and its share of memory bandwidth, and for data-centre GPUs."""
     if device.type == "cpu":
-        return Machine(flops_per_byte=8.0, small_product=1.15, keep_bytes_ratio=1.25)
+        return Machine(flops_per_byte=4.0, small_product=1.1, keep_bytes_ratio=1.25)
     half = dtype in (torch.bfloat16, torch.float16)
     return Machine(flops_per_byte=160.0 if half else 14.0, small_product=1.5, keep_bytes_ratio=0.5)
 
@@ -59,8 +59,9 @@ def cheapest(*, units: int, tokens: int, outputs: int, inputs: int, itemsize: in
     narrow = 8.0 * units * tokens * min(outputs, inputs)
     grams = 16.0 * units * tokens * tokens
     moved = machine.flops_per_byte
+    symmetric = 0.625 if tokens >= 64 else 1.0
     costs: dict[Way, float] = {
-        "ghost": full * tokens * (1 / outputs + 1 / inputs) * machine.small_product
+        "ghost": full * tokens * (1 / outputs + 1 / inputs) * machine.small_product * symmetric
         + full
         + (grams + narrow) * moved,
         # Chunks stay in cache: a quarter of what memory would cost.

@@ -4,27 +4,34 @@ A norm or a clipped sum computed in bf16 or TF32 would break the sensitivity: on
 cancelling tokens was measured at 110 times the bound when its T×T Gram matrices were bf16.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
 _HALF = (torch.bfloat16, torch.float16)
 
 
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """No TF32 and no autocast inside, whatever the user's settings outside."""
-    before = torch.get_float32_matmul_precision()
-    if before != "highest":
-        torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
-    finally:
-        if before != "highest":
-            torch.set_float32_matmul_precision(before)
+class exact_products:
+    """Context: no gradients, TF32 or autocast inside, whatever the user's settings outside.
+
+    A class with a fast way through, as it is entered once per layer and backward.
+    """
+
+    def __enter__(self) -> None:
+        self._grad = torch.is_grad_enabled()
+        self._precision = torch.get_float32_matmul_precision()
+        self._autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+        torch.set_grad_enabled(False)
+        if self._precision != "highest":
+            torch.set_float32_matmul_precision("highest")
+        for kind in self._autocast:
+            torch.set_autocast_enabled(kind, False)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_grad_enabled(self._grad)
+        if self._precision != "highest":
+            torch.set_float32_matmul_precision(self._precision)
+        for kind in self._autocast:
+            torch.set_autocast_enabled(kind, True)
 
 
 def _native(left: Tensor, right: Tensor) -> bool:

@@ -7,6 +7,7 @@ Shapes: R rows, … further dimensions, as in the namesakes.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +33,12 @@ def _lowered(*values: Tensor | None) -> list[Tensor | None]:
         return list(values)
     dtype = torch.get_autocast_dtype(device_type)
     return [v.to(dtype) if v is not None and v.is_floating_point() else v for v in values]
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()  # entering autocast costs more than a small layer
 
 
 def _bias_use(tape: Tape, grad: Tensor) -> KeptUse:
@@ -73,7 +80,7 @@ def linear(
     """(R, …, d) → (R, …, p)."""
     _announce(weight_sink, bias_sink)
     operands = _lowered(x, weight, bias)
-    with torch.autocast(x.device.type, enabled=False):
+    with _no_autocast(x.device.type):
         return _Linear.apply(*operands, tape.anchor, tape, weight_sink, bias_sink)
 
 
@@ -126,7 +133,7 @@ def layer_norm(
     _announce(weight_sink, bias_sink)
     if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
         x = x.float()
-    with torch.autocast(x.device.type, enabled=False):
+    with _no_autocast(x.device.type):
         return _LayerNorm.apply(x, weight, bias, tape.anchor, tape, weight_sink, bias_sink, tuple(shape), eps)
 
 
@@ -180,7 +187,7 @@ def group_norm(
     _announce(weight_sink, bias_sink)
     if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
         x = x.float()
-    with torch.autocast(x.device.type, enabled=False):
+    with _no_autocast(x.device.type):
         return _GroupNorm.apply(x, weight, bias, tape.anchor, tape, weight_sink, bias_sink, groups, eps)
 
 
@@ -277,7 +284,7 @@ def conv2d(
         "groups": groups,
     }
     operands = _lowered(x, weight, bias)
-    with torch.autocast(x.device.type, enabled=False):
+    with _no_autocast(x.device.type):
         return _Conv2d.apply(*operands, tape.anchor, tape, weight_sink, bias_sink, where)
 
 

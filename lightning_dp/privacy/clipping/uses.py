@@ -144,12 +144,27 @@ class OuterUse(Use):
         return ChunkedUse(self.inputs, self.grads)
 
     def _ghost(self) -> Tensor:
-        left = bmm(self.inputs, self.inputs.transpose(1, 2))  # (U, T, T)
-        right = bmm(self.grads, self.grads.transpose(1, 2))  # (U, T, T)
-        diagonals = left.diagonal(dim1=1, dim2=2) * right.diagonal(dim1=1, dim2=2)
-        self._spread = diagonals.clamp_min(0).sqrt().sum(dim=1).square()
+        """⟨AAᵀ, GGᵀ⟩ by strips of rows: what lies left of the diagonal is what lies above it."""
+        inputs, grads = self.inputs, self.grads
+        units, tokens, _ = grads.shape
+        strip = -(-tokens // 4) if tokens >= 64 else tokens
+        total = torch.zeros(units, device=grads.device)
+        plain = torch.zeros(units, device=grads.device)
+        for start in range(0, tokens, strip):
+            stop = min(start + strip, tokens)
+            left = bmm(inputs[:, start:stop], inputs[:, start:].transpose(1, 2))  # (U, strip, T − start)
+            right = bmm(grads[:, start:stop], grads[:, start:].transpose(1, 2))
+            square = left[:, :, : stop - start], right[:, :, : stop - start]
+            diagonals = [gram.diagonal(dim1=1, dim2=2) for gram in square]
+            plain += (diagonals[0] * diagonals[1]).clamp_min(0).sqrt().sum(dim=1)
+            on_diagonal = torch.linalg.vecdot(square[0].flatten(1), square[1].flatten(1))
+            if stop == tokens:
+                total += on_diagonal
+            else:
+                total += 2 * torch.linalg.vecdot(left.flatten(1), right.flatten(1)) - on_diagonal
+        self._spread = plain.square()
         # A sum of products of both signs: rounding may leave it just below 0.
-        return torch.linalg.vecdot(left.flatten(1), right.flatten(1)).clamp_min(0)
+        return total.clamp_min(0)
 
     @staticmethod
     def _direct(inputs: Tensor, grads: Tensor) -> Tensor:

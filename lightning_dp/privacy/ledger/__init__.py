@@ -1,0 +1,43 @@
+"""The privacy ledger: what was charged to each data set, written down before any private row is read.
+
+One append-only SQLite file per data owner, kept outside run folders. Every release is a *reservation*
+that is on disk before the release may happen, so a process that dies at any moment has been charged
+for at least what it did. Rows form a hash chain; checkpoints carry `(seq, hash)` of the ledger, and
+a resume is refused where the ledger lacks that entry. Entries hold mechanisms (noise multiplier,
+sampling rate, steps), never an ε: ε is computed from all entries when somebody asks.
+
+Guarantee: as long as a caller releases nothing that `Lease.reserve` did not return for, what is
+charged to a data set covers what was released, whatever is killed, resumed, forked, rolled back to
+an older checkpoint or run at the same time. A lost write-ahead log, an older copy put back or a
+damaged row is found before the next reservation, with the help of the *anchor*: a small text file
+beside the ledger that repeats `(seq, hash)` of what was committed.
+
+Out of scope: putting back ledger, anchor and checkpoints together, or deleting all of them; somebody
+who rewrites the file and its hashes on purpose (compare `(seq, hash)` with a copy held elsewhere);
+a re-encoded copy of the data under another name; network file systems, which SQLite's log does not
+support; the units of one data set, whose accounts are apart and do not add up into each other.
+"""
+
+from lightning_dp.privacy.ledger.budget import Budget
+from lightning_dp.privacy.ledger.errors import BudgetExceeded, LedgerCorrupt, LedgerError, LedgerMissing
+from lightning_dp.privacy.ledger.filter import filter_epsilon
+from lightning_dp.privacy.ledger.lease import Lease
+from lightning_dp.privacy.ledger.ledger import RELATION, Ledger
+from lightning_dp.privacy.ledger.rows import ChargeKind, Entry
+from lightning_dp.privacy.ledger.storage import ENVIRONMENT_VARIABLE, default_ledger_path
+
+__all__ = [
+    "ENVIRONMENT_VARIABLE",
+    "RELATION",
+    "Budget",
+    "BudgetExceeded",
+    "ChargeKind",
+    "Entry",
+    "Lease",
+    "Ledger",
+    "LedgerCorrupt",
+    "LedgerError",
+    "LedgerMissing",
+    "default_ledger_path",
+    "filter_epsilon",
+]

@@ -1,0 +1,83 @@
+"""Limits: what an account has spent, what running leases hold, and whether a charge still fits."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_dp.privacy.accounting import Event, count_releases, releases
+from lightning_dp.privacy.ledger.errors import BudgetExceeded
+from lightning_dp.privacy.ledger.filter import filter_epsilon_of_counts
+from lightning_dp.privacy.ledger.replay import Replay
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The account of one data set and unit.
+
+    Attributes:
+        dataset, unit, relation, delta: the registered facts.
+        limit_epsilon: no charge may take the filter above it; None is no limit.
+        filter_epsilon: ε of all charges by the filter, valid also where later runs were chosen after
+            looking at earlier ones; None without a limit.
+        held_epsilon: the same with the plans that running leases have not drawn yet.
+        runs: ids of the runs that opened a lease, in order.
+    """
+
+    dataset: str
+    unit: str
+    relation: str
+    delta: float
+    limit_epsilon: float | None
+    filter_epsilon: float | None
+    held_epsilon: float | None
+    runs: tuple[str, ...]
+
+
+def undrawn_plans(
+    replay: Replay, key: tuple[str, str], *, run: str | None, lease: str | None
+) -> Counter[Event]:
+    """What running leases of other runs have planned and not yet reserved."""
+    total: Counter[Event] = Counter()
+    for name, record in replay.leases.items():
+        if record.key == key and name != lease and record.run != run and record.is_running():
+            total += record.undrawn
+    return total
+
+
+def check_budget(
+    replay: Replay, key: tuple[str, str], events: Sequence[Event], *, run: str, lease: str
+) -> None:
+    """Raise BudgetExceeded where `events` would pass the limit together with all else."""
+    account = replay.accounts[key]
+    limit = account.limit
+    if limit is None or not events:
+        return
+    held = undrawn_plans(replay, key, run=run, lease=lease)
+
+    def epsilon(extra: Counter[Event]) -> float:
+        return filter_epsilon_of_counts(account.counts + held + extra, account.delta, limit)
+
+    needed = epsilon(count_releases(events))
+    if needed <= limit:
+        return
+    single, number = releases(events[-1])
+    low, high = 0, number  # the largest number that fits is in [low, high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if epsilon(Counter({single: middle})) <= limit:
+            low = middle
+        else:
+            high = middle
+    spent = filter_epsilon_of_counts(account.counts, account.delta, limit)
+    others = f"; with the plans of running leases {epsilon(Counter()):.4g}" if held else ""
+    raise BudgetExceeded(
+        f"The budget of data set {key[0]!r} ({key[1]}) does not cover this: ε would be {needed:.4g} at "
+        f"δ={account.delta:g} by the Rényi filter, the limit is {limit:g}, spent is {spent:.4g} by "
+        f"{len(account.runs)} run(s){others}. {low} of the {number} step(s) would fit. Nothing was charged "
+        "and no private row may be read. Take fewer steps or more noise, or let the data's owner raise the "
+        f"limit: lightning-dp ledger set-limit {key[0]} --unit {key[1]} --epsilon E",
+        limit_epsilon=limit,
+        spent_epsilon=spent,
+        needed_epsilon=needed,
+        steps_left=low,
+    )
