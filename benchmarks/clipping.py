@@ -329,11 +329,16 @@ def ratios(task: Task, names: list[str], *, batch: int, device: str, rounds: int
     return {"seconds": statistics.median(base), "ratios": found, "failed": failed}
 
 
-def peak_memory(model: str, name: str, *, batch: int, device: str) -> float | None:
-    """Bytes by which a fresh process grows over three steps."""
+def peak_memory(model: str, name: str, *, batch: int, device: str, runs: int) -> float | None:
+    """Bytes by which a fresh process grows over three steps; median of `runs` processes."""
     command = [sys.executable, __file__, "--child", model, name, "--batch", str(batch), "--device", device]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return float(done.stdout.split()[-1]) if done.returncode == 0 and done.stdout.split() else None
+    found = []
+    for _ in range(runs):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0 or not done.stdout.split():
+            return None
+        found.append(float(done.stdout.split()[-1]))
+    return statistics.median(found)
 
 
 def _resident(field: str) -> int:
@@ -374,14 +379,47 @@ def growth(names: list[str], *, device: str, rounds: int) -> list[dict[str, Any]
 
 
 def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _machine(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"{platform.machine()}, {torch.get_num_threads()} thread, torch {torch.__version__}"
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Time and memory of each engine, and how time grows, as one figure."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in report["rows"] if row["time_ratio"]]
+    names = [name for name in ENGINES if any(row["engine"] == name for row in rows)]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    grown = report["growth"]
+    figure, axes = pyplot.subplots(1, 5, figsize=(18, 3.6), layout="constrained")
+    for axis, key, title in zip(axes, ("time_ratio", "memory_ratio"), ("time", "peak memory"), strict=False):
+        for index, name in enumerate(names):
+            values = {row["model"]: row[key] or 0 for row in rows if row["engine"] == name}
+            at = [m + index / (len(names) + 1) for m in range(len(models))]
+            axis.bar(at, [values.get(m, 0) for m in models], 1 / (len(names) + 1), label=name, align="edge")
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set_xticks([m + 0.4 for m in range(len(models))], models)
+        axis.set_title(f"{title} ÷ non-private")
+    for axis, what in zip(axes[2:], ("batch", "tokens", "width"), strict=True):
+        for index, name in enumerate(names):
+            line = [row for row in grown if row["what"] == what and row["engine"] == name]
+            if line:
+                xs, ys = [row["value"] for row in line], [row["time_ratio"] for row in line]
+                axis.plot(xs, ys, marker="o", color=f"C{index}")
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set_xscale("log", base=2)
+        axis.set_title(f"time ÷ non-private against {what}")
+    axes[0].legend(fontsize=7)
+    figure.savefig(path)
 
 
 def main() -> None:
@@ -394,7 +432,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES)[1:], default=list(ENGINES)[1:])
     parser.add_argument("--batch", type=int, help="64 on a CPU, 256 on a GPU")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--memory-runs", type=int, default=3, help="fresh processes; 0 for no memory")
     parser.add_argument("--no-growth", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs=2, metavar=("MODEL", "ENGINE"), help=argparse.SUPPRESS)
@@ -410,9 +448,8 @@ def main() -> None:
         measured = ratios(
             MODELS[model](), options.engines, batch=batch, device=options.device, rounds=options.rounds
         )
-        plain = None
-        if not options.no_memory:
-            plain = peak_memory(model, "non_private", batch=batch, device=options.device)
+        how = {"batch": batch, "device": options.device, "runs": options.memory_runs}
+        plain = peak_memory(model, "non_private", **how) if options.memory_runs else None
         for name in options.engines:
             row: dict[str, Any] = {"model": model, "engine": name, "device": options.device, "batch": batch}
             row["time_ratio"] = measured["ratios"].get(name)
@@ -420,7 +457,7 @@ def main() -> None:
             row["failed"] = measured["failed"].get(name)
             own = None
             if plain and row["failed"] is None:
-                own = peak_memory(model, name, batch=batch, device=options.device)
+                own = peak_memory(model, name, **how)
             row["memory_ratio"] = own / plain if own and plain else None
             row["bytes_non_private"] = plain
             rows.append(row)
@@ -441,6 +478,7 @@ def main() -> None:
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=1) + "\n")
+        plot(report, options.json.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

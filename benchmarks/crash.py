@@ -12,7 +12,7 @@ Two broken trainers go through the same stories, to show that the harness sees a
 
 SIGKILL leaves the operating system's page cache alone: a power cut is not simulated here.
 
-    python benchmarks/crash.py --trials 250 --json docs/results/crash.json
+    python benchmarks/crash.py --trials 250 --seed 1 --json docs/results/crash.json
 """
 
 import argparse
@@ -21,6 +21,7 @@ import logging
 import os
 import platform
 import random
+import shlex
 import signal
 import sqlite3
 import statistics
@@ -496,8 +497,7 @@ def main() -> int:
         rows.append(measure_latency(reservations=arguments.reservations, earlier=earlier))
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     report = {
-        "command": f"python benchmarks/crash.py --trials {arguments.trials} --episodes {arguments.episodes} "
-        f"--broken-trials {arguments.broken_trials} --seed {arguments.seed}",
+        "command": shlex.join(["python", "benchmarks/crash.py", *sys.argv[1:]]),
         "commit": commit.stdout.strip() or None,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}",

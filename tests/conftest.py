@@ -1,6 +1,9 @@
 """Shared by all tests: a ledger of their own, one thread, quiet third parties."""
 
 import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for the processes that tests start
+
 import warnings
 
 import pytest
@@ -8,7 +11,6 @@ import torch
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
-torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -22,15 +22,16 @@ from torch.utils.data import DataLoader
 
 from lightning_dp.callbacks.trainer_checks import check_loader, check_optimizers, check_trainer
 from lightning_dp.privacy.charging import StepCharges
+from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction, Flat
-from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.ledger import Ledger
-from lightning_dp.privacy.noise import GaussianNoise
+from lightning_dp.privacy.noise import GaussianNoise, NoiseSource
 from lightning_dp.privacy.plan import PrivacyPlan, calibrate_noise_multiplier, check_sampling
 from lightning_dp.privacy.preflight import check_module
 from lightning_dp.privacy.report import write_privacy_report
 from lightning_dp.privacy.sampling import PoissonLoader
+from lightning_dp.privacy.secure_noise import SecureGaussianNoise
 from lightning_dp.privacy.units import PrivacyUnit
 
 # Lightning divides the loss by accumulate_grad_batches and steps when its batch counter is a multiple
@@ -66,6 +67,8 @@ class DifferentialPrivacy(Callback):
             datamodule's `dataset_id`, else its class name.
         ledger: path of the ledger; None is LIGHTNING_DP_LEDGER or the user's data folder.
         reserve_steps: ≥ 1, steps that are charged ahead at once; a crash forfeits at most so many.
+        secure: noise from the operating system's cryptographic generator, added on a public grid, against
+            attacks on the generator's state and on floating-point rounding; slower.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class DifferentialPrivacy(Callback):
         dataset: str | None = None,
         ledger: str | None = None,
         reserve_steps: int = 50,
+        secure: bool = False,
     ) -> None:
         if (target_epsilon is None) == (noise_multiplier is None):
             raise ValueError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
@@ -118,7 +122,7 @@ class DifferentialPrivacy(Callback):
         self.dataset = dataset
         self.ledger = ledger
         self.reserve_steps = reserve_steps
-        self._noise = GaussianNoise()
+        self._noise: NoiseSource = SecureGaussianNoise() if secure else GaussianNoise()
         self._run = uuid.uuid4().hex
         self._parent: tuple[int, str] | None = None
         self._plan: PrivacyPlan | None = None
@@ -283,8 +287,7 @@ class DifferentialPrivacy(Callback):
         sums = self.clipping_engine.take()
         for name, parameter in pl_module.named_parameters():
             if parameter.requires_grad:
-                noise = self._noise.standard_normal(parameter.shape, device=parameter.device)
-                noisy = sums[name].add_(noise, alpha=scale)
+                noisy = self._noise.add_to(sums[name], scale=scale)
                 parameter.grad = noisy.div_(self.expected_batch_size).to(parameter.dtype)
         self._collected = False
 

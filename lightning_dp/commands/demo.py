@@ -5,6 +5,7 @@ ETTh1 where it is at hand and on simulated households elsewhere.
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -44,7 +45,13 @@ def main(argv: list[str]) -> int:
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} is not empty: choose another folder")
 
-    from lightning_dp.lightning_cli import run  # late: --help should not wait for torch
+    # Late: --help should not wait for torch.
+    import torch
+
+    from lightning_dp.lightning_cli import run
+
+    # Networks this small gain little from a second thread, and lose a lot where it is contended.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
 
     for method, overrides in _METHODS.items():
         folder = out / method.replace(", ", "-").replace(" ", "-").lower()

@@ -5,10 +5,23 @@ user, never saved and never shared: no checkpoint, restart or fork can draw the 
 """
 
 import os
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class NoiseSource(Protocol):
+    """Where Gaussian noise comes from; holds nothing that could be saved, seeded or shared."""
+
+    def standard_normal(self, shape: torch.Size, *, device: torch.device) -> Tensor:
+        """Independent N(0, 1) values on `device`."""
+        ...
+
+    def add_to(self, sums: Tensor, *, scale: float) -> Tensor:
+        """Add noise of standard deviation `scale` to `sums`, in place; return them."""
+        ...
 
 
 class GaussianNoise:
@@ -34,6 +47,10 @@ class GaussianNoise:
             generator.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
             self._device_generators[device] = generator
         return torch.randn(shape, generator=self._device_generators[device], device=device)
+
+    def add_to(self, sums: Tensor, *, scale: float) -> Tensor:
+        """Add noise of standard deviation `scale` to `sums`, in place; return them."""
+        return sums.add_(self.standard_normal(sums.shape, device=sums.device), alpha=scale)
 
     def _refresh(self) -> None:
         # A torch CPU generator would keep 32 bits of a seed; numpy's keep all of them.

@@ -150,3 +150,30 @@ def test_a_fresh_interpreter_killed_from_outside_loses_no_charge(tmp_path: Path)
     story.check_epsilon()
     assert story.tally.under_reports == story.tally.chain_failures == 0
     assert story.tally.ratios[0] >= 1
+
+
+def test_the_result_page_says_what_its_json_says() -> None:
+    results = SCRIPT.parents[1] / "docs" / "results"
+    report = json.loads((results / "crash.json").read_text())
+    page = (results / "crash.md").read_text()
+    assert report["command"] in page
+    variants = [row for row in report["rows"] if row["variant"] != "latency"]
+    for label, key in (
+        ("trials", "trials"),
+        ("SIGKILLs", "kills"),
+        ("rollbacks to an older checkpoint", "rollbacks"),
+        ("forks of one checkpoint", "forks"),
+        ("races for the last of a budget", "races"),
+        ("steps witnessed", "touched"),
+        ("steps charged", "charged"),
+        ("**under-reports**", "under_reports"),
+    ):
+        line = next(line for line in page.splitlines() if line.startswith(f"| {label} |"))
+        cells = [cell.strip(" *") for cell in line.split("|")[2:-1]]
+        assert cells == [f"{row[key]:,}" for row in variants]
+    for row in variants:
+        figures = [row[f"epsilon_reported_over_true_{which}"] for which in ("min", "median", "max")]
+        assert " / ".join(f"{figure:.3f}" for figure in figures) in page
+    for row in report["rows"][len(variants) :]:
+        figures = [row[f"reserve_ms_{which}"] for which in ("median", "p95", "max")]
+        assert " / ".join(f"{figure:.2f}" for figure in figures) + " ms" in page

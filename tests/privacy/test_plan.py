@@ -43,7 +43,22 @@ def test_calibration_is_tight_and_never_above_the_target(epsilon, delta, q, step
 
 
 def test_plan_command_agrees_with_dp_accounting(capsys):
-    command = ["plan", "--epsilon", "8", "--delta", "1e-4", "--units", "498", "--batch", "62", "--steps", "500", "--unit", "user", "--json"]
+    command = [
+        "plan",
+        "--epsilon",
+        "8",
+        "--delta",
+        "1e-4",
+        "--units",
+        "498",
+        "--batch",
+        "62",
+        "--steps",
+        "500",
+        "--unit",
+        "user",
+        "--json",
+    ]
     assert main(command) == 0
     facts = json.loads(capsys.readouterr().out)
     accountant = PLDAccountant()
