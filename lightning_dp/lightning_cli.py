@@ -1,6 +1,7 @@
 """LightningCLI with three more top-level keys: `privacy`, `run`, and links from data to model."""
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.tracking.predictions import PredictionWriter
 from lightning_dp.tracking.progress import StepProgress
 from lightning_dp.tracking.run_folder import CHECKPOINT, Run, RunFolder, check_unused, new_run_folder
 from lightning_dp.tracking.wandb_logger import finish_wandb, make_wandb_logger
@@ -48,6 +50,7 @@ def run(argv: list[str]) -> LightningCLI:
     strict = {"allow_abbrev": False, "exit_on_error": False}
     options = {"parser_mode": "omegaconf", **strict}
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of how Lightning calls it
     before = sys.argv
     sys.argv = ["lightning-dp", *argv]  # LightningCLI warns about arguments that are handed over otherwise
     try:
@@ -136,6 +139,8 @@ class Cli(LightningCLI):
             trainer_config.callbacks, ProgressBar
         ):
             extra.append(StepProgress())
+        if self.subcommand == "predict":
+            extra.append(PredictionWriter(self._folder))
         if self.subcommand == "fit" and privacy is None:
             print("privacy: null, so ε = ∞: nothing about the training data is protected")
         trainer_config.callbacks = [*(trainer_config.callbacks or []), *extra]

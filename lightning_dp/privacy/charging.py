@@ -46,7 +46,7 @@ class StepCharges:
                     f"the checkpoint belongs to entry {parent[0]} ({parent[1][:12]}…) of a ledger, and "
                     f"{ledger.path} does not hold it: use the ledger that the run was started with"
                 )
-            self.charged_before = self._charged(ledger.events(dataset, unit=unit, run=run))
+            self.charged_before = self._charged(ledger.events(dataset, unit=unit, run=run, kind="reserve"))
         left = plan.num_steps - self.charged_before
         if left < 1:
             raise LedgerError(

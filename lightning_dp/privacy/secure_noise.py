@@ -69,6 +69,8 @@ class SecureGaussianNoise:
             sums: finite; anything beyond ±2²⁰ · scale is cut off there.
             scale: > 0, a public number: noise multiplier times sensitivity.
         """
+        if not sums.is_floating_point():
+            raise TypeError(f"sums is {sums.dtype}, which would round the noise: make it floating-point")
         spacing = scale * (1 + MARGIN)
         noise = self.standard_normal(sums.shape, device=torch.device("cpu"))
         # All in fp64, where whole multiples of GRID up to 2²⁶ are exact: so is data + noise.

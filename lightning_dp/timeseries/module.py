@@ -41,10 +41,11 @@ class TimeSeriesDiffusion(LightningModule):
         noise_draws: K ≥ 1 timesteps and noises per example, in one gradient of that example (DPDM's noise
             multiplicity, arXiv 2210.09929).
         min_snr_gamma: γ of min-SNR weighting, or None.
+        bounds: what a value can be, a public fact such as (0, inf) for consumption: samples and point
+            forecasts are cut off there. None cuts nothing.
         num_samples: n of test and predict.
         point: the point forecast of test: "denoiser" (E[x_0 | context] as the net estimates it at the
-            noisiest
-            step: one evaluation, no sampling error), or the "mean" or "median" of the samples.
+            noisiest step: one evaluation, no sampling error), or the "mean" or "median" of the samples.
         quantile_levels: of predict.
         max_sampling_rows: rows per call of the net while sampling, for memory.
         optimizer: from parameters to an optimizer.
@@ -61,6 +62,7 @@ class TimeSeriesDiffusion(LightningModule):
         sampler: Sampler | None = None,
         noise_draws: int = 1,
         min_snr_gamma: float | None = None,
+        bounds: tuple[float, float] | None = None,
         num_samples: int = 50,
         point: str = "denoiser",
         quantile_levels: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95),
@@ -76,6 +78,10 @@ class TimeSeriesDiffusion(LightningModule):
         if num_samples < 1:
             raise ValueError(
                 f"num_samples is {num_samples}, but a forecast needs at least one: 20 to 100 are usual."
+            )
+        if bounds is not None and not bounds[0] < bounds[1]:
+            raise ValueError(
+                f"bounds is {bounds}, but the lower one comes first: (0, inf) for what can't be negative."
             )
         if point not in POINTS:
             raise ValueError(f"point is {point!r}, but it has to be one of {', '.join(POINTS)}.")
@@ -95,6 +101,7 @@ class TimeSeriesDiffusion(LightningModule):
         self.sampler = sampler or Sampler()
         self.noise_draws = noise_draws
         self.min_snr_gamma = min_snr_gamma
+        self.bounds = (-float("inf"), float("inf")) if bounds is None else bounds
         self.num_samples = num_samples
         self.point = point
         self.quantile_levels = tuple(quantile_levels)
@@ -150,7 +157,8 @@ class TimeSeriesDiffusion(LightningModule):
         alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=3)
         output = self.net(noisy, timesteps, **inputs)  # (B, L, C)
         clean = self.prediction.clean(output, noisy, alpha=alpha, sigma=sigma)  # (B, L, C)
-        return torch.where(visible_mask(batch), batch["values"], frame.center + frame.scale * clean)
+        forecast = (frame.center + frame.scale * clean).clamp(*self.bounds)  # (B, L, C)
+        return torch.where(visible_mask(batch), batch["values"], forecast)
 
     @torch.no_grad()
     def sample(
@@ -187,6 +195,7 @@ class TimeSeriesDiffusion(LightningModule):
             )  # (b·n, L, C)
             clean = clean.unflatten(0, (-1, n))  # (b, n, L, C)
             values = frame.center[part, None] + frame.scale[part, None] * clean  # (b, n, L, C)
+            values = values.clamp(*self.bounds)
             pieces.append(torch.where(visible[part, None], batch["values"][part, None], values))
         return torch.cat(pieces)  # (B, n, L, C)
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -85,6 +86,19 @@ def test_test_command_evaluates_the_checkpoint(finished):
     after = json.loads((finished / "results.json").read_text())
     assert after["metrics"]["test/mse"] == pytest.approx(before["metrics"]["test/mse"], rel=1e-5)
     assert after["epsilon"] == before["epsilon"]
+
+
+def test_predict_command_saves_forecasts(finished):
+    assert main(["predict", f"--config={finished / 'config.yaml'}", "--ckpt_path=last"]) == 0
+    saved = np.load(finished / "predictions.npz")
+    rows, samples = saved["samples"].shape[:2]
+    assert samples == 4
+    assert saved["point"].shape == (rows, 120, 1)
+    assert np.isfinite(saved["quantiles"]).all()
+
+
+def test_validate_command_runs(finished):
+    assert main(["validate", f"--config={finished / 'config.yaml'}", "--ckpt_path=last"]) == 0
 
 
 def test_a_second_fit_does_not_write_over_a_run(finished, capsys):

@@ -178,6 +178,12 @@ def test_infinite_data_is_cut_off():
 
 
 @pytest.mark.parametrize("source", [GaussianNoise(), SecureGaussianNoise()])
+def test_whole_numbers_would_round_the_noise_and_are_refused(source):
+    with pytest.raises((TypeError, RuntimeError), match=r"round the noise|can't be cast"):
+        source.add_to(torch.zeros(3, dtype=torch.int64), scale=1.0)
+
+
+@pytest.mark.parametrize("source", [GaussianNoise(), SecureGaussianNoise()])
 def test_add_to_has_the_scale_that_it_is_told(source):
     sums = torch.full((400_000,), 5.0)
     noisy = source.add_to(sums, scale=2.5)

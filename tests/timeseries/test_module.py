@@ -354,7 +354,13 @@ def test_checkpoint_of_a_configured_run_loads_by_itself(tmp_path):
         run=False,
         args={
             "model": model,
-            "trainer": {"accelerator": "cpu", "max_steps": 1, "logger": False, "enable_progress_bar": False},
+            "trainer": {
+                "accelerator": "cpu",
+                "max_steps": 1,
+                "logger": False,
+                "enable_progress_bar": False,
+                "default_root_dir": str(tmp_path),
+            },
         },
     )
     assert isinstance(cli.model, LightningModule)

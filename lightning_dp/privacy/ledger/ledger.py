@@ -16,7 +16,7 @@ from lightning_dp.privacy.ledger.filter import filter_epsilon_of_counts
 from lightning_dp.privacy.ledger.lease import Lease
 from lightning_dp.privacy.ledger.processes import process_start
 from lightning_dp.privacy.ledger.replay import Replay
-from lightning_dp.privacy.ledger.rows import Entry
+from lightning_dp.privacy.ledger.rows import ChargeKind, Entry
 from lightning_dp.privacy.ledger.storage import ENVIRONMENT_VARIABLE, LedgerFile
 
 RELATION = "add_or_remove_one"
@@ -207,9 +207,17 @@ class Ledger:
             if dataset in (None, entry.dataset) and unit in (None, entry.unit)
         ]
 
-    def events(self, dataset: str, *, unit: str, run: str | None = None) -> list[Event]:
-        """Everything charged to an account (by one run), closed reservations at the steps taken."""
-        return self._events(self._file.read()[0], dataset, unit, run)
+    def events(
+        self, dataset: str, *, unit: str, run: str | None = None, kind: ChargeKind | None = None
+    ) -> list[Event]:
+        """Everything charged to an account, closed reservations at the steps taken.
+
+        Args:
+            dataset, unit: a registered account.
+            run: only what this run charged.
+            kind: only steps of training (`reserve`), one-off releases or audits.
+        """
+        return self._events(self._file.read()[0], dataset, unit, run, kind)
 
     def events_by_run(self, dataset: str, *, unit: str) -> dict[str, list[Event]]:
         """The same for every run that opened a lease, in order; empty where it charged nothing."""
@@ -263,12 +271,14 @@ class Ledger:
         events = self._events(replay, dataset, unit, run)
         return epsilon_pld(events, replay.account(dataset, unit).delta if delta is None else delta)
 
-    def _events(self, replay: Replay, dataset: str, unit: str, run: str | None) -> list[Event]:
+    def _events(
+        self, replay: Replay, dataset: str, unit: str, run: str | None, kind: ChargeKind | None = None
+    ) -> list[Event]:
         account = replay.account(dataset, unit)
         if run is not None and run not in account.runs:
             raise LedgerError(f"Run {run!r} has no entry for data set {dataset!r} ({unit}) in {self.path}.")
         charges = (c for c in replay.charges.values() if c.key == (dataset, unit))
-        return [c.event for c in charges if run in (None, c.run)]
+        return [c.event for c in charges if run in (None, c.run) and kind in (None, c.kind)]
 
     @contextlib.contextmanager
     def _appending(self, *, create: bool = False) -> Iterator[tuple[Replay, Callable[..., Entry]]]:

@@ -38,6 +38,7 @@ class Charge:
     key: tuple[str, str]
     run: str
     lease: str
+    kind: str
     event: Event
 
 
@@ -170,7 +171,7 @@ class Replay:
         elif entry.kind in CHARGES:
             event = event_from_dict(detail["event"])
             single, number = releases(event)
-            self.charges[entry.seq] = Charge(key, entry.run, entry.lease, event)
+            self.charges[entry.seq] = Charge(key, entry.run, entry.lease, entry.kind, event)
             self.accounts[key].counts[single] += number
             undrawn = self.leases[entry.lease].undrawn
             undrawn[single] = max(0, undrawn[single] - number)
