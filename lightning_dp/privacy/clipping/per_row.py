@@ -1,6 +1,8 @@
 """Per-row gradients of one call by torch.func, for layers without a rule of their own."""
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,14 @@ from torch.func import vjp, vmap
 from lightning_dp.privacy.clipping.trees import has_rows, map_tensors, tensors
 
 Parameters = dict[str, Tensor]
+
+
+@contextmanager
+def unfussed() -> Iterator[None]:
+    """No warning that vmap runs an operator in a loop: that is what a fallback is for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*performance drop because we have not yet implemented")
+        yield
 
 
 def per_row_gradients(
@@ -56,7 +66,7 @@ def per_row_gradients(
         (gradient,) = pull([g.unsqueeze(0) for g in row_grads])
         return {name: value.float() for name, value in gradient.items()}
 
-    with torch.no_grad():
+    with torch.no_grad(), unfussed():
         try:
             return vmap(one_row, randomness="different")(everything, given)
         except RuntimeError:

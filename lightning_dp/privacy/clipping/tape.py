@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from lightning_dp.privacy.clipping.exact import exact_products
+from lightning_dp.privacy.clipping.per_row import unfussed
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
 from lightning_dp.privacy.clipping.uses import KeptUse, OuterUse, Use, squared_norms_of_sum
 
@@ -120,7 +121,7 @@ class DerivedSink(Sink):
         """Per-unit gradients (U, *shape) of the derived tensor, pulled back to each parameter."""
         with torch.enable_grad():
             value, pull = vjp(self._make, self._roots)[:2]
-        with exact_products():
+        with exact_products(), unfussed():
             found = vmap(lambda g: pull(g.to(value.dtype))[0])(gradients)
         for name, sink in self._sinks.items():
             sink.add(KeptUse(found[name].float()))
