@@ -7,7 +7,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for the processes that 
 import warnings
 
 import pytest
-import torch
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
