@@ -416,9 +416,12 @@ def plot(report: dict[str, Any], path: Path) -> None:
                 xs, ys = [row["value"] for row in line], [row["time_ratio"] for row in line]
                 axis.plot(xs, ys, marker="o", color=f"C{index}")
         axis.axhline(1, color="black", linewidth=0.8)
+        values = sorted({row["value"] for row in grown if row["what"] == what})
         axis.set_xscale("log", base=2)
+        axis.set_xticks(values, [str(value) for value in values])
+        axis.set_xlabel(what)
         axis.set_title(f"time ÷ non-private against {what}")
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=8, frameon=False)
     figure.savefig(path)
 
 
