@@ -35,7 +35,7 @@ _ADVICE = (
     ".*LeafSpec.*is deprecated.*",
     "No seed found.*",
     "Experiment logs directory .* exists and is not empty.*",
-    ".*`weights_only` was not set.*",
+    "The number of training batches .* is smaller than the logging interval.*",
 )
 
 _NESTED = "Does not validate against any of the Union subtypes"
@@ -49,7 +49,7 @@ def run(argv: list[str]) -> LightningCLI:
     """
     strict = {"allow_abbrev": False, "exit_on_error": False}
     options = {"parser_mode": "omegaconf", **strict}
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of how Lightning calls it
     before = sys.argv
     sys.argv = ["lightning-dp", *argv]  # LightningCLI warns about arguments that are handed over otherwise

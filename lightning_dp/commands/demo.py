@@ -15,7 +15,7 @@ _VANILLA = [
     "--model.init_args.net.init_args.conditioning",
     "lightning_dp.nets.conditioning.adaln_zero.AdaLNZero",
 ]
-_METHODS: dict[str, list[str]] = {
+METHODS: dict[str, list[str]] = {
     "private, DP-aware": [],
     "private, vanilla": [*_VANILLA],
     "non-private": [*_VANILLA, "--privacy", "null"],
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     # Networks this small gain little from a second thread, and lose a lot where it is contended.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
 
-    for method, overrides in _METHODS.items():
+    for method, overrides in METHODS.items():
         folder = out / method.replace(", ", "-").replace(" ", "-").lower()
         command = ["fit", "--config", str(recipe), "--run.dir", str(folder)]
         command += ["--run.method", method, *overrides]
