@@ -123,7 +123,7 @@ class DifferentialPrivacy(Callback):
         self.ledger = ledger
         self.reserve_steps = reserve_steps
         self._noise: NoiseSource = SecureGaussianNoise() if secure else GaussianNoise()
-        self._run = uuid.uuid4().hex
+        self._run = ""
         self._parent: tuple[int, str] | None = None
         self._plan: PrivacyPlan | None = None
         self._loader: PoissonLoader | None = None
@@ -144,6 +144,8 @@ class DifferentialPrivacy(Callback):
         if stage != "fit":
             return
         check_trainer(trainer)
+        # A fit is a run of its own, unless a checkpoint, which is loaded after this, says otherwise.
+        self._run, self._parent = uuid.uuid4().hex, None
         if not pl_module.automatic_optimization:
             raise ValueError(
                 f"{type(pl_module).__name__} optimizes manually, so no callback can make its steps private; "
@@ -156,6 +158,7 @@ class DifferentialPrivacy(Callback):
         assert isinstance(loader, DataLoader)
         unit = self._unit(trainer, loader)
         self._plan = self._make_plan(unit, num_steps=trainer.max_steps)
+        self.__dict__.pop("_facts", None)  # of an earlier fit's plan
         self._loader = PoissonLoader(
             loader.dataset,
             sampling_rate=self._plan.sampling_rate,

@@ -212,6 +212,17 @@ def test_ledger_is_charged_and_credit_returned_at_a_clean_end(tmp_path, ledger_p
     )
 
 
+def test_two_fits_of_one_callback_are_two_runs_and_both_are_charged(tmp_path, ledger_path):
+    privacy = private()
+    reports = []
+    for steps in (3, 5):
+        make_trainer(tmp_path, steps=steps, privacy=privacy).fit(Regression(), datamodule=Records(N))
+        reports.append(json.loads((tmp_path / "privacy.json").read_text()))
+    assert [report["num_steps"] for report in reports] == [3, 5]
+    assert reports[0]["run"] != reports[1]["run"]
+    assert sum(e.steps for e in Ledger(ledger_path).events("records", unit="record")) == 8
+
+
 def test_an_exception_charges_the_steps_that_were_taken(tmp_path, ledger_path):
     class Fails(Regression):
         def training_step(self, batch, batch_idx):
