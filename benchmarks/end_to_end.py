@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dp.commands.demo import METHODS
-from lightning_dp.tracking.results import compare, markdown, read_results
+from lightning_dp.tracking.results import compare, figure, markdown, read_results
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,6 +55,7 @@ def main() -> None:
     print(markdown(rows))
     if options.json:
         write_json(options.json, rows, out=out, seeds=options.seeds)
+        figure(rows, metric="mse").savefig(options.json.with_suffix(".png"), dpi=110)
 
 
 def _run_all(jobs: list[tuple[Path, list[str]]], *, workers: int) -> None:

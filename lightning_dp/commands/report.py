@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lightning_dp.tracking.results import compare, markdown, read_results
+from lightning_dp.tracking.results import compare, figure, markdown, read_results
 
 
 def main(argv: list[str]) -> int:
@@ -11,10 +11,16 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lightning-dp report",
         description="Compare finished runs: mean ± standard error over runs of the same method and ε.",
-        epilog="example: lightning-dp report runs/demo",
+        epilog="example: lightning-dp report runs/demo --plot mse.png --metric mse",
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold runs")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the metric against ε")
+    parser.add_argument("--metric", default="mse", help="what to draw (default mse)")
     arguments = parser.parse_args(argv)
-    print(markdown(compare(read_results(arguments.runs))))
+    rows = compare(read_results(arguments.runs))
+    print(markdown(rows))
+    if arguments.plot:
+        figure(rows, metric=arguments.metric).savefig(arguments.plot, dpi=120)
+        print(f"\n{arguments.plot}")
     return 0

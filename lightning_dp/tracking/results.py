@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+
+from lightning_dp.tracking.figures import quality_against_epsilon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +127,36 @@ def markdown(rows: list[Row]) -> str:
         rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
         tables.append("\n".join([f"### {dataset}", "", line(header), rule, *map(line, cells)]))
     return "\n\n".join(tables)
+
+
+def figure(rows: list[Row], *, metric: str) -> Figure:
+    """`metric` against ε, one line per method with error bars, baselines as horizontal lines.
+
+    Raises:
+        ValueError: the rows are of several data sets, or none has the metric.
+    """
+    datasets = sorted({row.dataset for row in rows})
+    if len(datasets) != 1:
+        raise ValueError(f"one figure shows one data set, and these runs are of {', '.join(datasets)}")
+    own = [row for row in rows if metric in row.mean]
+    units = {row.unit for row in own if row.unit}
+    return quality_against_epsilon(
+        [
+            {
+                "method": row.method,
+                "epsilon": row.epsilon,
+                "mean": row.mean[metric],
+                "se": 0.0 if math.isnan(row.se[metric]) else row.se[metric],
+                "metric": metric,
+            }
+            for row in own
+            if row.epsilon > 0
+        ],
+        metric=metric,
+        baselines={row.method: row.mean[metric] for row in own if row.epsilon == 0},
+        unit_name=units.pop() if len(units) == 1 else "",
+        title=datasets[0],
+    )
 
 
 def _row(

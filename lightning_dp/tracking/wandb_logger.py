@@ -18,9 +18,29 @@ PRIVATE_PREFIX = "nonprivate/"
 class DiscreetWandbLogger(WandbLogger):
     """Keeps statistics that no ε covers on this machine, unless told to share them."""
 
-    def __init__(self, *, share_nonprivate: bool, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *, share_nonprivate: bool, offline: bool, **options: Any) -> None:
+        # W&B would also upload what is printed, and the progress bar shows the training loss. Offline, its
+        # advice fills a screen; finish_wandb says what matters.
+        console = "auto" if share_nonprivate else "off"
+        settings = wandb.Settings(console=console, silent=offline)
+        super().__init__(offline=offline, settings=settings, **options)
+        self._wandb_init.pop("anonymous", None)  # Lightning always hands it on, and W&B warns of it
         self._share_nonprivate = share_nonprivate
+
+    @property
+    def experiment(self) -> Any:
+        """The W&B run, started on first use.
+
+        Raises:
+            ValueError: W&B can't start it, e.g. its server refuses the key or isn't reached in 90 s.
+        """
+        try:
+            return super().experiment
+        except wandb.Error as error:
+            raise ValueError(
+                f"W&B did not start a run: {str(error).strip()}; correct WANDB_API_KEY or WANDB_BASE_URL, or keep "
+                "the run on this machine with --run.wandb=offline"
+            ) from error
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if not self._share_nonprivate:
@@ -55,8 +75,11 @@ def make_wandb_logger(run: Run, *, folder: Path, config: dict) -> DiscreetWandbL
 
 def finish_wandb() -> None:
     """End this process's W&B run, if there is one: everything is written, and the next run is its own."""
-    if wandb.run is not None:
-        wandb.finish()
+    if (run := wandb.run) is None:
+        return
+    wandb.finish()
+    if run.offline:
+        print(f"W&B offline: 'wandb sync {Path(run.dir).parent}' sends this run")
 
 
 def _has_key() -> bool:

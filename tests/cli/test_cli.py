@@ -114,10 +114,14 @@ def test_without_privacy_every_artefact_says_infinity(tmp_path, capsys):
 
 
 def test_report_compares_runs(finished, capsys):
-    assert main(["report", str(finished.parent)]) == 0
+    plot = finished.parent / "mse.png"
+    assert main(["report", str(finished.parent), f"--plot={plot}"]) == 0
+    assert plot.stat().st_size > 10_000
     out = capsys.readouterr().out
     assert "dp-aware" in out
     assert "mean of days" in out
+    assert main(["report", str(finished.parent), f"--plot={plot}", "--metric=fid"]) == 2
+    assert "fid" in capsys.readouterr().err
     assert main(["report", "no/such/folder"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
