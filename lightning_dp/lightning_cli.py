@@ -72,7 +72,7 @@ def run(argv: list[str]) -> LightningCLI:
         raise
     finally:
         sys.argv = before
-        finish_wandb()
+        finish_wandb(failed=sys.exc_info()[0] is not None)
 
 
 def _innermost(message: str) -> str:

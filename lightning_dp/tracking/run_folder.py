@@ -45,7 +45,7 @@ class Run:
         group: W&B group, e.g. one sweep.
         tags: W&B tags.
         test: evaluate on the test split when a fit ends, in the same W&B run.
-        share_nonprivate: also send `nonprivate/` statistics to W&B. They are not covered by ε.
+        share_nonprivate: also send `nonprivate/` statistics, and what is printed, to W&B. No ε covers them.
     """
 
     dir: str | None = None

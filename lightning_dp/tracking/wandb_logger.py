@@ -19,10 +19,11 @@ class DiscreetWandbLogger(WandbLogger):
     """Keeps statistics that no ε covers on this machine, unless told to share them."""
 
     def __init__(self, *, share_nonprivate: bool, offline: bool, **options: Any) -> None:
-        # W&B would also upload what is printed, and the progress bar shows the training loss. Offline, its
-        # advice fills a screen; finish_wandb says what matters.
-        console = "auto" if share_nonprivate else "off"
-        settings = wandb.Settings(console=console, silent=offline)
+        settings = wandb.Settings(
+            # W&B would also upload what is printed, and the progress bar shows the training loss.
+            console="auto" if share_nonprivate else "off",
+            silent=offline,  # its advice fills a screen; finish_wandb says what matters
+        )
         super().__init__(offline=offline, settings=settings, **options)
         self._wandb_init.pop("anonymous", None)  # Lightning always hands it on, and W&B warns of it
         self._share_nonprivate = share_nonprivate
@@ -38,8 +39,8 @@ class DiscreetWandbLogger(WandbLogger):
             return super().experiment
         except wandb.Error as error:
             raise ValueError(
-                f"W&B did not start a run: {str(error).strip()}; correct WANDB_API_KEY or WANDB_BASE_URL, or keep "
-                "the run on this machine with --run.wandb=offline"
+                f"W&B did not start a run: {str(error).strip()}; correct WANDB_API_KEY or WANDB_BASE_URL, "
+                "or keep the run on this machine with --run.wandb=offline"
             ) from error
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -73,11 +74,11 @@ def make_wandb_logger(run: Run, *, folder: Path, config: dict) -> DiscreetWandbL
     )
 
 
-def finish_wandb() -> None:
+def finish_wandb(*, failed: bool) -> None:
     """End this process's W&B run, if there is one: everything is written, and the next run is its own."""
     if (run := wandb.run) is None:
         return
-    wandb.finish()
+    wandb.finish(exit_code=int(failed))
     if run.offline:
         print(f"W&B offline: 'wandb sync {Path(run.dir).parent}' sends this run")
 
@@ -88,6 +89,6 @@ def _has_key() -> bool:
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
-        return netrc.netrc().authenticators(host) is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
