@@ -100,7 +100,6 @@ def write_json(path: Path, rows: list[Any], *, out: Path, seeds: list[int]) -> N
         }
         for row in rows
         for metric, mean in row.mean.items()
-        if metric != "epsilon"
     ]
     commit = ["git", "describe", "--always", "--dirty"]
     content = {

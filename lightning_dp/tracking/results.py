@@ -76,7 +76,7 @@ def compare(results: list[dict[str, Any]]) -> list[Row]:
             if name.startswith("baseline/"):
                 _, baseline, metric = name.split("/")
                 others[baseline][metric] = value
-            elif name.startswith("test/"):
+            elif name.startswith("test/") and name != "test/epsilon":
                 own[name.removeprefix("test/")] = value
         groups[key].append({"metrics": own, "epsilon": epsilon, "event": _number(event)})
         for baseline, values in others.items():
@@ -103,7 +103,7 @@ def markdown(rows: list[Row]) -> str:
     tables = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         own = [row for row in rows if row.dataset == dataset]
-        metrics = sorted({name for row in own for name in row.mean if name != "epsilon"}, key=_metric_order)
+        metrics = sorted({name for row in own for name in row.mean}, key=_metric_order)
         units = {row.unit for row in own if row.unit}
         unit = f" per {units.pop()}" if len(units) == 1 else ""
         header = ["method", f"ε{unit}", "ε per event", "runs", *(name.upper() for name in metrics)]
