@@ -132,6 +132,8 @@ def markdown(rows: list[Row]) -> str:
 def figure(rows: list[Row], *, metric: str) -> Figure:
     """`metric` against ε, one line per method with error bars, baselines as horizontal lines.
 
+    A baseline of more than 1.3 times the largest result is left out: it would squeeze the rest.
+
     Raises:
         ValueError: the rows are of several data sets, or none has the metric.
     """
@@ -140,20 +142,24 @@ def figure(rows: list[Row], *, metric: str) -> Figure:
         raise ValueError(f"one figure shows one data set, and these runs are of {', '.join(datasets)}")
     own = [row for row in rows if metric in row.mean]
     units = {row.unit for row in own if row.unit}
+    largest = max((row.mean[metric] for row in own if row.epsilon > 0), default=math.inf)
     return quality_against_epsilon(
         [
             {
                 "method": row.method,
-                "epsilon": row.epsilon,
+                "epsilon": _rounded(row.epsilon),
                 "mean": row.mean[metric],
                 "se": 0.0 if math.isnan(row.se[metric]) else row.se[metric],
-                "metric": metric,
             }
             for row in own
             if row.epsilon > 0
         ],
-        metric=metric,
-        baselines={row.method: row.mean[metric] for row in own if row.epsilon == 0},
+        metric=metric.upper() if metric in ("mse", "mae", "crps") else metric,
+        baselines={
+            row.method: row.mean[metric]
+            for row in own
+            if row.epsilon == 0 and row.mean[metric] <= 1.3 * largest
+        },
         unit_name=units.pop() if len(units) == 1 else "",
         title=datasets[0],
     )
@@ -211,7 +217,7 @@ def _with_error(row: Row, name: str) -> str:
     if name not in row.mean:
         return ""
     error = row.se[name]
-    return f"{row.mean[name]:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
+    return f"{row.mean[name]:.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
 
 
 def _metric_order(name: str) -> tuple[int, str]:
