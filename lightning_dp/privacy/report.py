@@ -1,6 +1,7 @@
 """`privacy.json` in the run folder: what a run may claim, readable at any moment of it."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,7 @@ def write_privacy_report(folder: Path, report: dict[str, Any]) -> None:
     """Replace the report as a whole; a reader never sees half of one. ∞ is written as "inf"."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{REPORT_NAME}.{os.getpid()}"
-    readable = {name: _readable(value) for name, value in report.items()}
-    temporary.write_text(json.dumps(readable, indent=2, allow_nan=False) + "\n")
+    temporary.write_text(json.dumps(json_ready(report), indent=2, allow_nan=False) + "\n")
     temporary.replace(folder / REPORT_NAME)
 
 
@@ -23,7 +23,10 @@ def read_privacy_report(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _readable(value: Any) -> Any:
+def json_ready(value: Any) -> Any:
+    """The value with every ∞ as "inf" or "-inf", which JSON has no number for."""
     if isinstance(value, dict):
-        return {name: _readable(item) for name, item in value.items()}
-    return "inf" if value == float("inf") else value
+        return {name: json_ready(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
+    return str(value) if isinstance(value, float) and math.isinf(value) else value

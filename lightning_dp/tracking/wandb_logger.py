@@ -2,6 +2,7 @@
 
 import netrc
 import os
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from urllib.parse import urlparse
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
+from lightning_dp.privacy.report import json_ready
 from lightning_dp.tracking.run_folder import Run
 
 PRIVATE_PREFIX = "nonprivate/"
@@ -43,6 +45,9 @@ class DiscreetWandbLogger(WandbLogger):
                 "or keep the run on this machine with --run.wandb=offline"
             ) from error
 
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        super().log_hyperparams(json_ready(vars(params) if isinstance(params, Namespace) else dict(params)))
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if not self._share_nonprivate:
             metrics = {name: value for name, value in metrics.items() if not name.startswith(PRIVATE_PREFIX)}
@@ -69,7 +74,7 @@ def make_wandb_logger(run: Run, *, folder: Path, config: dict) -> DiscreetWandbL
         tags=run.tags or None,
         save_dir=folder,
         offline=mode == "offline",
-        config=config,
+        config=json_ready(config),
         log_model=False,
     )
 

@@ -91,6 +91,7 @@ def test_run_is_described_at_the_server(online, folder):
     assert online.config["privacy"]["delta"] == 1e-3
     assert online.config["model"]["class_path"] == "lightning_dp.timeseries.module.TimeSeriesDiffusion"
     assert online.config["run"]["dir"] == str(folder / "discreet")
+    json.dumps(online.config, allow_nan=False)  # a stricter server would refuse Infinity
     assert {"config.yaml", "wandb-metadata.json", "wandb-summary.json"} <= set(online.files)
 
 
