@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} is not empty: choose another folder")
 
+    os.environ.setdefault("WANDB_SILENT", "true")  # its advice after each of three runs would bury the table
     # Late: --help should not wait for torch.
     import torch
 
