@@ -12,9 +12,14 @@ REPORT_NAME = "privacy.json"
 def write_privacy_report(folder: Path, report: dict[str, Any]) -> None:
     """Replace the report as a whole; a reader never sees half of one. ∞ is written as "inf"."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{REPORT_NAME}.{os.getpid()}"
-    temporary.write_text(json.dumps(json_ready(report), indent=2, allow_nan=False) + "\n")
-    temporary.replace(folder / REPORT_NAME)
+    replace_text(folder / REPORT_NAME, json.dumps(json_ready(report), indent=2, allow_nan=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Put `text` where `path` is, as a whole: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def read_privacy_report(folder: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_dp.privacy.report import read_privacy_report, write_privacy_report
+from lightning_dp.privacy.report import read_privacy_report, replace_text, write_privacy_report
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 _PACKAGES = ("torch", "lightning", "opacus", "dp-accounting", "diffusers", "wandb", "numpy")
@@ -150,9 +150,7 @@ class RunFolder(Callback):
             "ledger": [report.get("ledger_seq"), report.get("ledger_hash")],
             "metrics": metrics,
         }
-        temporary = self.folder / f".results.json.{os.getpid()}"
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
-        temporary.replace(self.folder / "results.json")
+        replace_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
 
 
 def environment() -> dict[str, Any]:
