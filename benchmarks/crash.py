@@ -176,23 +176,33 @@ def _save(home: Path, run: str, state: dict[str, Any], point: Killer) -> None:
         file.flush()
         os.fsync(file.fileno())
     point("before rename")
-    temporary.rename(home / f"{run}-{time.monotonic_ns():020d}.ckpt")
+    temporary.rename(checkpoint_path(home, run, step=state["step"]))
     point("after rename")
+
+
+def checkpoint_path(home: Path, run: str, *, step: int) -> Path:
+    """Sorts by time; its name says the step."""
+    return home / f"{run}-{time.monotonic_ns():020d}-{step}.ckpt"
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The step that a checkpoint was written at; 0 for none."""
+    return int(checkpoint.stem.rsplit("-", 1)[1]) if checkpoint else 0
 
 
 # --- the driver: many processes -------------------------------------------------------------------
 
 
-def start(home: Path, job: Job) -> int:
+def start(home: Path, job: Job, trainer: Callable[[Path, Job], int] = train) -> int:
     """Fork a process that trains; the driver holds no connection, so the fork is sound."""
     pid = os.fork()
     if pid:
         return pid
     code = 99
     try:
-        code = train(home, job)
+        code = trainer(home, job)
     except BaseException as error:
-        print(f"toy trainer {job}: {error!r}", file=sys.stderr, flush=True)
+        print(f"trainer {job}: {error!r}", file=sys.stderr, flush=True)
     finally:
         os._exit(code)
 
@@ -240,10 +250,28 @@ class Tally:
 
 
 class Story:
-    """One trial on one fresh ledger."""
+    """One trial on one fresh ledger.
 
-    def __init__(self, home: Path, rng: random.Random, tally: Tally) -> None:
+    Args:
+        home: an empty folder.
+        rng: chooses what happens.
+        tally: counts it.
+        trainer: what one process does.
+        patience: seconds within which a process is killed at random.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        rng: random.Random,
+        tally: Tally,
+        *,
+        trainer: Callable[[Path, Job], int] = train,
+        patience: float = 0.04,
+    ) -> None:
         self.home = home
+        self.trainer = trainer
+        self.patience = patience
         self.rng = rng
         self.tally = tally
         self.ledger = Ledger(home / "ledger.sqlite")
@@ -271,6 +299,10 @@ class Story:
         self.check_epsilon()
         self.tally.trials_under_reported += self.tally.under_reports > before
 
+    def start(self, job: Job) -> int:
+        """Fork a process for `job`."""
+        return start(self.home, job, self.trainer)
+
     # episodes
 
     def job(self, *, oldest: bool = False, **changes: Any) -> Job:
@@ -291,16 +323,16 @@ class Story:
         )
 
     def kill_at_random(self) -> None:
-        self._kill_later(start(self.home, self.job()))
+        self._kill_later(self.start(self.job()))
 
     def roll_back(self) -> None:
         job = self.job(oldest=True)
         self.tally.rollbacks += job.checkpoint is not None
-        self._kill_later(start(self.home, job))
+        self._kill_later(self.start(job))
 
     def fork(self) -> None:
         job = self.job()
-        pids = [start(self.home, job), start(self.home, job)]
+        pids = [self.start(job), self.start(job)]
         self.tally.forks += 1
         for pid in pids:
             self._kill_later(pid)
@@ -312,12 +344,12 @@ class Story:
         self.tally.points_tried += 1
         visit = self.rng.randint(1, 4)
         job = self.job(kill_at=(name, visit))
-        step = json.loads(job.checkpoint.read_text())["step"] if job.checkpoint else 0
+        step = step_of(job.checkpoint)
         if name in ("before close", "after close"):
             job = Job(**{**vars(job), "kill_at": (name, 1), "num_steps": step + self.rng.randint(1, 30)})
         else:
             job = Job(**{**vars(job), "num_steps": step + 400})
-        code = wait(start(self.home, job))
+        code = wait(self.start(job))
         if code == -signal.SIGKILL:
             self.tally.kills += 1
             self.tally.killed_at[name] += 1
@@ -326,9 +358,9 @@ class Story:
 
     def end_cleanly(self) -> None:
         job = self.job()
-        step = json.loads(job.checkpoint.read_text())["step"] if job.checkpoint else 0
+        step = step_of(job.checkpoint)
         job = Job(**{**vars(job), "num_steps": step + self.rng.randint(1, 40)})
-        if wait(start(self.home, job)) == WON:
+        if wait(self.start(job)) == WON:
             self.tally.clean_ends += 1
         else:
             self.tally.unexpected_exits += 1
@@ -341,12 +373,12 @@ class Story:
         # With a plan the losers are refused as they start; without one, at their first reservation.
         changes |= self.rng.choice(({"reserve": 20}, {"reserve": 5, "with_plan": True}))
         jobs = [Job(run=f"racer-{i}", **changes) for i in range(4)]
-        codes = [wait(pid) for pid in [start(self.home, job) for job in jobs]]
+        codes = [wait(pid) for pid in [self.start(job) for job in jobs]]
         self.tally.races += 1
         self.tally.race_violations += sorted(codes) != [WON, REFUSED, REFUSED, REFUSED]
 
     def _kill_later(self, pid: int) -> None:
-        time.sleep(self.rng.uniform(0, 0.04))
+        time.sleep(self.rng.uniform(0, self.patience))
         os.kill(pid, signal.SIGKILL)
         if wait(pid) == -signal.SIGKILL:
             self.tally.kills += 1
@@ -366,7 +398,7 @@ class Story:
         """Steps that the variant under test reports for a run."""
         if self.tally.variant == COUNTER:
             checkpoints = sorted(self.home.glob(f"{run}-*.ckpt"))
-            return int(json.loads(checkpoints[-1].read_text())["step"]) if checkpoints else 0
+            return step_of(checkpoints[-1]) if checkpoints else 0
         try:
             return _steps(self.ledger.events(dataset, unit=UNIT, run=run))
         except LedgerError:
@@ -469,6 +501,36 @@ def measure_latency(*, reservations: int, earlier: int) -> dict[str, Any]:
     }
 
 
+def head_commit() -> str | None:
+    """What is committed now, as the code that is loaded now; None outside of a checkout."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def write_report(rows: list[dict[str, Any]], *, commit: str | None, begin: float, path: Path | None) -> None:
+    """Print the result file and, if asked to, keep it.
+
+    Args:
+        rows: of the result.
+        commit: of the code that ran.
+        begin: `time.monotonic()` at its start.
+        path: where to write it, or None.
+    """
+    report = {
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "commit": commit,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "seconds": round(time.monotonic() - begin, 1),
+        "rows": rows,
+    }
+    text = json.dumps(report, indent=2) + "\n"
+    if path:
+        path.write_text(text)
+    print(text, end="")
+
+
 def main() -> int:
     """Run everything; 0 if the sound ledger never under-reported and both broken ones were caught."""
     parser = argparse.ArgumentParser(
@@ -482,7 +544,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the rows there")
     arguments = parser.parse_args()
     logging.getLogger("lightning_dp").setLevel(logging.ERROR)  # a new ledger a trial is no news here
-    begin = time.monotonic()
+    begin, commit = time.monotonic(), head_commit()
     rows = []
     for variant, trials in (
         (SOUND, arguments.trials),
@@ -495,20 +557,7 @@ def main() -> int:
         rows.append(tally.row())
     for earlier in (0, 5000) if arguments.reservations else ():
         rows.append(measure_latency(reservations=arguments.reservations, earlier=earlier))
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    report = {
-        "command": shlex.join(["python", "benchmarks/crash.py", *sys.argv[1:]]),
-        "commit": commit.stdout.strip() or None,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}",
-        "date": datetime.now(UTC).date().isoformat(),
-        "seconds": round(time.monotonic() - begin, 1),
-        "rows": rows,
-    }
-    text = json.dumps(report, indent=2) + "\n"
-    if arguments.json:
-        arguments.json.write_text(text)
-    print(text, end="")
+    write_report(rows, commit=commit, begin=begin, path=arguments.json)
     sound, *broken = rows[:3]
     failures = ("under_reports", "chain_failures", "race_violations", "unexpected_exits")
     ok = not any(sound[name] for name in failures) and all(row["under_reports"] for row in broken)

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lightning_dp.callbacks.logical_batches import LogicalBatches
+from lightning_dp.callbacks.preflight import run_preflight
 from lightning_dp.callbacks.trainer_checks import check_loader, check_optimizers, check_trainer
 from lightning_dp.privacy.charging import StepCharges
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
@@ -27,16 +29,15 @@ from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction, Flat
 from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.privacy.noise import GaussianNoise, NoiseSource
-from lightning_dp.privacy.plan import PrivacyPlan, calibrate_noise_multiplier, check_sampling
-from lightning_dp.privacy.preflight import check_module
+from lightning_dp.privacy.plan import PrivacyPlan
+from lightning_dp.privacy.preflight import Accepted, check_accept
+from lightning_dp.privacy.preparation import Preparation
+from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.report import write_privacy_report
 from lightning_dp.privacy.sampling import PoissonLoader
 from lightning_dp.privacy.secure_noise import SecureGaussianNoise
 from lightning_dp.privacy.units import PrivacyUnit
-
-# Lightning divides the loss by accumulate_grad_batches and steps when its batch counter is a multiple
-# of it. A power of two that no run reaches makes it wait, and is divided out again exactly.
-_NEVER = 2**40
+from lightning_dp.strategies.private_ddp import PrivateDDP
 
 
 @final
@@ -50,8 +51,12 @@ class DifferentialPrivacy(Callback):
     under `nonprivate/` are outside of it.
 
     The module's `training_step` must return the mean of per-row losses. A module whose layers see
-    several rows per row of the data set says so by an integer attribute `rows_per_example`; a
-    datamodule whose items are not independent records describes them by a method `privacy_unit()`.
+    several rows per row of the data set says so by an integer attribute `rows_per_example`; one that has
+    to learn something about the data before its first step lists it in `preparations()`; a datamodule
+    whose items are not independent records describes them by a method `privacy_unit()`.
+
+    Several devices need `trainer.strategy=private_ddp`: each rank draws from units of its own, rank 0 pays
+    and adds the noise, and the expected batch size is that of all ranks together.
 
     Args:
         target_epsilon: ε > 0 to calibrate the noise to, or None if `noise_multiplier` is given.
@@ -59,7 +64,7 @@ class DifferentialPrivacy(Callback):
         noise_multiplier: σ > 0, or None if `target_epsilon` is given.
         max_grad_norm: C > 0, bound on one unit's contribution to the summed gradient.
         expected_batch_size: B, units in an average batch; B / N is the sampling rate.
-        physical_batch_size: units computed at once, for memory; None is all of a batch.
+        physical_batch_size: units that one process computes at once, for memory; None is all of a batch.
         num_units: N as a public fact, where it must not be counted from the data; None counts.
         clipping_function: how a unit's norms become factors.
         clipping_engine: how clipped sums are computed; never changes the result.
@@ -69,6 +74,8 @@ class DifferentialPrivacy(Callback):
         reserve_steps: ≥ 1, steps that are charged ahead at once; a crash forfeits at most so many.
         secure: noise from the operating system's cryptographic generator, added on a public grid, against
             attacks on the generator's state and on floating-point rounding; slower.
+        accept: for findings of the preflight that are harmless here, code → why; the reasons go into the
+            ledger and the privacy report. See `lightning_dp.privacy.preflight.CODES`.
     """
 
     def __init__(
@@ -87,6 +94,7 @@ class DifferentialPrivacy(Callback):
         ledger: str | None = None,
         reserve_steps: int = 50,
         secure: bool = False,
+        accept: dict[str, str] | None = None,
     ) -> None:
         if (target_epsilon is None) == (noise_multiplier is None):
             raise ValueError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
@@ -110,6 +118,8 @@ class DifferentialPrivacy(Callback):
         ):
             if count is not None and count < 1:
                 raise ValueError(f"privacy.{name} must be at least 1, not {count}")
+        check_accept(accept or {})
+        self.accept = accept or {}
         self.target_epsilon = target_epsilon
         self.delta = delta
         self.noise_multiplier = noise_multiplier
@@ -127,7 +137,10 @@ class DifferentialPrivacy(Callback):
         self._parent: tuple[int, str] | None = None
         self._plan: PrivacyPlan | None = None
         self._loader: PoissonLoader | None = None
+        self._preparations: list[Preparation] = []
+        self._accepted: list[Accepted] = []
         self._charges: StepCharges | None = None
+        self._logical: LogicalBatches | None = None
         self._collected = False
 
     @property
@@ -144,21 +157,32 @@ class DifferentialPrivacy(Callback):
         if stage != "fit":
             return
         check_trainer(trainer)
+        self._ranks = Ranks()
+        if isinstance(trainer.strategy, PrivateDDP):
+            trainer.strategy.accept_callback()
         # A fit is a run of its own, unless a checkpoint, which is loaded after this, says otherwise.
-        self._run, self._parent = uuid.uuid4().hex, None
+        self._run, self._parent = self._ranks.on_first(lambda: uuid.uuid4().hex), None
         if not pl_module.automatic_optimization:
             raise ValueError(
                 f"{type(pl_module).__name__} optimizes manually, so no callback can make its steps private; "
                 "use automatic optimization"
             )
-        check_module(pl_module)
         source = trainer.fit_loop._data_source
         loader = source.dataloader()
         check_loader(loader)
         assert isinstance(loader, DataLoader)
         unit = self._unit(trainer, loader)
-        self._plan = self._make_plan(unit, num_steps=trainer.max_steps)
+        self._plan = self._make_plan(unit, pl_module, num_steps=trainer.max_steps)
         self.__dict__.pop("_facts", None)  # of an earlier fit's plan
+        self._accepted = run_preflight(
+            trainer,
+            pl_module,
+            loader=loader,
+            plan=self._plan,
+            engine=self.clipping_engine,
+            function=self.clipping_function,
+            accept=self.accept,
+        )
         self._loader = PoissonLoader(
             loader.dataset,
             sampling_rate=self._plan.sampling_rate,
@@ -166,6 +190,7 @@ class DifferentialPrivacy(Callback):
             collate_fn=loader.collate_fn,
             num_workers=loader.num_workers,
             pin_memory=loader.pin_memory,
+            ranks=self._ranks,
         )
         trainer.fit_loop._data_source = _DataLoaderSource(self._loader, "")
 
@@ -183,34 +208,29 @@ class DifferentialPrivacy(Callback):
                 )
         return unit if self.num_units is None else replace(unit, num_units=self.num_units)
 
-    def _make_plan(self, unit: PrivacyUnit, *, num_steps: int) -> PrivacyPlan:
-        check_sampling(unit, self.expected_batch_size, num_steps)
-        noise_multiplier = self.noise_multiplier
-        if noise_multiplier is None:
-            assert self.target_epsilon is not None
-            noise_multiplier = calibrate_noise_multiplier(
-                target_epsilon=self.target_epsilon,
-                delta=self.delta,
-                sampling_rate=self.expected_batch_size / unit.num_units,
-                num_steps=num_steps,
-            )
-        if self.delta > 1 / unit.num_units:
-            rank_zero_warn(
-                f"privacy.delta={self.delta} is above 1 / {unit.num_units} units: such a guarantee allows "
-                "publishing one unit outright; take a smaller one"
-            )
-        return PrivacyPlan(
-            unit=unit,
+    def _make_plan(self, unit: PrivacyUnit, module: LightningModule, *, num_steps: int) -> PrivacyPlan:
+        prepare = getattr(module, "preparations", None)
+        self._preparations = (
+            prepare(unit=unit, target_epsilon=self.target_epsilon, delta=self.delta) if prepare else []
+        )
+        return PrivacyPlan.make(
+            unit,
             expected_batch_size=self.expected_batch_size,
             num_steps=num_steps,
-            noise_multiplier=noise_multiplier,
+            target_epsilon=self.target_epsilon,
+            noise_multiplier=self.noise_multiplier,
             max_grad_norm=self.max_grad_norm,
             delta=self.delta,
+            prior=[preparation.mechanism.event for preparation in self._preparations],
         )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Charge the first steps: optimizers and checkpoint are there, no row has been fetched."""
-        check_optimizers(trainer, pl_module)
+        """Charge and make the releases before training, and charge the first steps.
+
+        Optimizers and checkpoint are there, no row has been fetched.
+        """
+        self._accepted += check_optimizers(trainer, pl_module, accept=self.accept)
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
         datamodule = getattr(trainer, "datamodule", None)
         assert self._loader is not None
         data = datamodule if datamodule is not None else self._loader.dataset
@@ -221,13 +241,30 @@ class DifferentialPrivacy(Callback):
             run=self._run,
             parent=self._parent,
             reserve_steps=self.reserve_steps,
+            ranks=self._ranks,
+            overrides=tuple(map(str, self._accepted)),
         )
+        if self._parent is None:  # else the checkpoint holds what they set
+            for preparation in self._preparations:
+                self._prepare(preparation)
         self._charges.cover()
-        self._report(trainer, status="running")
+        self._report(status="running")
+
+    def _prepare(self, preparation: Preparation) -> None:
+        assert self._charges is not None
+        assert self._loader is not None
+        batches = self._loader.in_order(units_per_batch=preparation.units_per_batch)
+        answer = self._charges.release(
+            preparation.mechanism,
+            lambda: preparation.values(batches),
+            note=type(preparation).__name__,
+        )
+        preparation.apply(answer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the clipper onto the model."""
         assert self._charges is not None
+        self._logical = LogicalBatches(trainer)
         lost = self._charges.charged_before - trainer.global_step
         if lost > 0:
             rank_zero_warn(
@@ -246,7 +283,8 @@ class DifferentialPrivacy(Callback):
         """Tell the clipper which units the physical batch holds, and Lightning whether a step follows."""
         assert self._loader is not None
         part = self._loader.pending.popleft()
-        trainer.accumulate_grad_batches = 1 if part.last else _NEVER
+        assert self._logical is not None
+        self._logical.begin_part(last=part.last)
         self._collected = False
         self._weights = torch.tensor(part.weights)
         self.clipping_engine.expect(
@@ -286,12 +324,14 @@ class DifferentialPrivacy(Callback):
             )
         assert self._charges is not None
         self._charges.take()  # the ledger covers the step, or this raises
-        scale = self.plan.noise_multiplier * self.max_grad_norm
-        sums = self.clipping_engine.take()
+        noisy = self._ranks.release(
+            self.clipping_engine.take(),
+            noise=self._noise,
+            scale=self.plan.noise_multiplier * self.max_grad_norm,
+        )
         for name, parameter in pl_module.named_parameters():
             if parameter.requires_grad:
-                noisy = self._noise.add_to(sums[name], scale=scale)
-                parameter.grad = noisy.div_(self.expected_batch_size).to(parameter.dtype)
+                parameter.grad = noisy[name].div_(self.expected_batch_size).to(parameter.dtype)
         self._collected = False
 
     def on_train_batch_end(
@@ -299,7 +339,8 @@ class DifferentialPrivacy(Callback):
     ) -> None:
         """Log what was spent; pay for the next step or stop."""
         assert self._charges is not None
-        if trainer.accumulate_grad_batches != 1:
+        assert self._logical is not None
+        if self._logical.inside:
             return
         pl_module.log_dict(
             {
@@ -311,7 +352,7 @@ class DifferentialPrivacy(Callback):
         if self._charges.left < 1:
             trainer.should_stop = True
         elif self._charges.cover():
-            self._report(trainer, status="running")
+            self._report(status="running")
 
     # after training
 
@@ -330,16 +371,19 @@ class DifferentialPrivacy(Callback):
     def _finish(self, trainer: Trainer, *, status: str) -> None:
         self.clipping_engine.detach()
         if self._charges is not None and self._loader is not None:
-            trainer.accumulate_grad_batches = 1
+            if self._logical is not None:
+                self._logical.end()
             self._charges.close()
-            self._report(trainer, status=status)
+            self._report(status=status)
             self._loader = None
 
-    def _report(self, trainer: Trainer, *, status: str) -> None:
+    def _report(self, *, status: str) -> None:
+        if not self._ranks.is_first:
+            return
         assert self._charges is not None
         seq, digest = self._charges.head
         write_privacy_report(
-            Path(trainer.log_dir or trainer.default_root_dir),
+            self._folder,
             {
                 "status": status,
                 "epsilon_spent": self.plan.epsilon_after(self._charges.spent),
@@ -353,7 +397,8 @@ class DifferentialPrivacy(Callback):
 
     @cached_property
     def _facts(self) -> dict[str, object]:
-        return self.plan.to_dict()
+        accepted = [one.to_dict() for one in self._accepted]
+        return {**self.plan.to_dict(), "accepted_findings": accepted}
 
     # checkpoints
 

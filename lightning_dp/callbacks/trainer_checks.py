@@ -1,9 +1,20 @@
 """Settings of a Lightning Trainer that would break or silently change private training."""
 
+from collections.abc import Mapping
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+
+from lightning_dp.callbacks.monitors import find_private_schedules
+from lightning_dp.privacy.preflight import Accepted, settle
+from lightning_dp.strategies.private_ddp import PrivateDDP
 
 _PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
 
@@ -48,13 +59,12 @@ def check_trainer(trainer: Trainer) -> None:
             "the cost is fixed before training, so the number of steps must be",
             "set it to the number of optimizer steps",
         )
-    if trainer.world_size > 1:
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, PrivateDDP):
         refuse(
-            "devices",
-            trainer.world_size,
-            "several processes need a strategy that samples disjoint shards and adds noise once, which is "
-            "not part of this version",
-            "use one device",
+            "strategy",
+            type(trainer.strategy).__name__,
+            f"it averages the raw gradients of {trainer.world_size} processes before anything is clipped",
+            "set trainer.strategy=private_ddp, or use one device",
         )
     if trainer.precision not in _PRECISIONS:
         refuse(
@@ -68,6 +78,11 @@ def check_trainer(trainer: Trainer) -> None:
             raise ValueError(
                 f"the callback {type(callback).__name__} can't be used with privacy: it changes what a step "
                 "is; remove it (lightning_dp.callbacks.ema.EMA averages weights)"
+            )
+        if isinstance(callback, LearningRateFinder | BatchSizeFinder):
+            raise ValueError(
+                f"the callback {type(callback).__name__} can't be used with privacy: it trains on private "
+                "rows before the fit and chooses by what it saw; remove it and set the value"
             )
 
 
@@ -91,8 +106,19 @@ def check_loader(loader: object) -> None:
         )
 
 
-def check_optimizers(trainer: Trainer, module: LightningModule) -> None:
-    """Raise ValueError unless one optimizer steps only parameters of `module`, fed by nothing private."""
+def check_optimizers(
+    trainer: Trainer, module: LightningModule, *, accept: Mapping[str, str] | None = None
+) -> list[Accepted]:
+    """Raise ValueError unless one optimizer steps only parameters of `module`, fed by nothing private.
+
+    Args:
+        trainer: with its optimizers and schedules.
+        module: of the fit.
+        accept: code → reason, as in preflight; answers for schedules that a private metric feeds.
+
+    Returns:
+        What was accepted.
+    """
     if len(trainer.optimizers) != 1:
         raise ValueError(
             f"{type(module).__name__}.configure_optimizers returns {len(trainer.optimizers)} optimizers; "
@@ -108,11 +134,4 @@ def check_optimizers(trainer: Trainer, module: LightningModule) -> None:
             f"the optimizer steps a parameter that is not part of {type(module).__name__}, so its gradient "
             "would not be clipped: register it on the module or leave it out"
         )
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
-    if any(
-        config.reduce_on_plateau or isinstance(config.scheduler, plateau)
-        for config in trainer.lr_scheduler_configs
-    ):
-        raise ValueError(
-            "ReduceLROnPlateau feeds a private metric back into training; use a schedule that is fixed before"
-        )
+    return settle(find_private_schedules(trainer), accept=accept or {})

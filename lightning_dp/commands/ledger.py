@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_dp.privacy.accounting import Event, GaussianEvent, epsilon_pld, event_from_dict
 from lightning_dp.privacy.ledger import (
     ENVIRONMENT_VARIABLE,
     Budget,
@@ -21,6 +20,7 @@ from lightning_dp.privacy.ledger import (
     LedgerCorrupt,
     LedgerError,
 )
+from lightning_dp.privacy.ledger.account import account_of
 
 _DAMAGED, _MISTAKE = 1, 2
 
@@ -119,7 +119,9 @@ def _epsilon(text: str) -> float | None:
 
 def _list(ledger: Ledger, arguments: argparse.Namespace) -> str:
     entries = ledger.entries()
-    accounts = [_account(ledger, entries, dataset, unit) for dataset, unit in ledger.accounts()]
+    accounts = [
+        account_of(ledger, entries, dataset=dataset, unit=unit) for dataset, unit in ledger.accounts()
+    ]
     if arguments.json:
         return _json({"ledger": str(ledger.path), "head": _head(entries), "accounts": accounts})
     if not accounts:
@@ -145,7 +147,7 @@ def _list(ledger: Ledger, arguments: argparse.Namespace) -> str:
 def _show(ledger: Ledger, arguments: argparse.Namespace) -> str:
     entries = ledger.entries()
     chosen = _choose(ledger, arguments.dataset, arguments.unit)
-    accounts = [_account(ledger, entries, dataset, unit) for dataset, unit in chosen]
+    accounts = [account_of(ledger, entries, dataset=dataset, unit=unit) for dataset, unit in chosen]
     if arguments.json:
         return _json({"ledger": str(ledger.path), "head": _head(entries), "accounts": accounts})
     text = "\n\n".join(_describe(account) for account in accounts)
@@ -196,7 +198,9 @@ def _export(ledger: Ledger, arguments: argparse.Namespace) -> str:
             {
                 "ledger": str(ledger.path),
                 "head": head,
-                "accounts": [_account(ledger, entries, dataset, unit) for dataset, unit in accounts],
+                "accounts": [
+                    account_of(ledger, entries, dataset=dataset, unit=unit) for dataset, unit in accounts
+                ],
                 "entries": [vars(entry) for entry in entries],
             }
         )
@@ -215,64 +219,6 @@ def _export(ledger: Ledger, arguments: argparse.Namespace) -> str:
 
 
 # --- what is reported -------------------------------------------------------------------------------
-
-
-def _account(ledger: Ledger, entries: Sequence[Entry], dataset: str, unit: str) -> dict[str, Any]:
-    """Everything about one account, JSON-ready."""
-    budget = ledger.budget(dataset, unit=unit)
-    own = [entry for entry in entries if (entry.dataset, entry.unit) == (dataset, unit)]
-    charges = [entry for entry in own if "event" in entry.detail]
-    by_run = ledger.events_by_run(dataset, unit=unit)
-    return {
-        "dataset": dataset,
-        "unit": unit,
-        "relation": budget.relation,
-        "delta": budget.delta,
-        "epsilon": epsilon_pld([event for events in by_run.values() for event in events], budget.delta),
-        "accountant": "PLD (dp-accounting)",
-        "limit_epsilon": budget.limit_epsilon,
-        "filter_epsilon": budget.filter_epsilon,
-        "held_epsilon": budget.held_epsilon,
-        "last_charge": charges[-1].time if charges else "",
-        "runs": [_run(run, events, own, budget.delta) for run, events in by_run.items()],
-        "releases": [
-            {
-                "seq": entry.seq,
-                "kind": entry.kind,
-                "run": entry.run,
-                "time": entry.time,
-                "note": entry.detail["note"],
-                "event": entry.detail["event"],
-                "epsilon": epsilon_pld([event_from_dict(entry.detail["event"])], budget.delta),
-            }
-            for entry in charges
-            if entry.kind != "reserve"
-        ],
-        "overrides": [
-            {"seq": entry.seq, "run": entry.run, "time": entry.time, "reason": entry.detail["reason"]}
-            for entry in own
-            if entry.kind == "override"
-        ],
-        "limits": [
-            {"seq": entry.seq, "time": entry.time, **entry.detail} for entry in own if entry.kind == "limit"
-        ],
-    }
-
-
-def _run(run: str, events: Sequence[Event], own: Sequence[Entry], delta: float) -> dict[str, Any]:
-    mine = [entry for entry in own if entry.run == run]
-    gaussian = [event for event in events if isinstance(event, GaussianEvent)]
-    return {
-        "run": run,
-        "epsilon": epsilon_pld(events, delta),
-        "starts": sum(entry.kind == "open" for entry in mine),
-        "clean_ends": sum(entry.kind == "close" for entry in mine),
-        "charges": len(events),
-        "steps": sum(event.steps for event in gaussian),
-        "noise_multipliers": sorted({event.noise_multiplier for event in gaussian}),
-        "sampling_rates": sorted({event.sampling_rate for event in gaussian}),
-        "last_entry": mine[-1].time,
-    }
 
 
 def _describe(account: dict[str, Any]) -> str:

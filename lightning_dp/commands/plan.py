@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from lightning_dp.privacy.plan import PrivacyPlan, calibrate_noise_multiplier, check_sampling
+from lightning_dp.privacy.plan import PrivacyPlan
 from lightning_dp.privacy.units import PrivacyUnit
 
 _EPILOG = """examples:
@@ -53,20 +53,12 @@ def main(argv: list[str]) -> int:
         windows_per_event=arguments.windows_per_event,
         description=f"one {arguments.unit}",
     )
-    check_sampling(unit, arguments.batch, arguments.steps)
-    noise_multiplier = arguments.noise_multiplier
-    if noise_multiplier is None:
-        noise_multiplier = calibrate_noise_multiplier(
-            target_epsilon=arguments.epsilon,
-            delta=arguments.delta,
-            sampling_rate=arguments.batch / arguments.units,
-            num_steps=arguments.steps,
-        )
-    plan = PrivacyPlan(
-        unit=unit,
+    plan = PrivacyPlan.make(
+        unit,
         expected_batch_size=arguments.batch,
         num_steps=arguments.steps,
-        noise_multiplier=noise_multiplier,
+        target_epsilon=arguments.epsilon,
+        noise_multiplier=arguments.noise_multiplier,
         max_grad_norm=1.0,
         delta=arguments.delta,
     )

@@ -1,15 +1,20 @@
 """Pays for training steps ahead of time, a handful at once, and never for more than the plan holds."""
 
+from collections.abc import Callable
+
 from lightning_dp.privacy.accounting import Event, GaussianEvent
-from lightning_dp.privacy.ledger import Ledger, LedgerError
+from lightning_dp.privacy.ledger import Lease, Ledger, LedgerError
 from lightning_dp.privacy.plan import PrivacyPlan
+from lightning_dp.privacy.ranks import Ranks
+from lightning_dp.privacy.release import Mechanism, PerUnit, Value
 
 
 class StepCharges:
-    """The account of one process that trains one run.
+    """The account of one run, as the processes that train it together see it.
 
     `cover` is called before a step may release anything; `take` when it does. Steps that were charged
-    by an earlier, killed process of the same run stay charged: they come off what is left.
+    by an earlier, killed process of the same run stay charged: they come off what is left. Every rank
+    makes the same calls in the same order; rank 0 alone talks to the ledger.
 
     Args:
         ledger: where charges are written.
@@ -18,8 +23,16 @@ class StepCharges:
         run: id of the run; a resumed run keeps it.
         parent: (seq, hash) carried by the checkpoint that is resumed, else None.
         reserve_steps: ≥ 1, steps charged at once.
+        ranks: the processes; None is what torch.distributed says.
+        overrides: reasons for which checks were overridden, kept in the ledger.
+
+    Attributes:
+        charged_before: steps that earlier processes of the run were charged for.
+        head: (seq, hash) of the last entry, for checkpoints.
+        taken: steps of this process.
 
     Raises:
+        FirstRankFailed: on other ranks, where rank 0 raised one of the following.
         LedgerError: the ledger can't vouch, the budget is exhausted, or the run was charged by
             another plan.
     """
@@ -33,36 +46,25 @@ class StepCharges:
         run: str,
         parent: tuple[int, str] | None,
         reserve_steps: int,
+        ranks: Ranks | None = None,
+        overrides: tuple[str, ...] = (),
     ) -> None:
-        unit = plan.unit.name
         self._plan = plan
         self._reserve_steps = reserve_steps
-        if parent is None:
-            ledger.register(dataset, unit=unit, delta=plan.delta)
-            self.charged_before = 0
-        else:
-            if not ledger.contains(*parent):
-                raise LedgerError(
-                    f"the checkpoint belongs to entry {parent[0]} ({parent[1][:12]}…) of a ledger, and "
-                    f"{ledger.path} does not hold it: use the ledger that the run was started with"
-                )
-            self.charged_before = self._charged(ledger.events(dataset, unit=unit, run=run, kind="reserve"))
-        left = plan.num_steps - self.charged_before
-        if left < 1:
-            raise LedgerError(
-                f"run {run} has been charged for all its {plan.num_steps} steps (ε = {plan.epsilon:.4g}); "
-                "steps lost in a crash stay charged. Start a new run to spend more."
-            )
-        self._lease = ledger.open_run(dataset, unit=unit, run=run, parent=parent, plan=[plan.event(left)])
+        self._ranks = ranks or Ranks()
+        self._lease: Lease | None = None
+
+        def open_run() -> tuple[int, tuple[int, str]]:
+            charged = self._open(ledger, dataset=dataset, run=run, parent=parent)
+            assert self._lease is not None
+            for reason in overrides:
+                self._lease.override(reason)
+            return charged, self._lease.head
+
+        self.charged_before, self.head = self._ranks.on_first(open_run)
         self._taken_of: dict[int, int] = {}
         self._credit = 0
-        self._open = True
         self.taken = 0
-
-    @property
-    def head(self) -> tuple[int, str]:
-        """(seq, hash) of the last entry, for checkpoints."""
-        return self._lease.head
 
     @property
     def left(self) -> int:
@@ -85,10 +87,27 @@ class StepCharges:
         if self.left < 1:
             raise LedgerError(f"all {self._plan.num_steps} steps of the plan are spent")
         steps = min(self._reserve_steps, self.left)
-        entry = self._lease.reserve(self._plan.event(steps))
-        self._taken_of[entry.seq] = 0
+
+        def reserve() -> tuple[int, str]:
+            assert self._lease is not None
+            return self._lease.reserve(self._plan.event(steps)).reference
+
+        self.head = self._ranks.on_first(reserve)
+        self._taken_of[self.head[0]] = 0
         self._credit = steps
         return True
+
+    def release(self, mechanism: Mechanism[Value], values: Callable[[], PerUnit], *, note: str) -> Value:
+        """Make one release that the plan holds in `prior`: charge, read and answer on rank 0, tell all."""
+        assert mechanism.event in self._plan.prior
+
+        def pay_and_answer() -> tuple[Value, tuple[int, str]]:
+            assert self._lease is not None
+            released = mechanism.release(values, self._lease, note=note)
+            return released.value, (released.seq, released.hash)
+
+        answer, self.head = self._ranks.on_first(pay_and_answer)
+        return answer
 
     def take(self) -> None:
         """Count one step; only after `cover`."""
@@ -99,10 +118,36 @@ class StepCharges:
         self._taken_of[max(self._taken_of)] += 1
 
     def close(self) -> None:
-        """End cleanly: what was charged and not used is given back. Safe to call twice."""
-        if self._open:
-            self._open = False
-            self._lease.close(steps_taken=self._taken_of)
+        """End cleanly: what was charged and not used is given back. Safe to call twice.
+
+        Waits for no other rank, which may be gone.
+        """
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            self.head = lease.close(steps_taken=self._taken_of).reference
+
+    def _open(self, ledger: Ledger, *, dataset: str, run: str, parent: tuple[int, str] | None) -> int:
+        """Take the lease; return the steps that earlier processes of the run were charged for."""
+        plan, unit = self._plan, self._plan.unit.name
+        charged = 0
+        if parent is None:
+            ledger.register(dataset, unit=unit, delta=plan.delta)
+        else:
+            if not ledger.contains(*parent):
+                raise LedgerError(
+                    f"the checkpoint belongs to entry {parent[0]} ({parent[1][:12]}…) of a ledger, and "
+                    f"{ledger.path} does not hold it: use the ledger that the run was started with"
+                )
+            charged = self._charged(ledger.events(dataset, unit=unit, run=run, kind="reserve"))
+        left = plan.num_steps - charged
+        if left < 1:
+            raise LedgerError(
+                f"run {run} has been charged for all its {plan.num_steps} steps (ε = {plan.epsilon:.4g}); "
+                "steps lost in a crash stay charged. Start a new run to spend more."
+            )
+        events = plan.events(left) if parent is None else [plan.event(left)]
+        self._lease = ledger.open_run(dataset, unit=unit, run=run, parent=parent, plan=events)
+        return charged
 
     def _charged(self, events: list[Event]) -> int:
         expected = self._plan.event(1)

@@ -5,8 +5,10 @@ therefore what the run will have cost when it ends. A plan that can't be met is 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Self
 
 from lightning_dp.privacy.accounting import (
     COARSE_INTERVAL,
@@ -15,6 +17,7 @@ from lightning_dp.privacy.accounting import (
     check_delta,
     epsilon_pld,
     epsilon_rdp,
+    event_to_dict,
     group_epsilon,
 )
 from lightning_dp.privacy.units import PrivacyUnit
@@ -35,6 +38,7 @@ class PrivacyPlan:
         noise_multiplier: σ > 0; the clipped sum gets noise of standard deviation σ · max_grad_norm.
         max_grad_norm: C > 0, bound on the ℓ2 norm of one unit's contribution.
         delta: δ in (0, 1).
+        prior: releases of the same run before its first step, such as normalisation constants.
     """
 
     unit: PrivacyUnit
@@ -43,6 +47,7 @@ class PrivacyPlan:
     noise_multiplier: float
     max_grad_norm: float
     delta: float
+    prior: tuple[GaussianEvent, ...] = ()
 
     def __post_init__(self) -> None:
         check_sampling(self.unit, self.expected_batch_size, self.num_steps)
@@ -51,6 +56,44 @@ class PrivacyPlan:
             raise ValueError(f"noise_multiplier must be a number above 0, not {self.noise_multiplier}")
         if not (math.isfinite(self.max_grad_norm) and self.max_grad_norm > 0):
             raise ValueError(f"max_grad_norm must be a number above 0, not {self.max_grad_norm}")
+
+    @classmethod
+    def make(
+        cls,
+        unit: PrivacyUnit,
+        *,
+        expected_batch_size: int,
+        num_steps: int,
+        target_epsilon: float | None,
+        noise_multiplier: float | None,
+        max_grad_norm: float,
+        delta: float,
+        prior: Sequence[GaussianEvent] = (),
+    ) -> Self:
+        """The plan with a given noise multiplier or, for None, with the least that meets the target.
+
+        Raises:
+            ValueError: the plan is impossible, or its releases before training leave nothing for it.
+        """
+        check_sampling(unit, expected_batch_size, num_steps)
+        if noise_multiplier is None:
+            assert target_epsilon is not None
+            noise_multiplier = calibrate_noise_multiplier(
+                target_epsilon=target_epsilon,
+                delta=delta,
+                sampling_rate=expected_batch_size / unit.num_units,
+                num_steps=num_steps,
+                prior=prior,
+            )
+        return cls(
+            unit=unit,
+            expected_batch_size=expected_batch_size,
+            num_steps=num_steps,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=max_grad_norm,
+            delta=delta,
+            prior=tuple(prior),
+        )
 
     @property
     def sampling_rate(self) -> float:
@@ -63,15 +106,19 @@ class PrivacyPlan:
             noise_multiplier=self.noise_multiplier, sampling_rate=self.sampling_rate, steps=steps
         )
 
+    def events(self, steps: int) -> list[GaussianEvent]:
+        """Everything that is released up to the end of `steps` steps."""
+        return [*self.prior, self.event(steps)]
+
     @cached_property
     def epsilon(self) -> float:
         """ε per unit at the end of the plan (PLD)."""
-        return epsilon_pld([self.event(self.num_steps)], self.delta)
+        return epsilon_pld(self.events(self.num_steps), self.delta)
 
     @cached_property
     def epsilon_rdp(self) -> float:
         """The same by Rényi composition: larger, shown as a check."""
-        return epsilon_rdp([self.event(self.num_steps)], self.delta)
+        return epsilon_rdp(self.events(self.num_steps), self.delta)
 
     def epsilons(self) -> dict[str, float | None]:
         """ε of each privacy unit at the end of the plan; None where the unit is undefined here.
@@ -82,7 +129,7 @@ class PrivacyPlan:
         event = None
         if self.unit.windows_per_event is not None:
             event = group_epsilon(
-                [self.event(self.num_steps)], self.delta, group_size=self.unit.windows_per_event
+                self.events(self.num_steps), self.delta, group_size=self.unit.windows_per_event
             )
         by_name: dict[str, float | None] = {"record": None, "window": None, "event": event, "user": None}
         by_name[self.unit.name] = self.epsilon
@@ -94,14 +141,14 @@ class PrivacyPlan:
         Computed at a few step counts and rounded up to the next of them; exact at the end.
         """
         if steps <= 0:
-            return 0.0
+            return epsilon_pld(self.prior, self.delta)
         # ε grows about like √steps, so quadratic spacing makes equal increments of it.
         point = math.ceil(_REPORT_POINTS * math.sqrt(steps / self.num_steps) - 1e-9)
         rounded = max(steps, math.ceil(self.num_steps * (point / _REPORT_POINTS) ** 2))
         if steps <= self.num_steps <= rounded:
             return self.epsilon
         # The fast figure is a little above the exact one; during the plan it can't pass its end.
-        fast = _fast_epsilon(self.event(rounded), self.delta)
+        fast = _fast_epsilon(tuple(self.events(rounded)), self.delta)
         return min(fast, self.epsilon) if rounded <= self.num_steps else fast
 
     def to_dict(self) -> dict[str, object]:
@@ -115,6 +162,7 @@ class PrivacyPlan:
             "expected_batch_size": self.expected_batch_size,
             "num_units": self.unit.num_units,
             "num_steps": self.num_steps,
+            "prior_releases": [event_to_dict(event) for event in self.prior],
             "unit": self.unit.name,
             "unit_description": self.unit.description,
             "relation": "add or remove one unit",
@@ -126,8 +174,8 @@ class PrivacyPlan:
 
 
 @lru_cache(maxsize=1024)
-def _fast_epsilon(event: GaussianEvent, delta: float) -> float:
-    return epsilon_pld([event], delta, interval=COARSE_INTERVAL)
+def _fast_epsilon(events: tuple[GaussianEvent, ...], delta: float) -> float:
+    return epsilon_pld(events, delta, interval=COARSE_INTERVAL)
 
 
 def check_sampling(unit: PrivacyUnit, expected_batch_size: int, num_steps: int) -> None:
@@ -142,12 +190,24 @@ def check_sampling(unit: PrivacyUnit, expected_batch_size: int, num_steps: int) 
 
 
 def calibrate_noise_multiplier(
-    *, target_epsilon: float, delta: float, sampling_rate: float, num_steps: int
+    *,
+    target_epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    num_steps: int,
+    prior: Sequence[GaussianEvent] = (),
 ) -> float:
     """The smallest σ, to 5 significant digits rounded up, whose PLD ε is at most the target.
 
+    Args:
+        target_epsilon: > 0, for `prior` and the steps together.
+        delta: δ in (0, 1).
+        sampling_rate: q in (0, 1].
+        num_steps: ≥ 1.
+        prior: releases that are made before training, whatever σ.
+
     Raises:
-        ValueError: ε or δ out of range, or no σ up to 10,000 meets the target.
+        ValueError: ε or δ out of range, `prior` alone costs the target, or no σ up to 10,000 meets it.
     """
     if not (math.isfinite(target_epsilon) and target_epsilon > 0):
         raise ValueError(
@@ -155,10 +215,16 @@ def calibrate_noise_multiplier(
             "for training without privacy write 'privacy: null'"
         )
     check_delta(delta)
+    before = epsilon_pld(prior, delta)
+    if before >= target_epsilon:
+        raise ValueError(
+            f"target_epsilon={target_epsilon} at delta={delta} can't be met: the releases before training "
+            f"cost {before:.4g} alone; give them more noise or choose a larger epsilon"
+        )
 
     def epsilon(noise_multiplier: float, interval: float) -> float:
         event = GaussianEvent(noise_multiplier=noise_multiplier, sampling_rate=sampling_rate, steps=num_steps)
-        return epsilon_pld([event], delta, interval=interval)
+        return epsilon_pld([*prior, event], delta, interval=interval)
 
     # A grid of the loss that is coarse against the target would round a small ε up beyond reach.
     fine = FINE_INTERVAL
@@ -171,8 +237,9 @@ def calibrate_noise_multiplier(
         if high > _LARGEST_NOISE_MULTIPLIER:
             raise ValueError(
                 f"target_epsilon={target_epsilon} at delta={delta} can't be met with sampling rate "
-                f"{sampling_rate:.4g} and {num_steps} steps, whatever the noise: take fewer steps, a "
-                "smaller expected_batch_size, or a larger epsilon"
+                f"{sampling_rate:.4g} and {num_steps} steps, whatever the noise"
+                + (f", after releases that cost {before:.4g}" if prior else "")
+                + ": take fewer steps, a smaller expected_batch_size, or a larger epsilon"
             )
     while high - low > 2e-5 * high:
         middle = math.sqrt(low * high)

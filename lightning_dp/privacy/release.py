@@ -11,7 +11,7 @@ caller's claim: a normalised or selected input has a cost of its own.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar, final
 
@@ -80,12 +80,17 @@ class Mechanism(ABC, Generic[Value]):
 
     @final
     def release(
-        self, values: PerUnit, lease: Lease, *, note: str = "", noise: NoiseSource | None = None
+        self,
+        values: PerUnit | Callable[[], PerUnit],
+        lease: Lease,
+        *,
+        note: str = "",
+        noise: NoiseSource | None = None,
     ) -> Released[Value]:
         """Charge the ledger, then read `values`, add noise and answer.
 
         Args:
-            values: one array a unit, or an array (units, …).
+            values: one array a unit, or an array (units, …), or what reads them, called after the charge.
             lease: pays; of several ranks only rank 0 has one, and sends the answer to the others.
             note: what this is, for readers of the ledger.
             noise: None takes `SecureGaussianNoise`: sums are fp64, and noise that is coarser than they
@@ -96,7 +101,7 @@ class Mechanism(ABC, Generic[Value]):
             ValueError: the values have an impossible shape; the charge stays.
         """
         entry = lease.reserve(self.event, kind="release", note=f"{note}: {self}" if note else str(self))
-        sums = torch.from_numpy(self.sums(values))
+        sums = torch.from_numpy(self.sums(values() if callable(values) else values))
         noisy = (noise or SecureGaussianNoise()).add_to(sums, scale=self.noise_multiplier * self.sensitivity)
         return Released(value=self.answer(noisy.numpy()), seq=entry.seq, hash=entry.hash)
 

@@ -18,6 +18,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_dp.privacy.noise import entropy_bits
+from lightning_dp.privacy.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,30 +37,49 @@ class PhysicalBatch:
 
 
 class PoissonSampler:
-    """Endless logical batches over `num_units` units at `sampling_rate` in (0, 1]."""
+    """Endless logical batches over `num_units` units at `sampling_rate` in (0, 1].
 
-    def __init__(self, *, num_units: int, sampling_rate: float) -> None:
+    Of `world_size` ranks each draws from its own units only, those whose index leaves `rank` when divided
+    by `world_size`: the shards are disjoint, and their union is Poisson over all units.
+    """
+
+    def __init__(self, *, num_units: int, sampling_rate: float, rank: int = 0, world_size: int = 1) -> None:
         if not 0 < sampling_rate <= 1:
             raise ValueError(f"sampling_rate must be in (0, 1], not {sampling_rate}")
-        self._num_units = num_units
+        assert 0 <= rank < world_size
         self._sampling_rate = sampling_rate
+        self._units = np.arange(rank, num_units, world_size)
         self._generator = np.random.default_rng(entropy_bits())
 
     def draw(self) -> list[int]:
-        """The sorted indices of one logical batch."""
-        included = self._generator.random(self._num_units) < self._sampling_rate
-        return np.flatnonzero(included).tolist()
+        """The sorted indices of one logical batch, or of this rank's part of it."""
+        included = self._generator.random(len(self._units)) < self._sampling_rate
+        return self._units[included].tolist()
 
 
-def split(logical: list[int], *, physical_batch_size: int | None) -> Iterator[PhysicalBatch]:
-    """Cut a logical batch into physical ones of at most `physical_batch_size` units (None: one)."""
-    if not logical:
-        yield PhysicalBatch(indices=(0,), weights=(0.0,), last=True)
-        return
-    size = physical_batch_size or len(logical)
-    for start in range(0, len(logical), size):
-        part = tuple(logical[start : start + size])
-        yield PhysicalBatch(indices=part, weights=(1.0,) * len(part), last=start + size >= len(logical))
+def count_parts(logical: list[int], *, physical_batch_size: int | None) -> int:
+    """Physical batches of at most `physical_batch_size` units (None: any number) that a logical one needs."""
+    return max(1, math.ceil(len(logical) / (physical_batch_size or max(1, len(logical)))))
+
+
+def split(
+    logical: list[int], *, physical_batch_size: int | None, parts: int | None = None
+) -> Iterator[PhysicalBatch]:
+    """Cut a logical batch into physical ones of at most `physical_batch_size` units (None: one).
+
+    Args:
+        logical: indices, perhaps none.
+        physical_batch_size: ≥ 1, or None.
+        parts: how many to yield; those without a unit of their own are a padding one. None is as many as
+            are needed.
+    """
+    size = physical_batch_size or max(1, len(logical))
+    parts = parts or count_parts(logical, physical_batch_size=physical_batch_size)
+    for number in range(parts):
+        part = tuple(logical[number * size : (number + 1) * size])
+        yield PhysicalBatch(
+            indices=part or (0,), weights=(1.0,) * len(part) or (0.0,), last=number == parts - 1
+        )
 
 
 class PoissonLoader:
@@ -69,7 +89,8 @@ class PoissonLoader:
     holds, in order, the descriptions of the physical batches that were yielded and not yet trained
     on: a trainer may fetch ahead, so whoever trains takes them from the left, one per batch.
 
-    It has no length: how many physical batches a pass takes is random.
+    It has no length: how many physical batches a pass takes is random. Ranks make equally many of each
+    logical batch, since trainers count on it: one that has too few units adds padding.
     """
 
     def __init__(
@@ -81,7 +102,9 @@ class PoissonLoader:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
         self.dataset = dataset
         self.pending: deque[PhysicalBatch] = deque()
         self._physical_batch_size = physical_batch_size
@@ -89,6 +112,8 @@ class PoissonLoader:
         self._sampler = PoissonSampler(
             num_units=len(dataset),  # type: ignore[arg-type]
             sampling_rate=sampling_rate,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
         )
         self._collate_fn = collate_fn
         self._num_workers = num_workers
@@ -99,8 +124,11 @@ class PoissonLoader:
         drawn: deque[PhysicalBatch] = deque()  # worker processes load ahead of what is yielded
 
         def draw() -> Iterator[list[int]]:
+            size = self._physical_batch_size
             for _ in range(self._logical_per_pass):
-                for part in split(self._sampler.draw(), physical_batch_size=self._physical_batch_size):
+                logical = self._sampler.draw()
+                parts = self._ranks.most(count_parts(logical, physical_batch_size=size)) if size else 1
+                for part in split(logical, physical_batch_size=size, parts=parts):
                     drawn.append(part)
                     yield list(part.indices)
 
@@ -114,3 +142,12 @@ class PoissonLoader:
         for batch in loader:
             self.pending.append(drawn.popleft())
             yield batch
+
+    def in_order(self, *, units_per_batch: int) -> DataLoader:
+        """Every unit of the data set once, in order, collated as for training."""
+        return DataLoader(
+            self.dataset,
+            batch_size=units_per_batch,
+            collate_fn=self._collate_fn,
+            num_workers=self._num_workers,
+        )

@@ -179,6 +179,9 @@ def test_rows_of_one_unit_are_clipped_as_one(tmp_path):
         def privacy_unit(self):
             return PrivacyUnit(name="user", num_units=N, rows_per_unit=2, description="one customer")
 
+        def synthetic_units(self, num_units):
+            return [torch.rand(2 * num_units, 4), torch.rand(2 * num_units)]
+
         def train_dataloader(self):
             def collate(items):
                 return [torch.cat(parts) for parts in zip(*items, strict=True)]
@@ -291,6 +294,9 @@ def test_resume_from_unaccounted_weights_is_refused(tmp_path):
 class Unreadable(Records):
     """A data set whose rows must not be touched."""
 
+    def synthetic_units(self, num_units):
+        return [torch.rand(num_units, 4), torch.rand(num_units)]
+
     def train_dataloader(self):
         class Rows(Dataset):
             def __len__(self):
@@ -395,10 +401,21 @@ def test_step_without_a_loss_is_refused(tmp_path):
         def training_step(self, batch, batch_idx):
             return None
 
+    with pytest.raises(ValueError, match="it returned no loss"):
+        make_trainer(tmp_path, steps=3, privacy=private()).fit(Skips(), datamodule=Unreadable(N))
+    unseen = private(accept={"fails": "to see what the step itself says"})
     with pytest.raises(RuntimeError, match="gave no loss"):
-        make_trainer(tmp_path, steps=3, privacy=private()).fit(Skips(), datamodule=Records(N))
+        make_trainer(tmp_path, steps=3, privacy=unseen).fit(Skips(), datamodule=Records(N))
 
 
-def test_delta_above_one_over_n_warns(tmp_path):
-    with pytest.warns(UserWarning, match="above 1 / 100 units"):
-        make_trainer(tmp_path, steps=1, privacy=private(delta=0.05)).fit(Regression(), datamodule=Records(N))
+def test_delta_above_one_over_n_needs_a_reason_that_the_ledger_keeps(tmp_path, ledger_path):
+    with pytest.raises(ValueError, match="above 1 / 100 units"):
+        make_trainer(tmp_path, steps=1, privacy=private(delta=0.05)).fit(
+            Regression(), datamodule=Unreadable(N)
+        )
+    privacy = private(delta=0.05, accept={"delta": "a test of the accounting"})
+    make_trainer(tmp_path, steps=1, privacy=privacy).fit(Regression(), datamodule=Records(N))
+    (entry,) = [entry for entry in Ledger(ledger_path).entries("records") if entry.kind == "override"]
+    assert "a test of the accounting" in entry.detail["reason"]
+    (accepted,) = json.loads((tmp_path / "privacy.json").read_text())["accepted_findings"]
+    assert accepted["code"] == "delta"

@@ -25,6 +25,7 @@ from lightning_dp.privacy.clipping import layer_ops
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.exact import exact_products
 from lightning_dp.privacy.clipping.functions import ClippingFunction
+from lightning_dp.privacy.clipping.observing import Observer
 from lightning_dp.privacy.clipping.patching import Patches
 from lightning_dp.privacy.clipping.shared import Shared
 from lightning_dp.privacy.clipping.tape import ParameterSink, Sink, Tape, TransposedSink
@@ -117,6 +118,9 @@ class BookKeeping(ClippingEngine):
 
     def take(self) -> dict[str, Tensor]:
         return self._attached().sums.take()
+
+    def observe(self, observer: Observer | None) -> None:
+        self._attached().sums.observer = observer
 
     def detach(self) -> None:
         self._patches.undo()

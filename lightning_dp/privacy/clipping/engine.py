@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping.functions import ClippingFunction
+from lightning_dp.privacy.clipping.observing import Observer
 
 
 class ClippingEngine(ABC):
@@ -68,6 +69,13 @@ class ClippingEngine(ABC):
 
         Every trainable parameter has an entry (zeros where no unit reached it). The contribution of
         one unit of weight 1 to the concatenated sums has ℓ2 norm ≤ max_grad_norm.
+        """
+
+    @abstractmethod
+    def observe(self, observer: Observer | None) -> None:
+        """Show `observer` the norms of every batch from now on, in `collect`; None ends it, as detach does.
+
+        It reads: sums and returned norms are bit for bit what they are without it.
         """
 
     @abstractmethod

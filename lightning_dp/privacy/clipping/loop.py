@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
+from lightning_dp.privacy.clipping.observing import Observer
 from lightning_dp.privacy.clipping.trees import Autocast, has_rows, map_tensors, separate, tensors
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
 
@@ -163,6 +164,9 @@ class Loop(ClippingEngine):
 
     def take(self) -> dict[str, Tensor]:
         return self._attached().take()
+
+    def observe(self, observer: Observer | None) -> None:
+        self._attached().observer = observer
 
     def detach(self) -> None:
         for handle in self._handles:

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
+from lightning_dp.privacy.clipping.observing import Observer
 from lightning_dp.privacy.clipping.per_row import per_row_gradients
 from lightning_dp.privacy.clipping.trees import Autocast, has_rows, map_tensors, separate, tensors
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
@@ -154,6 +155,9 @@ class Materialised(ClippingEngine):
 
     def take(self) -> dict[str, Tensor]:
         return self._attached().take()
+
+    def observe(self, observer: Observer | None) -> None:
+        self._attached().observer = observer
 
     def detach(self) -> None:
         for handle in self._handles:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping.functions import ClippingFunction
+from lightning_dp.privacy.clipping.observing import Observer, UnitNorms
 
 
 class UnitSums:
@@ -47,6 +48,7 @@ class UnitSums:
         self._scale = 1.0
         self._sums: dict[str, Tensor] = {}
         self.rows_per_unit = 1
+        self.observer: Observer | None = None
 
     def expect(self, *, unit_weights: Tensor, rows_per_unit: int, loss_scale: float) -> None:
         """Note the next physical batch and forget `.grad`, which no step may use."""
@@ -117,6 +119,15 @@ class UnitSums:
         total = torch.where(
             finite, norms.square().sum(dim=1).sqrt(), torch.full((), torch.nan, device=device)
         )
+        if self.observer is not None:
+            shown = torch.where(finite[:, None], factors, zero)
+            self.observer(
+                UnitNorms(
+                    norms={name: square.sqrt() * self._scale for name, square in squared_norms.items()},
+                    factors={name: shown[:, self.groups[name]] for name in squared_norms},
+                    weights=self._weights,
+                )
+            )
         return total, {name: coefficients[:, group] for name, group in self.groups.items()}
 
     def add(self, name: str, value: Tensor) -> None:

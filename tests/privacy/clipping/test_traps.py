@@ -13,6 +13,8 @@ from lightning_dp.privacy.clipping import uses
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.loop import Loop
 from lightning_dp.privacy.clipping.materialised import Materialised
+from lightning_dp.privacy.clipping.tape import Tape
+from lightning_dp.privacy.clipping.unit_sums import UnitSums
 
 TOLERANCE = 1e-5
 ALL = pytest.mark.parametrize("engine", [BookKeeping, Materialised, Loop])
@@ -177,6 +179,26 @@ def test_reused_and_tied_layers(engine):
     assert compare(engine(), model, lambda: _rows(model(index)), units=2, rows_per_unit=2) <= TOLERANCE
 
 
+def test_planted_norms_that_forget_that_two_uses_are_one_parameter(monkeypatch):
+    """Opacus #413: the norm of a sum is not that of its parts."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twice = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.twice(self.twice(x).tanh())
+
+    def apart(self, name: str) -> Tensor:
+        return torch.stack([use.squared_norms() for use in self.uses[name]]).sum(dim=0)
+
+    model, x = Twice(), torch.randn(4, 5, 3)
+    assert compare(BookKeeping(), model, lambda: _rows(model(x)), units=4) <= TOLERANCE
+    monkeypatch.setattr(Tape, "squared_norms", apart)
+    assert compare(BookKeeping(), model, lambda: _rows(model(x)), units=4) > 1e-2
+
+
 @FAST
 def test_linear_on_four_dimensions(engine):
     model, x = nn.Linear(3, 2), torch.randn(4, 2, 5, 3)
@@ -254,6 +276,31 @@ def test_autocast_never_exceeds_the_bound(engine, name):
         assert all(s.dtype == torch.float32 for s in sums.values())
         assert total_norm(sums) <= 0.1 * (1 + 1e-3)
         torch.testing.assert_close(norms, exact, rtol=0.1, atol=0)
+
+
+def _largest_contribution(*, max_grad_norm: float) -> float:
+    """Of 32 units that are clipped, the one that contributes most, in units of the bound."""
+    model, x = nn.Linear(16, 8), torch.randn(32, 3, 16)
+    found = []
+    for unit in range(32):
+        alone = torch.zeros(32)
+        alone[unit] = 1
+        options = {"units": 32, "weights": alone, "max_grad_norm": max_grad_norm}
+        _, sums = run(BookKeeping(), model, lambda: _rows(model(x)), **options)
+        found.append(total_norm(sums) / max_grad_norm)
+    return max(found)
+
+
+def test_planted_norms_of_bf16_exceed_the_bound(monkeypatch):
+    assert _largest_contribution(max_grad_norm=0.1) <= 1 + 1e-6
+    decide = UnitSums.decide
+
+    def in_bf16(self, squared_norms, *, slack=None):
+        rounded = {name: square.bfloat16().float() for name, square in squared_norms.items()}
+        return decide(self, rounded, slack=slack)
+
+    monkeypatch.setattr(UnitSums, "decide", in_bf16)
+    assert _largest_contribution(max_grad_norm=0.1) > 1 + 1e-4
 
 
 class _Stack(nn.Module):

@@ -1,0 +1,89 @@
+"""Who chooses or steers by a metric of private rows: no ε covers such a choice.
+
+A metric counts as public if it is one of `privacy/…`, `step`, `epoch` or `global_step`, or if the data module
+declares `validation_is_public = True`, the name says that it is of validation, and training_step does not
+log it. Everything else counts as private: names of metrics don't tell more.
+"""
+
+import re
+from collections.abc import Collection
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lightning_dp.privacy.preflight import Finding
+
+_COUNTERS = frozenset({"step", "epoch", "global_step"})
+_OF_VALIDATION = re.compile(r"(^|[/_.\-])(val|valid|validation)([/_.\-]|$)")
+_FIX = (
+    "remove it, or monitor a metric of public rows (a data module whose validation rows are public says "
+    "validation_is_public = True)"
+)
+
+
+def find_private_monitors(trainer: Trainer, *, training_metrics: Collection[str]) -> list[Finding]:
+    """Callbacks that stop, select or name by a private metric.
+
+    Args:
+        trainer: its callbacks are looked at.
+        training_metrics: names that training_step logs.
+    """
+    found = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        name = type(callback).__name__
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and _is_private(monitor, trainer, training_metrics):
+            kept = f" to keep {callback.save_top_k}" if isinstance(callback, ModelCheckpoint) else ""
+            found.append(
+                Finding(
+                    code="private-monitor",
+                    place=f"trainer.callbacks: {name}.monitor",
+                    problem=f"is '{monitor}'{kept}: no ε covers a choice by a metric of private rows",
+                    fix=_FIX,
+                )
+            )
+        if isinstance(callback, ModelCheckpoint):
+            named = re.findall(r"{([^}:]+)", str(callback.filename or ""))
+            found += [
+                Finding(
+                    code="private-monitor",
+                    place=f"trainer.callbacks: {name}.filename",
+                    problem=f"is '{callback.filename}': it publishes '{metric}', a metric of private rows",
+                    fix="take it out of the name",
+                )
+                for metric in named
+                if _is_private(metric, trainer, training_metrics)
+            ]
+    return found
+
+
+def find_private_schedules(trainer: Trainer) -> list[Finding]:
+    """Learning-rate schedules that are fed by a private metric; known once optimizers are."""
+    found = []
+    for config in trainer.lr_scheduler_configs:
+        if not (config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau)):
+            continue
+        if config.monitor is None or _is_private(config.monitor, trainer, ()):
+            found.append(
+                Finding(
+                    code="private-monitor",
+                    place=f"configure_optimizers: {type(config.scheduler).__name__}",
+                    problem=f"feeds '{config.monitor}', a private metric, back into training",
+                    fix="use a schedule that is fixed before, or a metric of public rows",
+                )
+            )
+    return found
+
+
+def _is_private(metric: str, trainer: Trainer, training_metrics: Collection[str]) -> bool:
+    if metric in _COUNTERS or metric.startswith("privacy/"):
+        return False
+    own = metric.removesuffix("_step").removesuffix("_epoch")
+    public = bool(getattr(trainer.datamodule, "validation_is_public", False))  # type: ignore[attr-defined]
+    return not (
+        public
+        and _OF_VALIDATION.search(metric)
+        and metric not in training_metrics
+        and own not in training_metrics
+    )

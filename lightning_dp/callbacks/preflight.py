@@ -1,0 +1,239 @@
+"""Preflight of a Lightning fit: the trainer, the module's layers, and its training_step on made-up units.
+
+The step runs on copies of the module, which log nowhere and step nothing; see `privacy.preflight`.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_dp.callbacks.made_up_units import made_up_batch
+from lightning_dp.callbacks.monitors import find_private_monitors
+from lightning_dp.privacy.clipping.engine import ClippingEngine
+from lightning_dp.privacy.clipping.functions import ClippingFunction
+from lightning_dp.privacy.plan import PrivacyPlan
+from lightning_dp.privacy.preflight import (
+    NUM_UNITS,
+    Accepted,
+    Finding,
+    MadeUpUnits,
+    TrainingStep,
+    Trial,
+    find_in_layers,
+    inspect_step,
+    settle,
+)
+from lightning_dp.privacy.preflight.draws import generators_put_back
+
+
+def run_preflight(
+    trainer: Trainer,
+    module: LightningModule,
+    *,
+    loader: DataLoader,
+    plan: PrivacyPlan,
+    engine: ClippingEngine,
+    function: ClippingFunction,
+    accept: Mapping[str, str],
+) -> list[Accepted]:
+    """Find what would break the guarantee of this fit, without reading a private row.
+
+    To be called in a callback's `setup`: Lightning calls it before the module's own `setup` and
+    `configure_model`, so both are called on the copy. Leaves no trace in module, trainer, loggers or random
+    generators. Memory: the module once more, and about ten of its gradients.
+
+    Args:
+        trainer: of the fit.
+        module: on any device, in the mode it trains in.
+        loader: the train loader as the user gave it; only shapes and dtypes of its data set are looked at.
+        plan: the plan of the fit.
+        engine: the fit's, not attached; left so.
+        function: the fit's.
+        accept: code → reason, for findings that are harmless here.
+
+    Returns:
+        The findings that `accept` answers for, to be written into the ledger and the privacy report.
+
+    Raises:
+        ValueError: all other findings, in one message.
+    """
+    names: set[str] = set()
+    found = _find_in_plan(plan)
+    with _undisturbed(trainer):
+        try:
+            copied = _copy(trainer, module, loader=loader, names=names)
+        except Exception as error:
+            found += [*find_in_layers(module), _not_copied(module, error)]
+        else:
+            layers = find_in_layers(copied)
+            found += layers
+            # What such a layer does to a step is known; a second message about it would only be longer.
+            if all(finding.code in accept for finding in layers):
+                found += _try_step(
+                    trainer, copied, loader=loader, plan=plan, engine=engine, function=function
+                )
+    found += find_private_monitors(trainer, training_metrics=names)
+    return settle(found, accept=accept)
+
+
+def _find_in_plan(plan: PrivacyPlan) -> list[Finding]:
+    if plan.delta <= 1 / plan.unit.num_units:
+        return []
+    return [
+        Finding(
+            code="delta",
+            place="privacy.delta",
+            problem=(
+                f"is {plan.delta}, above 1 / {plan.unit.num_units} units: such a guarantee allows publishing "
+                "one unit outright"
+            ),
+            fix=f"take one below {1 / plan.unit.num_units:.1g}",
+        )
+    ]
+
+
+def _try_step(
+    trainer: Trainer,
+    copied: LightningModule,
+    *,
+    loader: DataLoader,
+    plan: PrivacyPlan,
+    engine: ClippingEngine,
+    function: ClippingFunction,
+) -> list[Finding]:
+    try:
+        batch = made_up_batch(trainer, loader, num_units=NUM_UNITS)
+        units = MadeUpUnits(batch, num_units=NUM_UNITS, rows_per_unit=plan.unit.rows_per_unit)
+    except ValueError as error:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        return [
+            Finding(
+                code="unchecked",
+                place=type(loader.dataset if datamodule is None else datamodule).__name__,
+                problem=f"gives no made-up units to try training_step on: {error}",
+                fix="give it a method synthetic_units(num_units), see lightning_dp.callbacks.made_up_units",
+            )
+        ]
+    step = TrainingStep(
+        copied,
+        loss=lambda again, rows: _loss(trainer, cast(LightningModule, again), rows),
+        device=trainer.strategy.root_device,
+        keep=_kept(trainer, copied, loader),
+    )
+    rows = plan.unit.rows_per_unit * int(getattr(copied, "rows_per_example", 1))
+    return inspect_step(Trial(step=step, units=units, rows_per_unit=rows, engine=engine, function=function))
+
+
+def _kept(trainer: Trainer, module: LightningModule, loader: DataLoader) -> tuple[Any, ...]:
+    """What a module may refer to and copies must not copy: above all the data.
+
+    A partial that a configuration made, such as an optimizer to be, can refer to the whole configuration.
+    """
+    datamodule, callbacks = trainer.datamodule, trainer.callbacks  # type: ignore[attr-defined]
+    own = [value for child in module.modules() for value in vars(child).values()]
+    made = [value for value in own if isinstance(value, partial) and not _refers_to_a_module(value)]
+    everything = (
+        trainer,
+        datamodule,
+        loader,
+        loader.dataset,
+        module._compiler_ctx,
+        *callbacks,
+        *trainer.loggers,
+        *made,
+    )
+    return tuple(one for one in everything if one is not None)
+
+
+def _refers_to_a_module(made: partial) -> bool:
+    given = (getattr(made.func, "__self__", None), *made.args, *made.keywords.values())
+    return any(isinstance(one, nn.Module | Tensor) for one in given)
+
+
+def _copy(
+    trainer: Trainer, module: LightningModule, *, loader: DataLoader, names: set[str]
+) -> LightningModule:
+    """A copy that is set up as Lightning would, and logs nowhere; `names` gets the names that it logs."""
+    copied = copy.deepcopy(module, {id(one): one for one in _kept(trainer, module, loader)})
+    if copied._compiler_ctx is not None:  # a compiled step is bound to the original
+        for name in ("forward", "training_step"):
+            copied.__dict__.pop(name, None)
+        copied._compiler_ctx = None
+    copied.trainer = trainer
+    if is_overridden("setup", copied):
+        copied.setup("fit")
+    if is_overridden("configure_model", copied):
+        copied.configure_model()
+    if trainer.precision == "64-true":
+        copied.double()
+
+    def log(name: str, *_: Any, **__: Any) -> None:
+        names.add(name)
+
+    def log_dict(dictionary: Mapping[str, Any], *_: Any, **__: Any) -> None:
+        names.update(dictionary)
+
+    for child in copied.modules():
+        if isinstance(child, LightningModule):
+            child.log, child.log_dict, child.print = log, log_dict, _nowhere  # type: ignore[method-assign, assignment]
+    return copied
+
+
+def _nowhere(*_: Any, **__: Any) -> None:
+    """In place of what would print."""
+
+
+def _not_copied(module: LightningModule, error: Exception) -> Finding:
+    return Finding(
+        code="unchecked",
+        place=type(module).__name__,
+        problem=f"can't be copied and set up, so nothing could be tried on made-up units: {error!r}",
+        fix="keep what can't be copied out of the module, or define __deepcopy__ for it",
+    )
+
+
+def _loss(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
+    """What Lightning does with a batch up to the loss, for a copy of the module."""
+    module.trainer = trainer
+    # There are none yet; a step may look up its learning rate.
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    module.optimizers = lambda *_, **__: optimizer  # type: ignore[method-assign, assignment]
+    module.lr_schedulers = lambda *_: schedule  # type: ignore[method-assign]
+    if trainer.precision == "64-true":
+        batch = trainer.precision_plugin.convert_input(batch)
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    for name, more in (
+        ("on_before_batch_transfer", ()),
+        ("transfer_batch_to_device", (trainer.strategy.root_device,)),
+        ("on_after_batch_transfer", ()),
+    ):
+        own = datamodule is None or not is_overridden(name, datamodule)
+        batch = getattr(module if own else datamodule, name)(batch, *more, 0)
+    second = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+    result = module.training_step(batch, 0) if second else module.training_step(batch)
+    return result.get("loss") if isinstance(result, Mapping) else result
+
+
+@contextmanager
+def _undisturbed(trainer: Trainer) -> Iterator[None]:
+    """Trainer and random generators as they were afterwards; loggers that hear nothing."""
+    loggers, should_stop, loop = trainer.loggers, trainer.should_stop, trainer.fit_loop
+    trainer.loggers, loaders = [DummyLogger()], loop._combined_loader
+    try:
+        with generators_put_back(trainer.strategy.root_device):
+            yield
+    finally:
+        trainer.loggers, trainer.should_stop = loggers, should_stop
+        # A module's setup may ask for the number of steps, upon which Lightning settles on its loaders.
+        loop._combined_loader = loaders

@@ -1,0 +1,74 @@
+"""What in a model, its loss or its data would break the guarantee, found before any private row is read.
+
+A training step is tried on made-up units (`inspect_step`), and the layers are looked at (`find_in_layers`).
+Every finding names its code, the place and the fix; `settle` raises one error for all that nobody gives a
+reason for.
+
+Not found here: state outside of the module, what a step does only on private values or after many steps,
+and a data set whose items are not what its unit says. The trainer's part is in `callbacks`.
+"""
+
+from lightning_dp.privacy.preflight.broken_units import find_spoilt_batches
+from lightning_dp.privacy.preflight.clipped_sum import find_wrong_sums
+from lightning_dp.privacy.preflight.coupling import find_coupling
+from lightning_dp.privacy.preflight.draws import LinedUp
+from lightning_dp.privacy.preflight.finding import CODES, Accepted, Finding, check_accept, settle
+from lightning_dp.privacy.preflight.layers import find_in_layers
+from lightning_dp.privacy.preflight.made_up import MadeUpUnits
+from lightning_dp.privacy.preflight.memory import find_memory
+from lightning_dp.privacy.preflight.step import StepFailed, TrainingStep
+from lightning_dp.privacy.preflight.trial import NUM_UNITS, Trial
+
+__all__ = [
+    "CODES",
+    "NUM_UNITS",
+    "Accepted",
+    "Finding",
+    "MadeUpUnits",
+    "StepFailed",
+    "TrainingStep",
+    "Trial",
+    "check_accept",
+    "find_in_layers",
+    "inspect_step",
+    "settle",
+]
+
+
+def inspect_step(trial: Trial) -> list[Finding]:
+    """Everything that trying the step shows; later checks are left out where an earlier one explains them."""
+    found: list[Finding] = []
+    try:
+        for _ in range(2):
+            first = trial.step.gradient(trial.units.pick(range(3)), draws=LinedUp())
+            if first.is_finite:
+                break
+            trial.step.shut_gates()
+        else:
+            return [
+                Finding(
+                    code="unchecked",
+                    place="training_step",
+                    problem="gives no finite gradient on made-up units, so nothing could be compared",
+                    fix="give the data module synthetic_units(num_units) with values that are possible",
+                )
+            ]
+        found += find_memory(trial)
+        for check in (find_coupling, find_wrong_sums, find_spoilt_batches):
+            now = check(trial)
+            found += now
+            if now:
+                break
+    except StepFailed as error:
+        found.append(
+            Finding(
+                code="fails",
+                place="training_step",
+                problem=f"fails on made-up units: {error}",
+                fix=(
+                    "make it run on any batch of one unit or more, or give the data module "
+                    "synthetic_units(num_units) with values that are possible"
+                ),
+            )
+        )
+    return found

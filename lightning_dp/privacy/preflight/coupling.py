@@ -1,0 +1,175 @@
+"""Whether a unit contributes the same whoever else is in the batch.
+
+The gradient of a batch must be the mean of its units' gradients, each computed in a batch of its own with
+the same random numbers. Values are taken twice: as they are, and with gaps, as normalisers that count what
+is there are alike while nothing is missing. Steps that draw random numbers are also tried with ordinary
+draws, in batches of one size: replacing half of the units must have the same effect whatever the other
+half is. Without that second look a mix of units at random could line up with itself.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_dp.privacy.clipping.trees import tensors
+from lightning_dp.privacy.preflight.draws import Draws, LinedUp, Recorded
+from lightning_dp.privacy.preflight.finding import Finding
+from lightning_dp.privacy.preflight.gradient import Gradient, difference
+from lightning_dp.privacy.preflight.made_up import MadeUpUnits
+from lightning_dp.privacy.preflight.step import StepFailed
+from lightning_dp.privacy.preflight.trial import Trial
+
+_TRIED = (0, 1, 2)
+_HALVES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11))
+
+
+def find_coupling(trial: Trial) -> list[Finding]:
+    """Units that see each other, in the forward pass or in the loss; losses that are no mean."""
+    draws = LinedUp()
+    together = trial.step.gradient(trial.units.pick(_TRIED), draws=draws)
+    alone = [trial.alone(unit) for unit in _TRIED]
+    found: list[Finding] | None = _compare(trial, trial.units, together, alone)
+    if found:
+        return found
+    floats = trial.units.num_floats
+    for only in (None, *range(floats)) if floats > 1 else (None,) * floats:
+        found = _with_gaps(trial, trial.units.with_gaps(only))
+        if found is not None:
+            break
+    return found or (_at_random(trial) if draws.log else [])
+
+
+def _with_gaps(trial: Trial, gaps: MadeUpUnits) -> list[Finding] | None:
+    """None where the step can't do with missing values at all: what those do is another check's."""
+    alone = []
+    try:
+        for unit in _TRIED:
+            alone.append(trial.step.gradient(gaps.pick([unit]), draws=LinedUp()))
+            if not alone[-1].is_finite:
+                return None
+        together = trial.step.gradient(gaps.pick(_TRIED), draws=LinedUp())
+    except StepFailed:
+        return None
+    return _compare(trial, gaps, together, alone)
+
+
+def _compare(
+    trial: Trial, units: MadeUpUnits, together: Gradient, alone: Sequence[Gradient]
+) -> list[Finding]:
+    mean = Gradient.sum(alone, factors=[1 / len(alone)] * len(alone))
+    where = difference(together, mean, among=alone)
+    if where is None:
+        return []
+    if trial.step.foreign:
+        return [
+            Finding(
+                code="unchecked",
+                place="training_step",
+                problem=(
+                    "draws random numbers that can't be repeated for one unit "
+                    f"({', '.join(sorted(trial.step.foreign))}), so nobody knows whether units see each other"
+                ),
+                fix="draw with torch",
+            )
+        ]
+    square = mean.dot(mean)
+    factor = mean.dot(together) / square if square else 1.0
+    scaled = Gradient.sum([mean], factors=[factor])
+    if abs(factor - 1) > 1e-2 and difference(together, scaled, among=[*alone, scaled]) is None:
+        return [
+            Finding(
+                code="not-a-mean",
+                place="training_step",
+                problem=(
+                    f"returns {factor:.3g} times the mean over the units of a batch of {len(alone)}, so what "
+                    "a unit counts for depends on the size of the batch, which is private"
+                ),
+                fix="return the mean of per-row losses",
+            )
+        ]
+    batches = [units.pick(_TRIED), units.pick([0, 3, 4])]
+    return [_coupled(trial, where, batches, num_units=3, draws=LinedUp)]
+
+
+def _at_random(trial: Trial) -> list[Finding]:
+    batches = [
+        trial.units.pick([*_HALVES[first], *_HALVES[second]])
+        for first, second in ((0, 1), (2, 3), (0, 3), (2, 1))
+    ]
+    runs = [Recorded(seed=1) for _ in batches]
+    gradients = [trial.step.gradient(batch, draws=run) for batch, run in zip(batches, runs, strict=True)]
+    if any(run.log != runs[0].log for run in runs):
+        return []  # how much is drawn depends on the data, so the same seed isn't the same draw
+    same, crossed = (Gradient.sum(pair, factors=[1.0, 1.0]) for pair in (gradients[:2], gradients[2:]))
+    where = difference(same, crossed, among=gradients)
+    if where is None:
+        return []
+    pair = [batches[0], batches[2]]
+    return [_coupled(trial, where, pair, num_units=6, draws=lambda: Recorded(seed=1))]
+
+
+def _coupled(
+    trial: Trial, where: str, batches: Sequence[Any], *, num_units: int, draws: Callable[[], Draws]
+) -> Finding:
+    """`batches` have unit 0 in common."""
+    layer = _mixing_layer(*(_notes(trial, batch, num_units=num_units, draws=draws()) for batch in batches))
+    return Finding(
+        code="coupling",
+        place=f"'{layer}'" if layer else "training_step",
+        problem=(
+            f"makes what one unit contributes (to '{where}', for one) depend on the other units of its "
+            "batch, so clipping does not bound what one unit changes"
+        ),
+        fix=(
+            "compute every row from itself alone, with normalisers, masks and weights from the row or from "
+            "constants, and take the mean over rows last"
+        ),
+    )
+
+
+_Note = tuple[str, list[Tensor], list[Tensor]]
+
+
+def _mixing_layer(left: Sequence[_Note], right: Sequence[_Note]) -> str | None:
+    """The first module whose input is the same for unit 0 in both batches and whose output is not."""
+    for (path, given, made), (other, given_too, made_too) in zip(left, right, strict=False):
+        if path != other:
+            return None
+        if _equal(given, given_too) and not _equal(made, made_too):
+            return path
+    return None
+
+
+def _notes(trial: Trial, batch: Any, *, num_units: int, draws: Draws) -> list[_Note]:
+    """(path, unit 0's inputs, unit 0's outputs) of every call, in the order in which calls return."""
+    module, notes = trial.step.copy(), list[_Note]()
+
+    def own(tree: Any) -> list[Tensor]:
+        whole = [t for t in tensors(tree) if t.ndim and len(t) and len(t) % num_units == 0]
+        return [t.detach()[: len(t) // num_units].clone() for t in whole]
+
+    def listen(path: str, child: nn.Module) -> None:
+        def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            notes.append((path, own((args, kwargs)), own(output)))
+
+        child.register_forward_hook(after, with_kwargs=True)
+
+    for path, child in module.named_modules():
+        if path:
+            listen(path, child)
+    with trial.step.running(draws):
+        trial.step.loss(module, batch)
+    return notes
+
+
+def _equal(left: list[Tensor], right: list[Tensor]) -> bool:
+    if len(left) != len(right):
+        return False
+    for one, other in zip(left, right, strict=True):
+        if one.shape != other.shape:
+            return False
+        size = float(one.double().abs().nan_to_num(0, 0, 0).max()) if one.numel() else 0.0
+        if not one.double().allclose(other.double(), rtol=1e-4, atol=1e-5 * size, equal_nan=True):
+            return False
+    return True

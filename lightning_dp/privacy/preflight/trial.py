@@ -1,0 +1,48 @@
+"""What all checks of a step share: the step, the made-up units, and the gradient of each unit alone."""
+
+from dataclasses import dataclass, field
+from typing import final
+
+from lightning_dp.privacy.clipping.engine import ClippingEngine
+from lightning_dp.privacy.clipping.functions import ClippingFunction
+from lightning_dp.privacy.preflight.draws import LinedUp
+from lightning_dp.privacy.preflight.gradient import Gradient
+from lightning_dp.privacy.preflight.made_up import MadeUpUnits
+from lightning_dp.privacy.preflight.step import StepFailed, TrainingStep
+
+NUM_UNITS = 13
+"""Made-up units that the checks need: twelve, and one more so that nothing else is as long by chance."""
+
+
+@final
+@dataclass(kw_only=True)
+class Trial:
+    """What is tried, and on what.
+
+    Attributes:
+        step: what is tried.
+        units: at least `NUM_UNITS`.
+        rows_per_unit: ≥ 1, rows of a layer's input that belong to one unit, as declared.
+        engine: not attached to anything; left so.
+        function: the run's clipping function.
+    """
+
+    step: TrainingStep
+    units: MadeUpUnits
+    rows_per_unit: int
+    engine: ClippingEngine
+    function: ClippingFunction
+    _alone: dict[int, Gradient] = field(default_factory=dict, init=False)
+
+    def alone(self, unit: int) -> Gradient:
+        """The gradient of one unit in a batch of its own.
+
+        Raises:
+            StepFailed: it can't be had.
+        """
+        if unit not in self._alone:
+            try:
+                self._alone[unit] = self.step.gradient(self.units.pick([unit]), draws=LinedUp())
+            except StepFailed as error:
+                raise StepFailed(f"in a batch of one unit, which Poisson sampling draws: {error}") from error
+        return self._alone[unit]
