@@ -184,6 +184,14 @@ class SeriesDiT(DenoisingNet):
             y = y.squeeze(-1).unflatten(0, (-1, channels)).transpose(1, 2)  # (B, L, C)
         return y
 
+    def condition_modules(self) -> list[nn.Module]:
+        """What makes the condition, part of θ_cond; `gains` see diffusion time alone and are θ_other."""
+        return [self.timestep, self.context]
+
+    def output_modules(self) -> list[nn.Module]:
+        """What an output-head adapter trains."""
+        return [self.final]
+
     def _patches(self, x: Tensor) -> Tensor:
         """(B, L, P) → (B, T, p·P)."""
         return x.unflatten(1, (-1, self.patch_size)).flatten(2)

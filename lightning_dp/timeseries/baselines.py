@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_dp.timeseries.batch import Batch
+from lightning_dp.timeseries.imputation_baselines import IMPUTATIONS
+from lightning_dp.timeseries.masks import kind_of
 from lightning_dp.timeseries.metrics import CRPS, MAE, MSE, scored_positions
 
 
@@ -97,12 +99,18 @@ BASELINES: dict[str, Callable[..., Tensor]] = {
 }
 """Point forecasts by the name that tables and figures print."""
 
+_BASELINES_OF: dict[str, dict[str, Callable[..., Tensor]]] = {
+    "forecast": BASELINES,
+    "imputation": IMPUTATIONS,
+    "synthesis": {},
+}
+
 
 def evaluate_baselines(datamodule: EvaluationData) -> dict[str, dict[str, float]]:
-    """Score every baseline on all test windows.
+    """Score every baseline of the task on all test windows; none exist for synthesis.
 
-    The CRPS of the mean of days is that of the days as samples; the other two are point forecasts, whose
-    CRPS equals their absolute error relative to Σ|y|.
+    The CRPS of the mean of days is that of the days as samples; the others are point predictions, whose CRPS
+    equals their absolute error relative to Σ|y|.
 
     Args:
         datamodule: anything with `setup`, `test_dataloader`, `steps_per_day` and `metric_std`.
@@ -112,14 +120,18 @@ def evaluate_baselines(datamodule: EvaluationData) -> dict[str, dict[str, float]
     """
     datamodule.setup("test")
     scale = datamodule.metric_std
-    scores = {name: (MSE(), MAE(), CRPS()) for name in BASELINES}
+    scores: dict[str, tuple[MSE, MAE, CRPS]] = {}
+    baselines: dict[str, Callable[..., Tensor]] | None = None
     for batch in datamodule.test_dataloader():
+        if baselines is None:
+            baselines = _BASELINES_OF[kind_of(batch["target"])]
+            scores = {name: (MSE(), MAE(), CRPS()) for name in baselines}
         mask = scored_positions(batch)
-        for name, forecast in BASELINES.items():
+        for name, baseline in baselines.items():
             mse, mae, crps = scores[name]
-            point = forecast(batch, steps_per_day=datamodule.steps_per_day)
+            point = baseline(batch, steps_per_day=datamodule.steps_per_day)
             samples = point[:, None]
-            if forecast is mean_of_days:
+            if baseline is mean_of_days:
                 samples = sample_days(batch, steps_per_day=datamodule.steps_per_day)
             # The mean of the standardisation cancels in a difference.
             mse.update(point / scale, batch["values"] / scale, mask)

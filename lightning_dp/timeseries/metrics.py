@@ -1,4 +1,4 @@
-"""Forecast and imputation scores: masked MSE and MAE (of standardised values) and CRPS (original units).
+"""Forecast and imputation scores: masked errors (standardised), CRPS and coverage (original units).
 
 Each score is a pure update/compute pair under a thin `torchmetrics.Metric`. Only positions that were to
 be predicted **and** were observed are scored; `scored_positions` gives that mask.
@@ -78,6 +78,47 @@ def crps_update(samples: Tensor, values: Tensor, *, mask: Tensor, quantiles: Ten
     return loss, truth.abs().sum()
 
 
+def coverage_update(samples: Tensor, values: Tensor, *, mask: Tensor, levels: Tensor) -> Tensor:
+    """How many scored values lie in the central interval of each level.
+
+    Args:
+        samples: (B, S, L, C).
+        values: (B, L, C) in the same units.
+        mask: (B, L, C) bool, positions that count.
+        levels: (Q,) of the intervals, in (0, 1): .9 reaches from the 5 % to the 95 % quantile.
+
+    Returns:
+        (Q,) float64. An interval holds its ends; its quantiles interpolate linearly between the S samples.
+    """
+    _same_shape(prediction=samples[:, 0], values=values, mask=mask)
+    scored = samples.movedim(1, -1)[mask].double()  # (M, S)
+    truth = values[mask].double()  # (M,)
+    inside = scored.new_zeros(len(levels))
+    if not len(truth):
+        return inside
+    ends = torch.cat([(1 - levels) / 2, (1 + levels) / 2]).to(scored)  # (2Q,)
+    rows = max(1, _QUANTILE_CHUNK // max(scored.shape[-1], len(ends)))
+    for some, y in zip(scored.split(rows), truth.split(rows), strict=True):
+        lower, upper = torch.quantile(some, ends, dim=-1).chunk(2)  # (Q, m)
+        inside += ((y >= lower) & (y <= upper)).sum(dim=-1)
+    return inside
+
+
+def sum_over_channels(samples: Tensor, values: Tensor, *, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What CRPS-sum scores: the sum of all channels, at the steps where every channel is scored.
+
+    Args:
+        samples: (B, S, L, C) in original units.
+        values: (B, L, C) in original units.
+        mask: (B, L, C) bool.
+
+    Returns:
+        Samples (B, S, L, 1), values (B, L, 1) and mask (B, L, 1), for `CRPS` (Salinas et al. 2019,
+        arXiv 1910.03002).
+    """
+    return samples.sum(dim=3, keepdim=True), values.sum(dim=2, keepdim=True), mask.all(dim=2, keepdim=True)
+
+
 def crps_compute(loss: Tensor, *, absolute: Tensor) -> Tensor:
     """Mean over the levels of the loss relative to Σ|y| of all batches; NaN where nothing was scored."""
     return (loss / absolute).mean().float()
@@ -152,6 +193,38 @@ class CRPS(Metric):
     def compute(self) -> Tensor:
         """The score of everything so far, a float32 scalar; 0 is perfect."""
         return crps_compute(self.loss, absolute=self.absolute)
+
+
+class Coverage(Metric):
+    """Share of scored values inside the samples' central intervals; of a calibrated model, their levels."""
+
+    full_state_update = False
+    levels: Tensor
+    inside: Tensor
+    count: Tensor
+
+    def __init__(self, levels: tuple[float, ...] = (0.5, 0.9), **metric_options: Any) -> None:
+        """Build the metric.
+
+        Args:
+            levels: of the intervals, each in (0, 1).
+            **metric_options: torchmetrics' own (`sync_on_compute`, …).
+        """
+        super().__init__(**metric_options)
+        if not levels or not all(0 < level < 1 for level in levels):
+            raise ValueError(f"levels is {levels}, but the levels of intervals lie strictly between 0 and 1.")
+        self.register_buffer("levels", torch.tensor(levels, dtype=torch.float64), persistent=False)
+        self.add_state("inside", torch.zeros(len(levels), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, samples: Tensor, values: Tensor, mask: Tensor) -> None:
+        """Add a batch: samples (B, S, L, C), values (B, L, C), mask (B, L, C) bool."""
+        self.inside += coverage_update(samples, values, mask=mask, levels=self.levels)
+        self.count += mask.sum()
+
+    def compute(self) -> Tensor:
+        """(Q,) float32 shares; NaN where nothing was scored."""
+        return (self.inside / self.count).float()
 
 
 def _same_shape(*, prediction: Tensor, values: Tensor, mask: Tensor) -> None:

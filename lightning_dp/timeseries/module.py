@@ -1,11 +1,12 @@
 """The LightningModule of the time-series half: a conditional diffusion model of the masked part of a window.
 
 Ordinary Lightning code: training_step returns the mean of per-example losses, and a callback makes it
-private. Whether a window is a forecast or an imputation is up to the batch's `target` mask.
+private. Whether a window is a forecast, an imputation or a synthesis is up to the batch's `target` mask.
 
 Shapes: B windows, L steps, C channels, F covariates, K noise draws, n samples, R = B·K rows.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -14,17 +15,22 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
+from lightning_dp.adapters.adapter import Adapter
 from lightning_dp.diffusion.objective import draw_timesteps, per_example_loss
 from lightning_dp.diffusion.prediction import Prediction, Velocity
 from lightning_dp.diffusion.sampler import Sampler
 from lightning_dp.diffusion.schedule import Cosine, NoiseSchedule
 from lightning_dp.nets.denoising_net import DenoisingNet
+from lightning_dp.privacy.preparation import Preparation
+from lightning_dp.privacy.units import PrivacyUnit
 from lightning_dp.timeseries.batch import Batch
-from lightning_dp.timeseries.forecast_report import ForecastReport
-from lightning_dp.timeseries.metrics import CRPS, MAE, MSE, scored_positions
+from lightning_dp.timeseries.metrics import CRPS, MAE, MSE, Coverage, scored_positions, sum_over_channels
 from lightning_dp.timeseries.normalise import Frame, Normaliser, visible_mask
+from lightning_dp.timeseries.prediction_report import PredictionReport
+from lightning_dp.timeseries.synthesis_report import SynthesisReport
 
 POINTS = ("denoiser", "mean", "median")
+_COVERAGE_LEVELS = (0.5, 0.9)
 
 
 class TimeSeriesDiffusion(LightningModule):
@@ -41,6 +47,10 @@ class TimeSeriesDiffusion(LightningModule):
         noise_draws: K ≥ 1 timesteps and noises per example, in one gradient of that example (DPDM's noise
             multiplicity, arXiv 2210.09929).
         min_snr_gamma: γ of min-SNR weighting, or None.
+        condition_dropout: probability, in [0, 1), that a train example hides its condition (context and
+            covariates) from the net; each example on its own. What `guidance_scale` needs.
+        guidance_scale: w of classifier-free guidance while sampling (arXiv 2207.12598, eq. 6 with w = 1 for
+            no guidance): output = unconditional + w·(conditional − unconditional), two evaluations a step.
         bounds: what a value can be, a public fact such as (0, inf) for consumption: samples and point
             forecasts are cut off there. None cuts nothing.
         num_samples: n of test and predict.
@@ -50,6 +60,7 @@ class TimeSeriesDiffusion(LightningModule):
         max_sampling_rows: rows per call of the net while sampling, for memory.
         optimizer: from parameters to an optimizer.
         lr_scheduler: from an optimizer to a scheduler that is stepped once per optimizer step, or None.
+        adapter: which parameters of `net` train; None for all.
     """
 
     def __init__(
@@ -62,6 +73,8 @@ class TimeSeriesDiffusion(LightningModule):
         sampler: Sampler | None = None,
         noise_draws: int = 1,
         min_snr_gamma: float | None = None,
+        condition_dropout: float = 0.0,
+        guidance_scale: float = 1.0,
         bounds: tuple[float, float] | None = None,
         num_samples: int = 50,
         point: str = "denoiser",
@@ -69,6 +82,7 @@ class TimeSeriesDiffusion(LightningModule):
         max_sampling_rows: int = 1024,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         super().__init__()
         if noise_draws < 1:
@@ -78,6 +92,15 @@ class TimeSeriesDiffusion(LightningModule):
         if num_samples < 1:
             raise ValueError(
                 f"num_samples is {num_samples}, but a forecast needs at least one: 20 to 100 are usual."
+            )
+        if not 0 <= condition_dropout < 1:
+            raise ValueError(
+                f"condition_dropout is {condition_dropout}, but it is a probability below 1: .1 is usual."
+            )
+        if guidance_scale != 1 and not condition_dropout:
+            raise ValueError(
+                f"guidance_scale is {guidance_scale}, but a net that was always told its condition can't do "
+                "without: train with condition_dropout, .1 for instance."
             )
         if bounds is not None and not bounds[0] < bounds[1]:
             raise ValueError(
@@ -94,6 +117,9 @@ class TimeSeriesDiffusion(LightningModule):
         # over again: load_from_checkpoint(path, net=..., normaliser=...).
         from_config = _given_hyperparameters.get() is not None
         self.save_hyperparameters(ignore=None if from_config else _LIVE_ARGUMENTS)
+        if from_config:
+            for name, part in (("net", net), ("normaliser", normaliser)):
+                self.hparams[name] = _accepted_only(self.hparams[name], part)
         self.net = net
         self.normaliser = normaliser
         self.schedule = Cosine() if schedule is None else schedule
@@ -101,6 +127,8 @@ class TimeSeriesDiffusion(LightningModule):
         self.sampler = sampler or Sampler()
         self.noise_draws = noise_draws
         self.min_snr_gamma = min_snr_gamma
+        self.condition_dropout = condition_dropout
+        self.guidance_scale = guidance_scale
         self.bounds = (-float("inf"), float("inf")) if bounds is None else bounds
         self.num_samples = num_samples
         self.point = point
@@ -108,15 +136,31 @@ class TimeSeriesDiffusion(LightningModule):
         self.max_sampling_rows = max_sampling_rows
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.adapter = adapter
+        if adapter is not None:
+            adapter.apply(net)
 
     @property
     def rows_per_example(self) -> int:
         """Rows that the net's layers see for one row of the data set; consecutive."""
         return self.noise_draws * self.net.rows_per_example
 
+    def preparations(
+        self, *, unit: PrivacyUnit, target_epsilon: float | None, delta: float
+    ) -> list[Preparation]:
+        """What the normaliser has to learn about the data before the first step."""
+        return self.normaliser.preparations(unit=unit, target_epsilon=target_epsilon, delta=delta)
+
+    def facts(self) -> dict[str, str | float | int]:
+        """What results are listed by: the adapter and how many parameters it trains."""
+        return {} if self.adapter is None else self.adapter.facts()
+
     def per_example_losses(self, batch: Batch) -> Tensor:
         """(B,) losses, each a function of its own example, its own noise and the weights only."""
         frame, inputs = self._inputs(batch)
+        if self.condition_dropout:
+            told = torch.rand(len(batch["values"]), device=self.device) >= self.condition_dropout  # (B,)
+            inputs = _told_only(inputs, told)
         draws = self.noise_draws
         clean = (batch["values"] - frame.center) / frame.scale  # (B, L, C)
         clean, mask = _rows(clean, draws), _rows(scored_positions(batch), draws)  # (R, L, C)
@@ -181,14 +225,27 @@ class TimeSeriesDiffusion(LightningModule):
         pieces = []
         for start in range(0, len(visible), chunk):
             part = slice(start, start + chunk)
-            known = self.net.encode(**{name: value[part] for name, value in inputs.items()})
+            told = {name: value[part] for name, value in inputs.items()}
+            known = self.net.encode(**told)
+            # Without guidance the unconditional output has no weight, and isn't computed.
+            nothing = torch.zeros(len(visible[part]), dtype=torch.bool, device=self.device)
+            blank = self.net.encode(**_told_only(told, nothing)) if self.guidance_scale != 1 else None
             target = _rows(batch["target"][part], n)  # (b·n, L, C)
             noise = torch.randn(target.shape, generator=generator, device=self.device)  # (b·n, L, C)
 
             def denoise(
-                noisy: Tensor, timesteps: Tensor, known: Any = known, target: Tensor = target
+                noisy: Tensor,
+                timesteps: Tensor,
+                known: Any = known,
+                blank: Any = blank,
+                target: Tensor = target,
             ) -> Tensor:
-                return self.net.denoise(torch.where(target, noisy, 0.0), timesteps[:1], known=known)
+                noisy = torch.where(target, noisy, 0.0)  # (b·n, L, C)
+                output = self.net.denoise(noisy, timesteps[:1], known=known)  # (b·n, L, C)
+                if blank is None:
+                    return output
+                unconditional = self.net.denoise(noisy, timesteps[:1], known=blank)  # (b·n, L, C)
+                return unconditional + self.guidance_scale * (output - unconditional)
 
             clean = self.sampler.sample(
                 denoise, noise, schedule=self.schedule, prediction=self.prediction, generator=generator
@@ -213,7 +270,8 @@ class TimeSeriesDiffusion(LightningModule):
 
     def on_test_start(self) -> None:
         self._start_errors()
-        self._crps = CRPS().to(self.device)
+        self._crps, self._crps_sum = CRPS().to(self.device), CRPS().to(self.device)
+        self._coverage = Coverage(_COVERAGE_LEVELS).to(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         samples = self.sample(batch)  # (B, n, L, C)
@@ -224,12 +282,24 @@ class TimeSeriesDiffusion(LightningModule):
         else:
             forecast = samples.median(dim=1).values  # (B, L, C)
         self._update_errors(batch, forecast)
-        self._crps.update(samples, batch["values"], mask=scored_positions(batch))
+        mask = scored_positions(batch)  # (B, L, C)
+        self._crps.update(samples, batch["values"], mask=mask)
+        self._coverage.update(samples, batch["values"], mask=mask)
+        if mask.shape[2] > 1:
+            summed, values, mask = sum_over_channels(samples, batch["values"], mask=mask)
+            self._crps_sum.update(summed, values, mask=mask)
 
     def on_test_epoch_end(self) -> None:
-        self.log("test/mse", self._mse.compute())
+        mse = self._mse.compute()
+        self.log("test/mse", mse)
+        self.log("test/rmse", mse.sqrt())
         self.log("test/mae", self._mae.compute())
         self.log("test/crps", self._crps.compute())
+        for level, share in zip(_COVERAGE_LEVELS, self._coverage.compute(), strict=True):
+            self.log(f"test/coverage_{level * 100:.0f}", share)
+        # Of one channel it is the CRPS; where no step has all channels to be predicted it is undefined.
+        if self._crps_sum.absolute > 0:
+            self.log("test/crps_sum", self._crps_sum.compute())
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`samples` (B, n, L, C), `quantiles` (B, Q, L, C), `point` (B, L, C), all in original units."""
@@ -239,8 +309,8 @@ class TimeSeriesDiffusion(LightningModule):
         return {"samples": samples, "quantiles": quantiles, "point": self.expectation(batch)}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Every test stands beside its baselines and a picture."""
-        return [ForecastReport()]
+        """Every test stands beside its baselines, or its distances from real windows, and a picture."""
+        return [PredictionReport(), SynthesisReport()]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
@@ -285,7 +355,34 @@ class TimeSeriesDiffusion(LightningModule):
             metric.update(forecast, values, mask=scored_positions(batch))
 
 
-_LIVE_ARGUMENTS = ["net", "normaliser", "schedule", "prediction", "sampler", "optimizer", "lr_scheduler"]
+_LIVE_ARGUMENTS = [
+    "net",
+    "normaliser",
+    "schedule",
+    "prediction",
+    "sampler",
+    "optimizer",
+    "lr_scheduler",
+    "adapter",
+]
+
+
+def _accepted_only(config: dict[str, Any], part: object) -> dict[str, Any]:
+    """The configuration of a part without what the data offered to whichever class takes it."""
+    accepted = inspect.signature(type(part)).parameters
+    kept = {name: value for name, value in config.get("init_args", {}).items() if name in accepted}
+    return {**config, "init_args": kept}
+
+
+def _told_only(inputs: dict[str, Tensor], told: Tensor) -> dict[str, Tensor]:
+    """The net's inputs with every condition blanked in the windows where `told` (B,) is False.
+
+    What is blank looks like nothing visible under covariates of 0, which no calendar has.
+    """
+    return {
+        name: value if name == "target" else torch.where(told[:, None, None], value, 0.0)
+        for name, value in inputs.items()
+    }
 
 
 def _rows(x: Tensor, repeats: int) -> Tensor:

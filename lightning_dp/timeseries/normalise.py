@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_dp.privacy.preparation import Preparation
+from lightning_dp.privacy.units import PrivacyUnit
 from lightning_dp.timeseries.batch import Batch
 
 
@@ -29,7 +31,7 @@ class Frame(NamedTuple):
 
 
 class Normaliser(nn.Module, ABC):
-    """Chooses each window's frame from its visible values alone."""
+    """Chooses each window's frame from its visible values and from constants."""
 
     @abstractmethod
     def frame(self, values: Tensor, visible: Tensor) -> Frame:
@@ -39,6 +41,12 @@ class Normaliser(nn.Module, ABC):
             values: (B, L, C) original units.
             visible: (B, L, C) bool, True where a value may be used.
         """
+
+    def preparations(
+        self, *, unit: PrivacyUnit, target_epsilon: float | None, delta: float
+    ) -> list[Preparation]:
+        """The releases that its constants are made of; none where they are public."""
+        return []
 
 
 class DayMean(Normaliser):

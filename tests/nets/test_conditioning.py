@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dp.nets.conditioning.adaln_zero import AdaLNZero
+from lightning_dp.nets.conditioning.bounded_at_sampling import BoundedAtSampling
 from lightning_dp.nets.conditioning.bounds import Bound, ClampSTE, HardClamp, SoftClampBand, Tanh
 from lightning_dp.nets.conditioning.dp_aware_adaln_zero import DPAwareAdaLNZero
 from lightning_dp.nets.conditioning.modulation import Conditioning, ConditionProjection
+from lightning_dp.nets.conditioning.path import condition_parameters
 from lightning_dp.nets.dit import DiTBlock
 from lightning_dp.nets.series_dit import SeriesDiT
 
@@ -251,3 +253,43 @@ def test_bounds_hold_under_autocast():
 def test_weights_of_one_recipe_load_under_another():
     vanilla = _net(AdaLNZero(), weights_std=1.0)
     _net(DPAwareAdaLNZero(c_max=1.0)).load_state_dict(vanilla.state_dict())
+
+
+def test_bounds_at_sampling_train_like_vanilla_and_sample_like_bounded():
+    bounded = DPAwareAdaLNZero(c_max=0.5, gamma_max=0.2, beta_max=0.2, alpha_max=0.2)
+    nets = {
+        "vanilla": _net(AdaLNZero(), weights_std=1.0),
+        "bounded": _net(bounded, weights_std=1.0),
+        "control": _net(BoundedAtSampling(bounded), weights_std=1.0),
+    }
+    for net in nets.values():
+        net.load_state_dict(nets["vanilla"].state_dict())
+    torch.manual_seed(0)
+    condition = torch.randn(4, nets["vanilla"].timestep.outer.out_features)
+
+    def steered(name: str, *, training: bool) -> Tensor:
+        module = nets[name].blocks[0].modulation.train(training)
+        return torch.cat([part for steering in module(condition) for part in steering], dim=-1)
+
+    assert not torch.equal(steered("vanilla", training=True), steered("bounded", training=True))
+    assert torch.equal(steered("control", training=True), steered("vanilla", training=True))
+    assert torch.equal(steered("control", training=False), steered("bounded", training=False))
+    for name in ("vanilla", "control"):
+        nets[name].zero_grad()
+        steered(name, training=True).square().sum().backward()
+    found, expected = (nets[n].blocks[0].modulation.linear.weight.grad for n in ("control", "vanilla"))
+    assert torch.equal(found, expected)
+
+
+def test_tightness_multiplies_every_limit():
+    tight = DPAwareAdaLNZero(c_max=4.0, gamma_max=3.0, beta_max=2.0, alpha_max=None, tightness=0.5)
+    assert (tight.c_max, tight.gamma_max, tight.beta_max, tight.alpha_max) == (2.0, 1.5, 1.0, None)
+    with pytest.raises(ValueError, match="tightness is 0"):
+        DPAwareAdaLNZero(tightness=0.0)
+
+
+def test_the_condition_path_of_a_series_net():
+    names = {name for name, _ in _net(AdaLNZero(), weights_std=1.0).named_parameters()}
+    cond = condition_parameters(_net(AdaLNZero(), weights_std=1.0))
+    assert cond == {n for n in names if n.startswith(("timestep.", "context.")) or ".modulation." in n}
+    assert 0 < len(cond) < len(names)

@@ -126,7 +126,7 @@ def test_a_loader_over_a_subset_of_windows_takes_the_fast_path():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"series": [np.zeros((7, 2))]}, ["load.csv", "too short", "7 usable rows", "5 + 3 = 8"]),
+        ({"series": [np.zeros((7, 2))]}, ["load.csv", "too short", "7 usable rows", "= 8"]),
         ({"series": make_series(20, 6)}, ["series 1", "too short", "6 usable rows"]),
         ({"end_row": 50}, ["load.csv", "20 rows", "row 50"]),
         ({"series": [np.array([["1", "x"]] * 20, dtype=object)]}, ["column 'b'", "row 0", "'x'", "number"]),
@@ -429,10 +429,10 @@ def test_building_batches_is_no_bottleneck():
     data = ETT("ETTh1")
     data.setup()
     batches = len(data.train_dataloader())
-    start = time.perf_counter()
+    start = time.process_time()
     assert sum(1 for _ in data.train_dataloader()) == batches
     # About .25 ms a batch of 64 on an idle core; the bound leaves room for a busy machine.
-    assert (time.perf_counter() - start) / batches < 5e-3
+    assert (time.process_time() - start) / batches < 5e-3
 
 
 # --- simulator ---------------------------------------------------------------------------------------

@@ -4,12 +4,22 @@ import math
 
 import numpy as np
 import pytest
+import scoringrules
 import torch
 import torchmetrics
+from sklearn.metrics import mean_pinball_loss
 
 from lightning_dp.timeseries import metrics
 from lightning_dp.timeseries.batch import Batch
-from lightning_dp.timeseries.metrics import CRPS, CRPS_QUANTILES, MAE, MSE, scored_positions
+from lightning_dp.timeseries.metrics import (
+    CRPS,
+    CRPS_QUANTILES,
+    MAE,
+    MSE,
+    Coverage,
+    scored_positions,
+    sum_over_channels,
+)
 
 torch.set_num_threads(1)
 
@@ -75,6 +85,59 @@ def test_crps_of_many_gaussian_samples_approaches_the_closed_form():
     # E[CRPS(N(0,1), y)] over y ~ N(0,1) is 1/√π; 19 levels instead of the integral leave out both ends.
     expected = 1 / math.sqrt(math.pi) / float(values.abs().mean())
     assert float(score.compute()) == pytest.approx(expected, rel=0.06)
+
+
+def test_crps_equals_the_pinball_losses_of_scikit_learn(case):
+    values, samples, mask = case
+    score = CRPS()
+    score.update(samples, values, mask)
+    truth = values[mask].numpy()
+    drawn = samples.movedim(1, -1)[mask].numpy()  # (M, S)
+    losses = [
+        2 * mean_pinball_loss(truth, np.quantile(drawn, level, axis=1), alpha=level)
+        for level in CRPS_QUANTILES
+    ]
+    assert float(score.compute()) == pytest.approx(np.mean(losses) / np.abs(truth).mean(), rel=1e-5)
+
+
+def test_crps_of_many_samples_approaches_scoringrules(case):
+    values, _, mask = case
+    generator = torch.Generator().manual_seed(2)
+    samples = torch.randn(6, 400, 10, 3, generator=generator) * 4 + 1
+    score = CRPS()
+    score.update(samples, values, mask)
+    drawn, truth = samples.movedim(1, -1)[mask].numpy(), values[mask].numpy()
+    exact = scoringrules.crps_ensemble(truth, drawn).sum() / np.abs(truth).sum()
+    # 19 levels instead of the integral over all of them.
+    assert float(score.compute()) == pytest.approx(exact, rel=0.06)
+
+
+def test_crps_sum_is_the_crps_of_the_summed_channels(case):
+    values, samples, mask = case
+    mask = mask | (torch.arange(10) % 2 == 0)[None, :, None]
+    summed, total, scored = sum_over_channels(samples, values, mask=mask)
+    assert scored.any()
+    assert not scored.all()
+    assert torch.equal(scored[..., 0], mask[..., 0] & mask[..., 1] & mask[..., 2])
+    score = CRPS()
+    score.update(summed, total, scored)
+    by_hand = crps_by_hand(summed.numpy(), total.numpy(), scored.numpy())
+    assert float(score.compute()) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_coverage_equals_counting_with_numpys_quantiles(case):
+    values, samples, mask = case
+    score = Coverage((0.5, 0.8))
+    for rows in (slice(0, 1), slice(1, 6)):
+        score.update(samples[rows], values[rows], mask[rows])
+    drawn, truth = samples.movedim(1, -1)[mask].numpy(), values[mask].numpy()
+    expected = [
+        ((np.quantile(drawn, low, axis=1) <= truth) & (truth <= np.quantile(drawn, 1 - low, axis=1))).mean()
+        for low in (0.25, 0.1)
+    ]
+    assert score.compute().tolist() == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="levels is"):
+        Coverage((1.0,))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.materialised import Materialised
 from lightning_dp.timeseries.batch import Batch
+from lightning_dp.timeseries.bridge import Bridge
+from lightning_dp.timeseries.masks import BlackoutImputation, Interpolation, PointImputation, Synthesis
 from lightning_dp.timeseries.module import TimeSeriesDiffusion
 from lightning_dp.timeseries.normalise import DayMean, FixedScale, visible_mask
 
@@ -153,6 +155,59 @@ def test_an_examples_loss_does_not_depend_on_the_others(prediction):
     assert not torch.equal(before[1:], after[1:])
 
 
+@pytest.mark.parametrize(
+    "task", [PointImputation(0.5), BlackoutImputation(0.5), Interpolation(3), Synthesis()], ids=str
+)
+def test_any_mask_trains_and_samples(task):
+    module, batch = _module(normaliser=Bridge(steps_per_day=DAY), sampler=Sampler(num_steps=3)), _batch()
+    batch["target"] = task.draw(4, length=LENGTH, num_channels=CHANNELS)
+    module.per_example_losses(batch).sum().backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in module.parameters())
+    samples = module.sample(batch, 2)
+    visible = visible_mask(batch)[:, None].expand_as(samples)
+    assert torch.isfinite(samples).all()
+    assert torch.equal(samples[visible], batch["values"][:, None].expand_as(samples)[visible])
+    assert samples[~visible].std() > 0
+
+
+def test_condition_dropout_hides_the_condition_of_some_examples_each_on_its_own():
+    module, batch = _module(condition_dropout=0.5), _batch(200)
+    changed = {**batch, "covariates": batch["covariates"] + 1}
+    losses = []
+    for some in (batch, changed):
+        torch.manual_seed(1)
+        losses.append(module.per_example_losses(some))
+    untouched = (losses[0] == losses[1]).float().mean().item()
+    assert untouched == pytest.approx(0.5, abs=0.12)
+    changed["values"] = batch["values"].clone()
+    changed["values"][1:] *= 50
+    torch.manual_seed(1)
+    others = module.per_example_losses({**changed, "covariates": batch["covariates"]})
+    assert torch.equal(losses[0][0], others[0])
+
+
+def test_guidance_extrapolates_from_the_unconditional_samples():
+    """One step of an x_0-net: guided − unconditional is w times conditional − unconditional."""
+    batch = _batch()
+    batch["target"][:] = True
+    batch["covariates"] = torch.randn(4, LENGTH, 1)
+    draws = {}
+    for scale in (0.0, 1.0, 3.0):
+        module = _module(
+            prediction=Sample(),
+            sampler=Sampler(num_steps=1),
+            normaliser=FixedScale(mean=[0.0, 0.0], std=[1.0, 1.0]),
+            condition_dropout=0.1,
+            guidance_scale=scale,
+        )
+        draws[scale] = module.sample(batch, 2, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(draws[3.0] - draws[0.0], 3 * (draws[1.0] - draws[0.0]), atol=1e-4, rtol=1e-4)
+    assert (draws[1.0] - draws[0.0]).abs().max() > 1e-3
+    changed = {**batch, "covariates": -batch["covariates"]}
+    module.guidance_scale = 0.0
+    assert torch.equal(module.sample(changed, 2, torch.Generator().manual_seed(0)), draws[0.0])
+
+
 def test_training_loss_is_the_mean_of_the_examples():
     module, batch = _module(noise_draws=2), _batch()
     module.log = lambda *args, **kwargs: None
@@ -280,7 +335,8 @@ def test_fit_test_and_predict_learn_the_residual(tmp_path):
     assert trainer.callback_metrics["nonprivate/val_mse"] < 1.0
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-2 / (1 + 60 / 50))
     (result,) = trainer.test(module, datamodule=data, verbose=False)
-    assert set(result) == {"test/mse", "test/mae", "test/crps"}
+    errors = {"test/mse", "test/rmse", "test/mae", "test/crps", "test/crps_sum"}
+    assert set(result) == errors | {"test/coverage_50", "test/coverage_90"}
     assert all(0 < value < 1 for value in result.values())
     predictions = trainer.predict(module, data.test_dataloader())
     assert predictions[0]["samples"].shape == (4, 8, LENGTH, CHANNELS)

@@ -29,6 +29,9 @@ class DPAwareAdaLNZero(Conditioning):
         beta_max: bound on each coordinate of the shift β.
         alpha_max: bound on each coordinate of the gate α.
         bound: the operator, from a limit to a module of `bounds.py`.
+        tightness: > 0, what the four limits are multiplied with: 1.00, 0.90, 0.75 and 0.50 are the paper's
+            loose, medium, tight and too tight, relative to limits measured on public data
+            (`callbacks.conditioning_reference`).
         literal: scale by γ as the paper writes it, not by 1 + γ.
     """
 
@@ -40,6 +43,7 @@ class DPAwareAdaLNZero(Conditioning):
         beta_max: float | None = 1.0,
         alpha_max: float | None = 1.0,
         bound: Callable[[float], Bound] = Tanh,
+        tightness: float = 1.0,
         literal: bool = False,
     ) -> None:
         # Built once here so that a bad value is refused when the config is read, under the name the user
@@ -50,10 +54,12 @@ class DPAwareAdaLNZero(Conditioning):
                 raise ValueError(
                     f"{name} is {limit}, but a bound has to be positive and finite; null switches it off."
                 )
-        self.c_max = c_max
-        self.gamma_max = gamma_max
-        self.beta_max = beta_max
-        self.alpha_max = alpha_max
+        if not 0 < tightness < float("inf"):
+            raise ValueError(f"tightness is {tightness}, but limits are multiplied with it: 0.9 is usual.")
+        self.c_max = None if c_max is None else tightness * c_max
+        self.gamma_max = None if gamma_max is None else tightness * gamma_max
+        self.beta_max = None if beta_max is None else tightness * beta_max
+        self.alpha_max = None if alpha_max is None else tightness * alpha_max
         self.bound = bound
         self.literal = literal
 

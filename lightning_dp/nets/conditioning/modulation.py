@@ -127,6 +127,10 @@ class Modulation(nn.Module):
             steering.append(Steering(scale if self.literal else 1 + scale, shift, gate))
         return steering
 
+    def modulation_modules(self) -> list[nn.Module]:
+        """What a modulation-only adapter trains."""
+        return [self]
+
 
 def optional_bound(bound_fn: Callable[[float], nn.Module], limit: float | None) -> nn.Module:
     """`bound_fn(limit)`, or the identity where the limit is None."""

@@ -9,24 +9,21 @@ Values stay in original units.
 """
 
 import hashlib
-import http.client
-import os
-import tempfile
-import urllib.request
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
 
+from lightning_dp import data_files
+from lightning_dp.data_files import data_folder
 from lightning_dp.privacy.units import PrivacyUnit, count_windows_per_event
-from lightning_dp.timeseries.batch import Batch
+from lightning_dp.timeseries.data.base import Splits, WindowDataModule
 from lightning_dp.timeseries.data.calendar import NUM_CALENDAR_FEATURES, calendar_features
 from lightning_dp.timeseries.data.windows import WindowDataset
+from lightning_dp.timeseries.masks import Mask
 
 ETTName = Literal["ETTh1", "ETTh2", "ETTm1", "ETTm2"]
 
@@ -41,22 +38,13 @@ _CHECKSUMS = {
     "ETTm1": "sha256:6ce1759b1a18e3328421d5d75fadcb316c449fcd7cec32820c8dafda71986c9e",
     "ETTm2": "git-blob:f9d46027c987d442d2d8f81308d1d8c4d1d35db8",
 }
-_DOWNLOAD_TIMEOUT_SECONDS = 20.0
 
 
-class ETT(LightningDataModule):
+class ETT(WindowDataModule):
     """One of the four ETT series as windows of context and horizon.
 
     ETT is a single series: a user is undefined, so the unit is the window, and what one event costs
-    follows from `privacy_unit().windows_per_event`.
-
-    Attributes:
-        dataset_id: the name under which ledgers and results know these rows.
-        length: L = context_length + horizon.
-        channel_names: the C channels in use.
-        num_channels: C.
-        num_covariates: F = 6 calendar features.
-        steps_per_day: 24 (h) or 96 (m).
+    follows from `privacy_unit().windows_per_event`. Covariates are the 6 calendar features.
     """
 
     def __init__(
@@ -71,6 +59,7 @@ class ETT(LightningDataModule):
         eval_stride: int = 1,
         channels: list[str] | None = None,
         data_dir: str | None = None,
+        task: Mask | None = None,
     ) -> None:
         """Declare the task; nothing is read or downloaded yet.
 
@@ -85,22 +74,22 @@ class ETT(LightningDataModule):
             channels: the columns to use, in this order; None = all seven.
             data_dir: folder that holds `ett/NAME.csv`; None = the environment variable
                 LIGHTNING_DP_DATA, or a cache folder of the user where that is unset.
+            task: what is to be predicted; None = the forecast of the last `horizon` steps.
 
         Raises:
             ValueError: an unknown name or channel, or a count below 1.
         """
-        super().__init__()
+        super().__init__(
+            context_length=context_length,
+            horizon=horizon,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            task=task,
+        )
         if name not in get_args(ETTName):
             raise ValueError(f"ETT.name is {name!r}; it must be one of {', '.join(get_args(ETTName))}.")
-        for field, value in (
-            ("context_length", context_length),
-            ("horizon", horizon),
-            ("batch_size", batch_size),
-            ("train_stride", train_stride),
-            ("eval_stride", eval_stride),
-        ):
-            if value < 1:
-                raise ValueError(f"ETT.{field} is {value}; it must be at least 1.")
+        self.check_count("train_stride", train_stride)
+        self.check_count("eval_stride", eval_stride)
         self.channel_names = list(_CHANNELS) if channels is None else list(channels)
         unknown = [channel for channel in self.channel_names if channel not in _CHANNELS]
         if unknown or not self.channel_names or len(set(self.channel_names)) < len(self.channel_names):
@@ -108,29 +97,19 @@ class ETT(LightningDataModule):
                 f"ETT.channels is {channels!r}; choose from {', '.join(_CHANNELS)}, each at most once."
             )
         self.name: str = name
-        self.dataset_id: str = name
-        self.context_length = context_length
-        self.horizon = horizon
-        self.length = context_length + horizon
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.dataset_id = name
         self.train_stride = train_stride
         self.eval_stride = eval_stride
         self.data_dir = data_dir
-        self.num_channels = len(self.channel_names)
         self.num_covariates = NUM_CALENDAR_FEATURES
         self._rows_per_hour = _ROWS_PER_HOUR[name[3]]
         self.steps_per_day = 24 * self._rows_per_hour
-        self._values: np.ndarray | None = None
 
     def prepare_data(self) -> None:
         """Make sure that the file is there; downloads and verifies it where it is missing."""
         ensure_file(self.name, folder=data_folder(self.data_dir))
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read the file and index the windows of all three splits; cheap to call again."""
-        if self._values is not None:
-            return
+    def read_splits(self) -> Splits:
         path = ensure_file(self.name, folder=data_folder(self.data_dir))
         values, stamps = read_ett_csv(path, channels=self.channel_names)
         train_end, val_end, test_end = (
@@ -138,7 +117,7 @@ class ETT(LightningDataModule):
         )
         covariates = calendar_features(stamps)
 
-        def windows(first_row: int, end_row: int, *, stride: int) -> WindowDataset:
+        def windows(first_row: int, end_row: int, *, stride: int, fixed_masks: bool = True) -> WindowDataset:
             return WindowDataset(
                 values,
                 covariates=covariates,
@@ -149,71 +128,39 @@ class ETT(LightningDataModule):
                 end_row=end_row,
                 channel_names=self.channel_names,
                 source=str(path),
+                task=self.task,
+                fixed_masks=fixed_masks,
             )
 
-        self.train_dataset = windows(0, train_end, stride=self.train_stride)
-        self.val_dataset = windows(self._early(train_end), val_end, stride=self.eval_stride)
-        self.test_dataset = windows(self._early(val_end), test_end, stride=self.eval_stride)
+        splits = Splits(
+            train=windows(0, train_end, stride=self.train_stride, fixed_masks=False),
+            val=windows(self._early(train_end), val_end, stride=self.eval_stride),
+            test=windows(self._early(val_end), test_end, stride=self.eval_stride),
+        )
         # Last, so that a hand-edited file is told which line or column is wrong, not only that one is.
         _check_content(path.read_bytes(), name=self.name, where=str(path))
+        self._train_rows = values[:train_end]
+        return splits
+
+    def read_metric_scale(self) -> tuple[Tensor, Tensor]:
         # float64: sums of 8,640 float32 rows would move the standardised metrics in the fourth digit.
-        train_rows = values[:train_end].astype(np.float64)
-        self._metric_mean = torch.from_numpy(train_rows.mean(axis=0)).float()
-        self._metric_std = torch.from_numpy(train_rows.std(axis=0)).float()
-        self._values = values
-
-    @property
-    def metric_mean(self) -> Tensor:
-        """(C,) float32 mean of the train rows. A non-private constant of the metric: never train on it."""
-        self.setup()
-        return self._metric_mean
-
-    @property
-    def metric_std(self) -> Tensor:
-        """(C,) float32 deviation of the train rows. A non-private constant of the metric, as the mean."""
-        self.setup()
-        return self._metric_std
+        rows = self._train_rows.astype(np.float64)
+        return torch.from_numpy(rows.mean(axis=0)).float(), torch.from_numpy(rows.std(axis=0)).float()
 
     def privacy_unit(self) -> PrivacyUnit:
         """The window; overlapping windows share events, and `windows_per_event` says how many."""
         self.setup()
-        length = self.context_length + self.horizon
-        touched = count_windows_per_event(window_length=length, stride=self.train_stride)
+        touched = count_windows_per_event(window_length=self.length, stride=self.train_stride)
         touched = min(touched, len(self.train_dataset))
         return PrivacyUnit(
             name="window",
             num_units=len(self.train_dataset),
             windows_per_event=touched,
             description=(
-                f"one window of {length} time steps of {self.name}, taken every {self.train_stride} step(s); "
-                f"one time step lies in up to {touched} windows; a single series has no users to protect"
+                f"one window of {self.length} time steps of {self.name}, taken every {self.train_stride} "
+                f"step(s); one time step lies in up to {touched} windows; a single series has no users to "
+                "protect"
             ),
-        )
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled windows; a private fit replaces the sampling and keeps the rest."""
-        return self._loader(self.train_dataset, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """Validation windows in order."""
-        return self._loader(self.val_dataset, shuffle=False)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """Test windows in order, the last short batch included."""
-        return self._loader(self.test_dataset, shuffle=False)
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """The test windows."""
-        return self.test_dataloader()
-
-    def _loader(self, dataset: WindowDataset, *, shuffle: bool) -> DataLoader[Batch]:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            collate_fn=WindowDataset.collate,
         )
 
     def _early(self, border: int) -> int:
@@ -225,45 +172,17 @@ class ETT(LightningDataModule):
         return border - self.context_length
 
 
-def data_folder(data_dir: str | None) -> Path:
-    """Where data sets live: the argument, else LIGHTNING_DP_DATA, else a cache folder of the user."""
-    if data_dir:
-        return Path(data_dir).expanduser()
-    named = os.environ.get("LIGHTNING_DP_DATA")
-    if named:
-        return Path(named).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "lightning_dp"
-
-
 def ensure_file(name: str, *, folder: Path) -> Path:
     """The path of `folder/ett/NAME.csv`, downloaded and verified where it is missing.
 
     Raises:
         ValueError: it is missing and can't be had, or what came is not the upstream file.
     """
-    path = folder / "ett" / f"{name}.csv"
-    if path.exists():
-        return path
-    url = f"{_UPSTREAM}/{name}.csv"
-    try:
-        with urllib.request.urlopen(url, timeout=_DOWNLOAD_TIMEOUT_SECONDS) as response:
-            content = response.read()
-    except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-        reason = getattr(error, "reason", None) or error
-        raise ValueError(
-            f"{path} is missing and {url} could not be downloaded ({reason}): put the file there by hand, or "
-            "point LIGHTNING_DP_DATA (or ETT.data_dir) at a folder that holds ett/ with it."
-        ) from None
-    _check_content(content, name=name, where=url)
-    try:
-        _write_atomically(content, path=path)
-    except OSError as error:
-        raise ValueError(
-            f"{path} is missing and its folder can't be written ({error}): "
-            "point LIGHTNING_DP_DATA (or ETT.data_dir) at a folder that can."
-        ) from None
-    return path
+    return data_files.ensure_file(
+        folder / "ett" / f"{name}.csv",
+        url=f"{_UPSTREAM}/{name}.csv",
+        check=lambda content, where: _check_content(content, name=name, where=where),
+    )
 
 
 def read_ett_csv(path: Path, *, channels: list[str]) -> tuple[np.ndarray, pd.DatetimeIndex]:
@@ -318,18 +237,3 @@ def _check_content(content: bytes, *, name: str, where: str) -> None:
             f"{where} has the {method} checksum {actual} where the published {name}.csv has {expected}; "
             "it is damaged or was edited: delete it to download it again."
         )
-
-
-def _write_atomically(content: bytes, *, path: Path) -> None:
-    """A reader sees the whole file or none, whatever interrupts the write or races with it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

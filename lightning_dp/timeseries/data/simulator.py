@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_dp.privacy.units import PrivacyUnit
-from lightning_dp.timeseries.batch import Batch
+from lightning_dp.timeseries.data.base import Splits, WindowDataModule
 from lightning_dp.timeseries.data.calendar import NUM_CALENDAR_FEATURES, calendar_features
+from lightning_dp.timeseries.data.own_table.layout import Covariates
+from lightning_dp.timeseries.data.train_items import describe_train_items
 from lightning_dp.timeseries.data.windows import UserWindowDataset, WindowDataset
+from lightning_dp.timeseries.masks import Mask
 
 _STEPS_PER_DAY = 24
 _FIRST_STAMP = "2023-11-06"  # a Monday; the default 180 days then run from autumn to spring
@@ -82,21 +83,18 @@ def simulate_household_load(num_households: int, *, num_days: int, seed: int) ->
     return SimulatedLoad(kwh=kwh, temperature=temperature.astype(np.float32), stamps=stamps)
 
 
-class HouseholdLoad(LightningDataModule):
+class HouseholdLoad(WindowDataModule):
     """Simulated hourly load of many households, split by household: the user-level task without a file.
 
-    One channel (kWh of the hour); covariates are the calendar and the temperature. A train item is one
-    household: `windows_per_user` windows at random starts, consecutive rows of the batch. Validation and
-    test households are never seen in training.
+    One channel (kWh of the hour); covariates are the 6 calendar features and the temperature, [−15, 35] °C
+    mapped to [−1, 1]. A train item is one household: `windows_per_user` windows at random starts,
+    consecutive rows of the batch. Validation and test households are never seen in training.
 
     Attributes:
-        dataset_id: the name under which ledgers and results know these rows.
-        length: L = context_length + horizon.
-        channel_names: `["load"]`.
-        num_channels: C = 1.
-        num_covariates: F = 7: six calendar features and the temperature, ([−15, 35] °C → [−1, 1]).
-        steps_per_day: 24.
+        public: True: nobody lives in these households.
     """
+
+    public = True
 
     def __init__(
         self,
@@ -110,6 +108,7 @@ class HouseholdLoad(LightningDataModule):
         num_workers: int = 0,
         eval_stride: int = 72,
         seed: int = 0,
+        task: Mask | None = None,
     ) -> None:
         """Declare the task; nothing is simulated yet.
 
@@ -124,51 +123,44 @@ class HouseholdLoad(LightningDataModule):
             num_workers: ≥ 0, loader processes.
             eval_stride: ≥ 1, hours between validation or test windows; 72 forecasts every third day.
             seed: of the simulator and of the split.
+            task: what is to be predicted; None = the forecast of the last `horizon` steps.
 
         Raises:
             ValueError: a count is too small, or no window fits into `num_days`.
         """
-        super().__init__()
-        for field, value, least in (
-            ("num_households", num_households, 10),
-            ("num_days", num_days, 1),
-            ("context_length", context_length, 1),
-            ("horizon", horizon, 1),
-            ("windows_per_user", windows_per_user, 1),
-            ("batch_size", batch_size, 1),
-            ("eval_stride", eval_stride, 1),
-        ):
-            if value < least:
-                raise ValueError(f"HouseholdLoad.{field} is {value}; it must be at least {least}.")
-        if num_days * _STEPS_PER_DAY < context_length + horizon:
+        super().__init__(
+            context_length=context_length,
+            horizon=horizon,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            task=task,
+        )
+        self.check_count("num_households", num_households, least=10)
+        self.check_count("num_days", num_days)
+        self.check_count("windows_per_user", windows_per_user)
+        self.check_count("eval_stride", eval_stride)
+        if num_days * _STEPS_PER_DAY < self.length:
             raise ValueError(
                 f"HouseholdLoad.num_days is {num_days} ({num_days * _STEPS_PER_DAY} hours); one window needs "
-                f"context_length + horizon = {context_length + horizon} hours: simulate more days."
+                f"context_length + horizon = {self.length} hours: simulate more days."
             )
         self.num_households = num_households
         self.num_days = num_days
-        self.context_length = context_length
-        self.horizon = horizon
-        self.length = context_length + horizon
         self.dataset_id = f"simulated-{num_households}-households-{num_days}-days-seed-{seed}"
         self.value_unit = "kWh"
-        self.windows_per_user = windows_per_user
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.rows_per_unit = self.windows_per_user = windows_per_user
         self.eval_stride = eval_stride
         self.seed = seed
         self.channel_names = ["load"]
-        self.num_channels = 1
         self.num_covariates = NUM_CALENDAR_FEATURES + 1
+        lowest = _TEMPERATURE_CENTRE - _TEMPERATURE_HALF_RANGE
+        highest = _TEMPERATURE_CENTRE + _TEMPERATURE_HALF_RANGE
+        self.extra_covariates = Covariates(numeric={"temperature": (lowest, highest)})
         self.steps_per_day = _STEPS_PER_DAY
         num_held_out = num_households // 10
         self.num_train_households = num_households - 2 * num_held_out
-        self._ready = False
 
-    def setup(self, stage: str | None = None) -> None:
-        """Simulate and split; cheap to call again."""
-        if self._ready:
-            return
+    def read_splits(self) -> Splits:
         load = simulate_household_load(self.num_households, num_days=self.num_days, seed=self.seed)
         temperature = (load.temperature - _TEMPERATURE_CENTRE) / _TEMPERATURE_HALF_RANGE
         covariates = np.concatenate(
@@ -190,78 +182,36 @@ class HouseholdLoad(LightningDataModule):
                 stride=self.eval_stride,
                 channel_names=self.channel_names,
                 source="simulated household load",
+                task=self.task,
+                fixed_masks=True,
             )
 
-        self.train_dataset = UserWindowDataset(
-            list(train),
-            covariates=covariates,
-            context_length=self.context_length,
-            horizon=self.horizon,
-            windows_per_user=self.windows_per_user,
-            channel_names=self.channel_names,
-            source="simulated household load",
+        self._train_readings = train.reshape(-1, 1)
+        return Splits(
+            train=UserWindowDataset(
+                list(train),
+                covariates=covariates,
+                context_length=self.context_length,
+                horizon=self.horizon,
+                windows_per_user=self.windows_per_user,
+                channel_names=self.channel_names,
+                source="simulated household load",
+                task=self.task,
+            ),
+            val=windows(order[val_start:test_start]),
+            test=windows(order[test_start:]),
         )
-        self.val_dataset = windows(order[val_start:test_start])
-        self.test_dataset = windows(order[test_start:])
-        readings = train.reshape(-1, 1).astype(np.float64)
-        self._metric_mean = torch.from_numpy(np.nanmean(readings, axis=0)).float()
-        self._metric_std = torch.from_numpy(np.nanstd(readings, axis=0)).float()
-        self._ready = True
 
-    @property
-    def metric_mean(self) -> Tensor:
-        """(C,) float32 mean of the train households in kWh. A constant of the metric: never train on it."""
-        self.setup()
-        return self._metric_mean
-
-    @property
-    def metric_std(self) -> Tensor:
-        """(C,) float32 deviation of the train households in kWh. A constant of the metric, as the mean."""
-        self.setup()
-        return self._metric_std
+    def read_metric_scale(self) -> tuple[Tensor, Tensor]:
+        readings = self._train_readings.astype(np.float64)
+        mean, std = np.nanmean(readings, axis=0), np.nanstd(readings, axis=0)
+        return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
     def privacy_unit(self) -> PrivacyUnit:
         """The household with everything it ever reported."""
-        return PrivacyUnit(
-            name="user",
-            num_units=self.num_train_households,
-            rows_per_unit=self.windows_per_user,
-            description=(
-                f"one household's whole series, one of {self.num_train_households} in training; it fills "
-                f"{self.windows_per_user} row(s) of a batch and is clipped as one"
-            ),
-        )
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Households in random order, λ rows each; a private fit replaces the sampling."""
-        return DataLoader(
-            self.train_dataset,
-            batch_size=self.batch_size,
-            shuffle=True,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            collate_fn=UserWindowDataset.collate,
-        )
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """Windows of the validation households in order."""
-        return self._eval_loader(self.val_dataset)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """Windows of the test households in order."""
-        return self._eval_loader(self.test_dataset)
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """The test windows."""
-        return self.test_dataloader()
-
-    def _eval_loader(self, dataset: WindowDataset) -> DataLoader[Batch]:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size * self.windows_per_user,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            collate_fn=WindowDataset.collate,
+        self.setup()
+        return describe_train_items(
+            self.train_dataset, unit="user", length=self.length, train_stride=1, user="household"
         )
 
 

@@ -1,4 +1,4 @@
-"""Beside every test result: the baselines it has to beat, and a picture of the forecasts."""
+"""Beside every test of forecasts or imputations: the baselines they have to beat, and a picture."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +10,18 @@ from torch import Tensor
 
 from lightning_dp.timeseries.baselines import evaluate_baselines, mean_of_days
 from lightning_dp.timeseries.batch import Batch
+from lightning_dp.timeseries.imputation_baselines import day_profile_and_linear
+from lightning_dp.timeseries.masks import kind_of
 from lightning_dp.tracking.figures import forecast_fan
 
 _EXAMPLES = 3
 
 
-class ForecastReport(Callback):
+class PredictionReport(Callback):
     """Logs `baseline/NAME/METRIC` at the end of a test and draws `plots/forecast_fan.png`.
 
-    The windows drawn are spread over the first test batch, not chosen. Does nothing for data without
-    a daily period.
+    For imputations the picture is `plots/imputation_fan.png`. The windows drawn are spread over the first
+    test batch, not chosen. Does nothing for synthesis, or for data that doesn't say how long a day is.
     """
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -34,12 +36,12 @@ class ForecastReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._batch is None:
+        if self._batch is None and batch_idx == 0 and kind_of(batch["target"]) != "synthesis":
             self._batch = batch
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(data, "steps_per_day"):
+        if self._batch is None or not hasattr(data, "steps_per_day"):
             return
         for name, scores in evaluate_baselines(data).items():
             for metric, value in scores.items():
@@ -55,6 +57,8 @@ class ForecastReport(Callback):
         sample: Any = pl_module.sample
         samples = sample(shown, num_samples=100).cpu()
         shown = _map(shown, Tensor.cpu)
+        forecast = kind_of(shown["target"]) == "forecast"
+        baseline = mean_of_days if forecast else day_profile_and_linear
         figure = forecast_fan(
             samples,
             values=shown["values"],
@@ -63,12 +67,14 @@ class ForecastReport(Callback):
             channel_names=data.channel_names,
             steps_per_day=data.steps_per_day,
             unit=getattr(data, "value_unit", ""),
-            baseline=mean_of_days(shown, steps_per_day=data.steps_per_day),
+            baseline=baseline(shown, steps_per_day=data.steps_per_day),
+            baseline_name="mean of days" if forecast else "day profile + linear",
             channels=list(range(min(3, len(data.channel_names)))),
+            context_hours=48.0 if forecast else None,
         )
         folder = Path(trainer.default_root_dir) / "plots"
         folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / "forecast_fan.png", dpi=120)
+        figure.savefig(folder / ("forecast_fan.png" if forecast else "imputation_fan.png"), dpi=120)
 
 
 def _map(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:

@@ -1,0 +1,69 @@
+"""What of a network trains: the interface, and what every choice has in common.
+
+Few trainable parameters are the way to quality at a small ε: noise is added to each of them. Scope:
+networks of any kind; an adapter goes by types and by roles that a network declares, never by task.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import final
+
+from torch import nn
+
+
+class Adapter(ABC):
+    """A choice of parameters; all others are frozen.
+
+    A choice made here, from types, names and public weights, costs no privacy. One that looks at private
+    rows is a release: its owner lists it in `preparations()` and narrows the choice with `train_only`.
+    """
+
+    def __init__(self) -> None:
+        self._trainable: int | None = None
+
+    @abstractmethod
+    def choose(self, module: nn.Module) -> Iterable[nn.Parameter]:
+        """The parameters of `module` that train; may first add some to it.
+
+        Raises:
+            ValueError: the module has nothing of the kind, or an option matches nothing in it.
+        """
+
+    @final
+    def apply(self, module: nn.Module) -> None:
+        """Set `requires_grad` of every parameter of `module`; called once, before optimizers are made.
+
+        Raises:
+            ValueError: nothing would train.
+        """
+        train_only(module, self.choose(module), chosen_by=type(self).__name__)
+        self._trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+    def facts(self) -> dict[str, str | float | int]:
+        """Plain names for tables of results."""
+        facts: dict[str, str | float | int] = {"adapter": type(self).__name__}
+        if self._trainable is not None:
+            facts["trainable_parameters"] = self._trainable
+        return facts
+
+
+def train_only(module: nn.Module, parameters: Iterable[nn.Parameter], *, chosen_by: str) -> None:
+    """Freeze all of `module` but `parameters`.
+
+    Args:
+        module: changed in place.
+        parameters: those that train; such that are not part of the module count for nothing.
+        chosen_by: the class to name in the error.
+
+    Raises:
+        ValueError: none of them is in the module.
+    """
+    chosen = {id(parameter) for parameter in parameters}
+    own = list(module.parameters())
+    if not any(id(parameter) in chosen for parameter in own):
+        raise ValueError(
+            f"adapter {chosen_by} finds nothing to train in {type(module).__name__}: choose an adapter "
+            "whose parameters it has, or adapters.full.Full"
+        )
+    for parameter in own:
+        parameter.requires_grad_(id(parameter) in chosen)

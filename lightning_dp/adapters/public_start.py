@@ -1,0 +1,65 @@
+"""Weights of another run as the start of this one. Whether they may be is the caller's question."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_dp.adapters.lora import BASE
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, fresh: Sequence[str] = ()) -> list[str]:
+    """Copy parameters into `module`; buffers stay its own, for they describe its data.
+
+    Works before and after LoRA was put in; its matrices always start anew.
+
+    Args:
+        module: changed in place, or not at all.
+        weights: a state dict of the same architecture.
+        fresh: regular expressions, searched for in names: parameters that keep their own start, whatever
+            the other run had there.
+
+    Returns:
+        The names that were loaded.
+
+    Raises:
+        ValueError: names or shapes don't fit, or an expression matches nothing.
+    """
+    patterns = [re.compile(pattern) for pattern in fresh]
+    own = {
+        name.replace(BASE, ""): parameter
+        for name, parameter in module.named_parameters()
+        if not _is_lora(name)
+    }
+    for pattern in patterns:
+        if not any(pattern.search(name) for name in (*own, *weights)):
+            raise ValueError(f"fresh={pattern.pattern!r} matches no parameter, neither here nor there")
+
+    def is_fresh(name: str) -> bool:
+        return any(pattern.search(name) for pattern in patterns)
+
+    buffers = {name.replace(BASE, "") for name, _ in module.named_buffers()}
+    wanted = {name: parameter for name, parameter in own.items() if not is_fresh(name)}
+    missing = [name for name in wanted if name not in weights]
+    left_over = [name for name in weights if name not in own and name not in buffers and not is_fresh(name)]
+    misshapen = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(parameter.shape)}"
+        for name, parameter in wanted.items()
+        if name in weights and weights[name].shape != parameter.shape
+    ]
+    for problem, names in (("lack", missing), ("have besides", left_over), ("don't fit", misshapen)):
+        if names:
+            shown = ", ".join([*names[:5], *(["…"] if len(names) > 5 else [])])
+            raise ValueError(
+                f"the weights to start from {problem} {shown}: "
+                "build the same model, or list what may start anew in fresh"
+            )
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(weights[name])
+    return list(wanted)
+
+
+def _is_lora(name: str) -> bool:
+    return ".lora_" in name or name.startswith("lora_")

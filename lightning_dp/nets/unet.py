@@ -1,0 +1,147 @@
+"""diffusers' UNets as `ImageNet`s: one steered by an added class embedding, one by cross-attention."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers import UNet2DConditionModel, UNet2DModel
+from torch import Tensor, nn
+
+from lightning_dp.nets.image_net import ImageNet, class_rows
+
+
+class UNet(ImageNet):
+    """`UNet2DModel`: the class is added to the time embedding.
+
+    Args:
+        in_channels: C.
+        size: S, a multiple of 2^(levels − 1).
+        num_classes: classes; 0 for none.
+        block_out_channels: width of each level, from fine to coarse.
+        attention: for each level, whether it has self-attention.
+        layers_per_block: residual layers of each level.
+        norm_groups: groups of each GroupNorm; divides every width.
+        head_size: channels of an attention head.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        size: int,
+        num_classes: int,
+        block_out_channels: Sequence[int] = (32, 64, 64),
+        attention: Sequence[bool] = (False, True, True),
+        layers_per_block: int = 1,
+        norm_groups: int = 8,
+        head_size: int = 16,
+    ) -> None:
+        super().__init__(in_channels=in_channels, size=size, num_classes=num_classes)
+        _check_levels(self, block_out_channels, attention=attention, norm_groups=norm_groups)
+        self.unet: Any = UNet2DModel(
+            sample_size=size,
+            in_channels=in_channels,
+            out_channels=in_channels,
+            block_out_channels=tuple(block_out_channels),
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+            layers_per_block=layers_per_block,
+            norm_num_groups=norm_groups,
+            attention_head_dim=head_size,
+            # The last row is "no class", for unlabelled images and for guidance.
+            num_class_embeds=num_classes + 1,
+        )
+
+    def condition_modules(self) -> list[nn.Module]:
+        """What makes the condition, as `nets.conditioning.path` asks for it."""
+        return [self.unet.time_embedding, self.unet.class_embedding]
+
+    def output_modules(self) -> list[nn.Module]:
+        """The last layers, as adapters ask for them."""
+        return [self.unet.conv_norm_out, self.unet.conv_out]
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, *, labels: Tensor) -> Tensor:
+        rows = class_rows(labels, num_classes=self.num_classes)  # (B,)
+        return self.unet(noisy, timesteps, class_labels=rows, return_dict=False)[0]  # (B, C, S, S)
+
+
+class CrossAttentionUNet(ImageNet):
+    """`UNet2DConditionModel`: the class is a learnt token that spatial transformers attend to.
+
+    The layout of Stable Diffusion, with a class embedder in place of a text encoder, as in DP-LDM (arXiv
+    2305.15759).
+
+    Args:
+        in_channels: C.
+        size: S, a multiple of 2^(levels − 1).
+        num_classes: classes; 0 for none.
+        block_out_channels: width of each level, from fine to coarse.
+        attention: for each level, whether it has spatial transformers.
+        layers_per_block: residual layers of each level.
+        norm_groups: groups of each GroupNorm; divides every width.
+        num_heads: of attention.
+        condition_size: width of the class token.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        size: int,
+        num_classes: int,
+        block_out_channels: Sequence[int] = (32, 64, 64),
+        attention: Sequence[bool] = (False, True, True),
+        layers_per_block: int = 1,
+        norm_groups: int = 8,
+        num_heads: int = 4,
+        condition_size: int = 64,
+    ) -> None:
+        super().__init__(in_channels=in_channels, size=size, num_classes=num_classes)
+        _check_levels(self, block_out_channels, attention=attention, norm_groups=norm_groups)
+        self.label = nn.Embedding(num_classes + 1, condition_size)
+        self.unet: Any = UNet2DConditionModel(
+            sample_size=size,
+            in_channels=in_channels,
+            out_channels=in_channels,
+            block_out_channels=tuple(block_out_channels),
+            down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+            up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+            layers_per_block=layers_per_block,
+            norm_num_groups=norm_groups,
+            attention_head_dim=num_heads,  # diffusers' name for the number of heads
+            cross_attention_dim=condition_size,
+        )
+
+    def condition_modules(self) -> list[nn.Module]:
+        """What makes the condition, as `nets.conditioning.path` asks for it."""
+        return [self.unet.time_embedding, self.label]
+
+    def output_modules(self) -> list[nn.Module]:
+        """The last layers, as adapters ask for them."""
+        return [self.unet.conv_norm_out, self.unet.conv_out]
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, *, labels: Tensor) -> Tensor:
+        rows = class_rows(labels, num_classes=self.num_classes)  # (B,)
+        tokens = self.label(rows)[:, None]  # (B, 1, condition_size)
+        return self.unet(noisy, timesteps, encoder_hidden_states=tokens, return_dict=False)[0]  # (B, C, S, S)
+
+
+def _check_levels(
+    net: ImageNet, block_out_channels: Sequence[int], *, attention: Sequence[bool], norm_groups: int
+) -> None:
+    name = type(net).__name__
+    if not block_out_channels or len(attention) != len(block_out_channels):
+        raise ValueError(
+            f"{name}.attention has {len(attention)} entries and block_out_channels "
+            f"{len(block_out_channels)}; give one of each per level, from fine to coarse."
+        )
+    if net.size % 2 ** (len(block_out_channels) - 1):
+        raise ValueError(
+            f"{name}.size is {net.size}, which {len(block_out_channels)} levels can't halve "
+            f"{len(block_out_channels) - 1} times: take fewer levels, or images of another size."
+        )
+    wrong = [width for width in block_out_channels if width % norm_groups]
+    if wrong:
+        raise ValueError(
+            f"{name}.norm_groups is {norm_groups}, which does not divide the width {wrong[0]} of "
+            "block_out_channels: choose a common divisor."
+        )

@@ -1,0 +1,223 @@
+"""CSV and Parquet files as a stream of batches of rows that know which line they are from."""
+
+import glob
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pa_parquet
+
+_CSV_BLOCK_BYTES = 8 << 20
+_PARQUET_BATCH_CELLS = 1 << 20
+_PARQUET_BUFFER_BYTES = 1 << 14  # a column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Some consecutive rows of one file.
+
+    Attributes:
+        file: where they are from.
+        columns: R values each, by column name; text for CSV, typed for Parquet.
+        numbers: (R,) their numbers in the file, the first line of a CSV file being 1.
+        counted: what is counted: "line" or "row".
+    """
+
+    file: Path
+    columns: dict[str, pa.Array]
+    numbers: np.ndarray
+    counted: str
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def where(self, row: int, column: str) -> str:
+        """The address of a cell, for error messages."""
+        return f"{self.file}, {self.counted} {self.numbers[row]}, column {column!r}"
+
+
+class TableFile(ABC):
+    """One file of a table.
+
+    Attributes:
+        path: where it is.
+        column_names: of all its columns, in its order.
+    """
+
+    path: Path
+    column_names: list[str]
+
+    @abstractmethod
+    def read(self, columns: Sequence[str]) -> Iterator[Rows]:
+        """The rows in order, a bounded number of cells at a time; only `columns`, which the file has."""
+
+
+@final
+class CSVFile(TableFile):
+    """A file of delimited text with one header line, in UTF-8."""
+
+    def __init__(self, path: Path, *, delimiter: str) -> None:
+        self.path = path
+        self._delimiter = delimiter
+        with path.open("rb") as file:
+            header = file.readline()
+        if not header.strip():
+            raise ValueError(f"{path} is empty; its first line must name the columns.")
+        with self._open(pa_csv.ConvertOptions(), block_bytes=max(len(header) + 1, 1 << 20)) as reader:
+            self.column_names = list(reader.schema.names)
+        _check_names(self)
+
+    def read(self, columns: Sequence[str]) -> Iterator[Rows]:
+        options = pa_csv.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.string()),
+            include_columns=list(columns),
+            strings_can_be_null=False,
+            null_values=[],
+        )
+        line = 2
+        with self._open(options, block_bytes=_CSV_BLOCK_BYTES) as reader:
+            for batch in self._guarded(reader):
+                numbers = np.arange(line, line + batch.num_rows)
+                line += batch.num_rows
+                blank = _blank(batch)
+                if blank.any():
+                    batch, numbers = batch.filter(pa.array(~blank)), numbers[~blank]
+                arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+                yield Rows(file=self.path, columns=arrays, numbers=numbers, counted="line")
+
+    def _open(self, options: pa_csv.ConvertOptions, *, block_bytes: int) -> pa_csv.CSVStreamingReader:
+        self._ragged: pa_csv.InvalidRow | None = None
+
+        def note(row: pa_csv.InvalidRow) -> str:
+            self._ragged = row
+            return "error"
+
+        try:
+            return pa_csv.open_csv(
+                self.path,
+                # One thread: only then does Arrow number the lines.
+                read_options=pa_csv.ReadOptions(use_threads=False, block_size=block_bytes),
+                # An empty line has to be seen to be counted.
+                parse_options=pa_csv.ParseOptions(
+                    delimiter=self._delimiter, ignore_empty_lines=False, invalid_row_handler=note
+                ),
+                convert_options=options,
+            )
+        except pa.ArrowInvalid as error:
+            raise self._explain(error) from None
+
+    def _guarded(self, reader: pa_csv.CSVStreamingReader) -> Iterator[pa.RecordBatch]:
+        while True:
+            try:
+                batch = reader.read_next_batch()
+            except StopIteration:
+                return
+            except pa.ArrowInvalid as error:
+                raise self._explain(error) from None
+            yield batch
+
+    def _explain(self, error: pa.ArrowInvalid) -> ValueError:
+        row = self._ragged
+        if row is not None:
+            return ValueError(
+                f"{self.path}, line {row.number} has {row.actual_columns} cells where the header names "
+                f"{row.expected_columns}; mend the line, or set reading.delimiter if columns are not "
+                f"separated by {self._delimiter!r}."
+            )
+        if "UTF8" in str(error):
+            return ValueError(f"{self.path} is not text in UTF-8 ({error}); save it in that encoding.")
+        return ValueError(f"{self.path} can't be read as CSV: {error}.")
+
+
+@final
+class ParquetFile(TableFile):
+    """A Parquet file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._open() as file:
+            self.column_names = list(file.schema_arrow.names)
+        _check_names(self)
+
+    def read(self, columns: Sequence[str]) -> Iterator[Rows]:
+        row = 1
+        size = max(1, _PARQUET_BATCH_CELLS // len(columns))
+        with self._open() as file:
+            for batch in file.iter_batches(batch_size=size, columns=list(columns), use_threads=False):
+                arrays = {
+                    name: pc.cast(array, array.type.value_type)
+                    if pa.types.is_dictionary(array.type)
+                    else array
+                    for name, array in zip(batch.schema.names, batch.columns, strict=True)
+                }
+                numbers = np.arange(row, row + batch.num_rows)
+                yield Rows(file=self.path, columns=arrays, numbers=numbers, counted="row")
+                row += batch.num_rows
+
+    def _open(self) -> pa_parquet.ParquetFile:
+        try:
+            # Arrow's own choice would fetch a whole file before its first row.
+            return pa_parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=_PARQUET_BUFFER_BYTES)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{self.path} can't be read as Parquet: {error}.") from None
+
+
+def find_files(path: str, *, delimiter: str) -> list[TableFile]:
+    """The files that `path` means, sorted by name.
+
+    Args:
+        path: a file, a folder (all its .csv and .parquet files), or a pattern such as `data/*.csv`.
+        delimiter: between the columns of CSV files.
+
+    Raises:
+        ValueError: there are none, or one of them has another ending.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        found = [file for file in place.iterdir() if file.suffix.lower() in _KINDS]
+    elif place.exists():
+        found = [place]
+    else:
+        found = [Path(name) for name in glob.glob(str(place), recursive=True) if Path(name).is_file()]
+    if not found:
+        raise ValueError(
+            f"path={path} names no .csv or .parquet file: give a file, a folder that holds some, or a "
+            "pattern such as 'folder/*.csv'."
+        )
+    files = []
+    for file in sorted(found):
+        make = _KINDS.get(file.suffix.lower())
+        if make is None:
+            raise ValueError(f"{file} ends in {file.suffix!r}; a table is a .csv or a .parquet file.")
+        files.append(make(file, delimiter))
+    return files
+
+
+_KINDS: dict[str, Callable[[Path, str], TableFile]] = {
+    ".csv": lambda path, delimiter: CSVFile(path, delimiter=delimiter),
+    ".parquet": lambda path, delimiter: ParquetFile(path),
+}
+
+
+def _blank(batch: pa.RecordBatch) -> np.ndarray:
+    """(R,) bool, True for a line without content."""
+    blank = np.ones(batch.num_rows, dtype=bool)
+    for array in batch.columns:
+        if not blank.any():
+            break
+        blank &= pc.equal(array, "").to_numpy(zero_copy_only=False)
+    return blank
+
+
+def _check_names(file: TableFile) -> None:
+    seen: set[str] = set()
+    for name in file.column_names:
+        if name in seen:
+            raise ValueError(f"{file.path} has two columns named {name!r}; rename one of them.")
+        seen.add(name)

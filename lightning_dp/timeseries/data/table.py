@@ -1,0 +1,319 @@
+"""The user's own table: CSV or Parquet, wide or long, as a datamodule."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from lightning_dp.data_files import cache_folder
+from lightning_dp.privacy.units import PrivacyUnit
+from lightning_dp.timeseries.data.base import Splits, WindowDataModule
+from lightning_dp.timeseries.data.calendar import NUM_CALENDAR_FEATURES, calendar_features
+from lightning_dp.timeseries.data.own_table.cache import converted, fingerprint, write_private
+from lightning_dp.timeseries.data.own_table.convert import CELLS, INDEX, convert
+from lightning_dp.timeseries.data.own_table.files import find_files
+from lightning_dp.timeseries.data.own_table.frequency import Frequency
+from lightning_dp.timeseries.data.own_table.layout import Layout
+from lightning_dp.timeseries.data.own_table.reading import Reading
+from lightning_dp.timeseries.data.own_table.split import ByCustomer, Part, Split
+from lightning_dp.timeseries.data.own_table.store import FileStore
+from lightning_dp.timeseries.data.train_items import (
+    TrainItem,
+    check_train_item,
+    describe_train_items,
+    make_train_items,
+)
+from lightning_dp.timeseries.data.windows import WindowDataset, window_starts
+from lightning_dp.timeseries.masks import Mask
+
+Short = Literal["error", "drop"]
+
+_REPORT = "nonprivate_report.txt"
+
+
+class Table(WindowDataModule):
+    """Series of many customers from files of one's own; the customer is the privacy unit.
+
+    The files are converted once, a bounded piece at a time, into an array on disk in a cache folder of the
+    user, and windows are read from there: neither step needs the table in memory. What was found in it is
+    written beside that array and not into run folders, which are made to be passed on.
+
+    Covariates are the 6 calendar features and those of the layout.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        name: str = "",
+        layout: Layout,
+        context_length: int,
+        horizon: int,
+        reading: Reading | None = None,
+        split: Split | None = None,
+        unit: TrainItem = "user",
+        windows_per_user: int = 4,
+        train_stride: int = 1,
+        eval_stride: int | None = None,
+        short: Short = "error",
+        batch_size: int = 64,
+        num_workers: int = 0,
+        value_unit: str = "",
+        cache_dir: str | None = None,
+        task: Mask | None = None,
+    ) -> None:
+        """Declare what the table is; nothing is read yet.
+
+        Args:
+            path: a .csv or .parquet file, a folder that holds some, or a pattern such as `data/*.csv`.
+            name: under which the ledger keeps this data's account: choose it once and keep it.
+            layout: what the columns mean.
+            context_length: ≥ 1, time steps before the horizon.
+            horizon: ≥ 1, last time steps of a window.
+            reading: how cells are written; None = as ISO 8601 and with decimal points, at the frequency that
+                is found.
+            split: into train, validation and test; None = `ByCustomer()`.
+            unit: what a train item is: `user` (a customer, by λ windows), `window`, or `disjoint`.
+            windows_per_user: λ ≥ 1, windows that a customer contributes to a batch; of `user` only.
+            train_stride: ≥ 1, time steps between (possible) starts of train windows; not of `disjoint`.
+            eval_stride: ≥ 1, time steps between validation or test windows; None = `horizon`.
+            short: of customers whose train rows hold no window: stop, or leave them out.
+            batch_size: ≥ 1, train items of a batch.
+            num_workers: ≥ 0, loader processes.
+            value_unit: of the values, for figures.
+            cache_dir: folder of converted tables; None = the user's cache folder.
+            task: what is to be predicted; None = the forecast of the last `horizon` steps.
+
+        Raises:
+            ValueError: an argument can't be right.
+        """
+        super().__init__(
+            context_length=context_length,
+            horizon=horizon,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            task=task,
+        )
+        check_train_item(unit)
+        self.check_count("windows_per_user", windows_per_user)
+        self.check_count("train_stride", train_stride)
+        self.check_count("eval_stride", horizon if eval_stride is None else eval_stride)
+        if not name.strip():
+            raise ValueError(
+                "Table.name is missing: the ledger keeps the account of this data under it, so choose one "
+                "name per data set and keep it, also when rows are added or files are moved."
+            )
+        if short not in get_args(Short):
+            raise ValueError(f"Table.short is {short!r}; it must be one of {', '.join(get_args(Short))}.")
+        self.path = path
+        self.dataset_id = name.strip()
+        self.layout = layout
+        self.reading = reading or Reading()
+        if self.reading.frequency is not None:
+            Frequency.parse(self.reading.frequency)
+        self.split = split or ByCustomer()
+        if "test" not in self.split.parts:
+            raise ValueError("Table.split has no test part; give it a share above 0.")
+        self.unit: TrainItem = unit
+        self.windows_per_user = windows_per_user
+        self.rows_per_unit = windows_per_user if unit == "user" else 1
+        self.train_stride = train_stride
+        self.eval_stride = horizon if eval_stride is None else eval_stride
+        self.short = short
+        self.value_unit = value_unit
+        self.cache_dir = cache_dir
+        self.channel_names = list(layout.channel_names)
+        self.num_covariates = NUM_CALENDAR_FEATURES + layout.covariates.num_covariates
+        self.num_dropped = 0
+
+    @property
+    def steps_per_day(self) -> int:  # type: ignore[override]
+        """Time steps of a day, 1 where it has none of its own; reads the files if no frequency is given."""
+        if self.reading.frequency is not None:
+            return Frequency.parse(self.reading.frequency).steps_per_day
+        return self._frequency.steps_per_day
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits of the files' contents and of how they are read."""
+        files = find_files(self.path, delimiter=self.reading.delimiter)
+        identity = {**self.layout.identity(), "reading": asdict(self.reading)}
+        return fingerprint([file.path for file in files], identity=identity)
+
+    def report(self) -> str:
+        """What was found in the table, one fact a line. Private facts: covered by no ε."""
+        return (self._folder / _REPORT).read_text()
+
+    def prepare_data(self) -> None:
+        """Convert the files where that has not been done; what is wrong with them shows before a run."""
+        self.setup()
+
+    def read_splits(self) -> Splits:
+        _say(f"data report (nonprivate, for this machine only): {self._folder / _REPORT}")
+        train = self._train_store()
+        evaluation = {part: self._windows(part) for part in self.split.parts if part != "train"}
+        for part, windows in evaluation.items():
+            if not len(windows):
+                raise ValueError(
+                    f"Table.split leaves no {part} window of {self.length} steps: give that part a larger "
+                    "share, other borders, or another seed."
+                )
+        return Splits(
+            train=make_train_items(
+                train,
+                unit=self.unit,
+                context_length=self.context_length,
+                horizon=self.horizon,
+                windows_per_user=self.windows_per_user,
+                train_stride=self.train_stride,
+                task=self.task,
+            ),
+            val=evaluation.get("val"),
+            test=evaluation["test"],
+        )
+
+    def read_metric_scale(self) -> tuple[Tensor, Tensor]:
+        store = self._train_store()
+        count, total, squares = (np.zeros(self.num_channels) for _ in range(3))
+        for index in range(len(store)):
+            values = store.series(index).astype(np.float64)  # (T, C)
+            count += (~np.isnan(values)).sum(axis=0)
+            total += np.nansum(values, axis=0)
+            squares += np.nansum(values**2, axis=0)
+        mean = total / np.maximum(count, 1)
+        std = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))
+        std[std == 0] = 1.0  # a channel that never changes: its errors are then in its own unit
+        return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+
+    def privacy_unit(self) -> PrivacyUnit:
+        """The customer with all train rows, or one window of it."""
+        self.setup()
+        return describe_train_items(
+            self.train_dataset,
+            unit=self.unit,
+            length=self.length,
+            train_stride=self.train_stride,
+            user="customer",
+        )
+
+    @cached_property
+    def _folder(self) -> Path:
+        files = find_files(self.path, delimiter=self.reading.delimiter)
+
+        def make(folder: Path) -> None:
+            report = convert(files, layout=self.layout, reading=self.reading, folder=folder)
+            write_private(folder / _REPORT, report.to_text())
+
+        root = Path(self.cache_dir).expanduser() if self.cache_dir else cache_folder() / "tables"
+        return converted(root, key=self.fingerprint, make=make)
+
+    @cached_property
+    def _index(self) -> dict[str, np.ndarray]:
+        with np.load(self._folder / INDEX) as file:
+            return dict(file)
+
+    @cached_property
+    def _frequency(self) -> Frequency:
+        nanoseconds, months, phase = self._index["frequency"].tolist()
+        return Frequency(nanoseconds=nanoseconds, months=months, phase=phase)
+
+    @cached_property
+    def _calendar(self) -> tuple[Tensor, int]:
+        """Features of every step of the clock, and the number of the first of them."""
+        index = self._index
+        start = int(index["clock"].min())
+        end = int((index["clock"] + index["end_rows"]).max())
+        stamps = self._frequency.stamps(np.arange(start, max(end, start + 1)))
+        if self.reading.time_zone is not None and not self._frequency.is_days:
+            stamps = stamps.tz_localize("UTC").tz_convert(self.reading.time_zone)
+        return torch.from_numpy(calendar_features(stamps)), start
+
+    def _train_store(self) -> FileStore:
+        store, names = self._store("train")
+        stride = self.length if self.unit == "disjoint" else self.train_stride
+        _, count = window_starts(store, length=self.length, stride=stride, clock_offset=-self.context_length)
+        fits = (count > 0).numpy()
+        self.num_dropped = int((~fits).sum())
+        if self.num_dropped and self.short == "error":
+            shortest = int((~fits).argmax())
+            steps = int(store.end_rows[shortest] - store.first_rows[shortest])
+            raise ValueError(
+                f"customer {names[shortest]!r} has {max(steps, 0)} train steps, which hold no window of "
+                f"context_length + horizon = {self.length} (and {self.num_dropped - 1} more such "
+                "customers): set Table.short to 'drop' to leave them out, or shorten the window."
+            )
+        if not fits.any():
+            raise ValueError(
+                f"Table.split leaves no customer with a train window of {self.length} steps: shorten the "
+                "window, or choose another split."
+            )
+        return self._store("train", keep=fits)[0] if self.num_dropped else store
+
+    def _windows(self, part: Part) -> WindowDataset:
+        return WindowDataset(
+            self._store(part)[0],
+            context_length=self.context_length,
+            horizon=self.horizon,
+            stride=self.eval_stride,
+            clock_offset=-self.context_length,
+            task=self.task,
+            fixed_masks=True,
+        )
+
+    def _store(self, part: Part, *, keep: np.ndarray | None = None) -> tuple[FileStore, Sequence[str]]:
+        """The series of one part and whose they are; `keep` chooses among them."""
+        index = self._index
+        chosen, begins, ends = [], [], []
+        for code, name in enumerate(index["ids"].tolist()):
+            span = self.split.spans(name).get(part)
+            if span is None:
+                continue
+            begin, end = int(index["first_rows"][code]), int(index["end_rows"][code])
+            if span.begin is not None:
+                row = self._row(span.begin, code)
+                begin = max(begin, row - self.context_length)  # the context may reach back
+            if span.end is not None:
+                end = min(end, self._row(span.end, code))
+            chosen.append(code)
+            begins.append(begin)
+            ends.append(max(end, begin))
+        codes = np.array(chosen, dtype=np.int64)
+        first_rows, end_rows = np.array(begins, dtype=np.int64), np.array(ends, dtype=np.int64)
+        if keep is not None:
+            codes, first_rows, end_rows = codes[keep], first_rows[keep], end_rows[keep]
+        calendar, calendar_start = self._calendar
+        store = FileStore(
+            self._folder / CELLS,
+            offsets=torch.from_numpy(index["offsets"][codes]),
+            first_rows=torch.from_numpy(first_rows),
+            end_rows=torch.from_numpy(end_rows),
+            clock=torch.from_numpy(index["clock"][codes]),
+            num_channels=self.num_channels,
+            num_numeric=len(self.layout.covariates.numeric),
+            category_sizes=self.layout.covariates.sizes,
+            calendar=calendar,
+            calendar_start=calendar_start,
+        )
+        return store, index["ids"][codes].tolist()
+
+    def _row(self, stamp: pd.Timestamp, code: int) -> int:
+        """The customer's row at or after a border, which is in local time where a zone is given."""
+        if self._frequency.is_days:
+            stamp = stamp.tz_localize(None)
+        elif stamp.tz is not None or self.reading.time_zone is not None:
+            stamp = stamp if stamp.tz is not None else stamp.tz_localize(self.reading.time_zone)
+            stamp = stamp.tz_convert(None)
+        number = self._frequency.first_number_from(stamp.as_unit("ns").value)
+        return number - int(self._index["clock"][code])
+
+
+@rank_zero_only
+def _say(message: str) -> None:
+    print(message)

@@ -1,0 +1,193 @@
+"""Every adapter trains exactly what it says, and what it adds is clipped exactly."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_dp.adapters.adapter import Adapter, train_only
+from lightning_dp.adapters.biases import Biases
+from lightning_dp.adapters.full import Full
+from lightning_dp.adapters.lora import LoRA
+from lightning_dp.adapters.matching import Matching
+from lightning_dp.adapters.modulation import ModulationOnly
+from lightning_dp.adapters.output_head import OutputHead
+from lightning_dp.adapters.several import Several
+from lightning_dp.nets.conditioning.adaln_zero import AdaLNZero
+from lightning_dp.nets.series_dit import SeriesDiT
+from lightning_dp.privacy.clipping.book_keeping import BookKeeping
+from lightning_dp.privacy.clipping.engine import ClippingEngine
+from lightning_dp.privacy.clipping.functions import Flat
+from lightning_dp.privacy.clipping.loop import Loop
+from lightning_dp.privacy.clipping.materialised import Materialised
+
+ATTENTION = {"blocks.0.attention.qkv", "blocks.0.attention.out"}
+MODULATION = {"blocks.0.modulation.linear", "final.modulation.linear"}
+ENCODERS = {"timestep.inner", "timestep.outer", "context.inner", "context.outer"}
+
+
+def _net(*, channel_independent: bool = True) -> SeriesDiT:
+    torch.manual_seed(0)
+    net = SeriesDiT(
+        AdaLNZero(),
+        length=12,
+        num_channels=2,
+        num_covariates=1,
+        patch_size=4,
+        hidden_size=8,
+        depth=1,
+        num_heads=2,
+        channel_independent=channel_independent,
+    )
+    for parameter in net.parameters():
+        # Zero initialisation would leave most gradients 0 and the comparison empty.
+        nn.init.normal_(parameter, std=0.3)
+    return net
+
+
+def _trainable(module: nn.Module) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _with_parameters(layers: set[str]) -> set[str]:
+    return {
+        name for name, _ in _net().named_parameters() if any(name.startswith(f"{layer}.") for layer in layers)
+    }
+
+
+def _losses(net: nn.Module, x: Tensor) -> Tensor:
+    """(rows,), a function of its own row each."""
+    rows = len(x)
+    target = torch.zeros(rows, 12, 2, dtype=torch.bool)
+    target[:, 8:] = True
+    out = net(
+        x,
+        torch.arange(rows) * 3,
+        context=x.cos(),
+        visible=(~target).float(),
+        target=target,
+        profile=x.sin(),
+        covariates=x[..., :1],
+    )
+    return torch.where(target, out - x, 0.0).square().flatten(1).sum(dim=1)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "expected"),
+    [
+        (Full(), {name for name, _ in _net().named_parameters()}),
+        (ModulationOnly(), _with_parameters(MODULATION)),
+        (ModulationOnly(encoders=True), _with_parameters(MODULATION | ENCODERS)),
+        (Biases(), {name for name, _ in _net().named_parameters() if name.endswith(".bias")}),
+        (OutputHead(), _with_parameters({"final"})),
+        (Matching(patterns=[r"qkv\.weight$", "^skip"]), {"blocks.0.attention.qkv.weight", "skip.weight"}),
+        (
+            LoRA(rank=2),
+            {f"{layer}.lora_{ab}.default.weight" for layer in ATTENTION for ab in "AB"},
+        ),
+        (
+            Several(adapters=[LoRA(targets=["qkv"]), OutputHead()]),
+            {f"blocks.0.attention.qkv.lora_{ab}.default.weight" for ab in "AB"} | _with_parameters({"final"}),
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Adapter) else "",
+)
+def test_exactly_the_choice_trains_and_nothing_else_moves(adapter, expected):
+    net = _net()
+    adapter.apply(net)
+    assert _trainable(net) == expected
+    facts = adapter.facts()
+    assert facts["trainable_parameters"] == sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+    before = copy.deepcopy(net.state_dict())
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):  # LoRA's A has a gradient once B has moved
+        optimizer.zero_grad()
+        _losses(net, torch.randn(4, 12, 2)).mean().backward()
+        optimizer.step()
+    moved = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == expected
+
+
+def test_norms_of_any_kind_belong_to_biases():
+    net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv1d(2, 2, 1), nn.GroupNorm(1, 2))
+    Biases().apply(net)
+    assert _trainable(net) == {"0.bias", "1.weight", "1.bias", "2.bias", "3.weight", "3.bias"}
+    Biases(norms=False).apply(net)
+    assert _trainable(net) == {"0.bias", "1.bias", "2.bias", "3.bias"}
+
+
+def test_a_fresh_lora_changes_no_output_and_keeps_the_first_weights():
+    net, x = _net(), torch.randn(4, 12, 2)
+    expected = _losses(net, x)
+    weight = net.blocks[0].attention.qkv.weight
+    LoRA(rank=3, scale=6.0, targets=r".*\.qkv").apply(net)
+    torch.testing.assert_close(_losses(net, x), expected, rtol=0, atol=0)
+    layer = net.blocks[0].attention.qkv
+    assert layer.base_layer.weight is weight
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_()
+    z = torch.randn(2, 8)
+    low_rank = z @ layer.lora_A["default"].weight.T @ layer.lora_B["default"].weight.T
+    torch.testing.assert_close(layer(z), layer.base_layer(z) + 2.0 * low_rank)
+
+
+def _collected(engine: ClippingEngine, net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    engine.attach(net, function=Flat(), max_grad_norm=0.5)
+    try:
+        engine.expect(unit_weights=torch.ones(len(x) // 2), rows_per_unit=2)
+        _losses(net, x).mean().backward()
+        return engine.collect(), engine.take()
+    finally:
+        engine.detach()
+
+
+@pytest.mark.parametrize("engine", [BookKeeping, Materialised])
+@pytest.mark.parametrize(
+    "adapter", [LoRA(rank=2, targets=".*"), Biases(), ModulationOnly()], ids=lambda a: type(a).__name__
+)
+def test_what_trains_is_clipped_like_the_oracle(engine, adapter):
+    net = _net(channel_independent=False)  # the oracle wants the net's rows to be the layers'
+
+    adapter.apply(net)
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(6, 12, 2)
+    norms, sums = _collected(Loop(), net, x)
+    found_norms, found_sums = _collected(engine(), net, x)
+    assert (norms > 0.5).any()  # something is clipped
+    torch.testing.assert_close(found_norms, norms, rtol=1e-5, atol=0)
+    scale = max(float(value.norm()) for value in sums.values())
+    assert found_sums.keys() == sums.keys() == _trainable(net)
+    for name, value in sums.items():
+        assert float((found_sums[name] - value).norm()) <= 1e-5 * scale
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OutputHead().apply(nn.Linear(2, 2)), r"no part of Linear has a method output_modules"),
+        (lambda: ModulationOnly().apply(nn.Linear(2, 2)), "finds nothing to train in Linear"),
+        (lambda: LoRA(targets="atention.*").apply(_net()), "matches none of the linear layers"),
+        (lambda: LoRA(rank=0), "rank is 0"),
+        (lambda: LoRA(scale=0.0), "scale is 0.0"),
+        (lambda: LoRA(targets="("), "not a regular expression"),
+        (lambda: Matching(patterns=["qkv", "typo"]).apply(_net()), "'typo' matches no parameter"),
+        (lambda: Matching(patterns=["("]), "not a regular expression"),
+        (lambda: Several(adapters=[]), "empty"),
+    ],
+)
+def test_a_choice_that_finds_nothing_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_later_narrowing_freezes_the_rest():
+    """What an adapter does whose choice is a paid release."""
+    net = _net()
+    lora = LoRA(rank=2, targets=".*attention.*")
+    pairs = lora.inject(net, lora.candidates(net))
+    train_only(net, pairs[:2], chosen_by="Saliency")
+    assert _trainable(net) == {f"blocks.0.attention.qkv.lora_{ab}.default.weight" for ab in "AB"}
