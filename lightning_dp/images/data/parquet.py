@@ -1,0 +1,87 @@
+"""A user's images in parquet files, in the layout of Hugging Face's data sets."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import numpy as np
+
+from lightning_dp.images.data.own_files import class_numbers, existing_folder, files_of, name_of
+from lightning_dp.images.data.source import ImageSource, Split
+from lightning_dp.images.data.table import EncodedTable
+
+
+@final
+class Parquet(ImageSource):
+    """`PATH/train*.parquet` and `PATH/test*.parquet`; a row is an image as encoded bytes.
+
+    Args:
+        path: the folder.
+        class_names: what the labels mean, as a public fact; [] leaves everything unlabelled.
+        image_column: bytes, or a struct with a field `bytes`.
+        label_column: a number or one of `class_names`.
+        user_column: who the image belongs to, or None.
+        dataset_id: name in ledgers and results; None = the folder's name.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        class_names: Sequence[str] = (),
+        image_column: str = "image",
+        label_column: str = "label",
+        user_column: str | None = None,
+        dataset_id: str | None = None,
+    ) -> None:
+        self._folder = existing_folder(path, field="Parquet.path")
+        self.class_names = tuple(class_names)
+        self._image, self._label, self._user = image_column, label_column, user_column
+        self.dataset_id = name_of(path, dataset_id)
+
+    def open(self, split: Split) -> EncodedTable | None:
+        files = files_of(self._folder, split=split, suffix=".parquet")
+        if not files:
+            return None
+        wanted = [
+            self._image,
+            *([self._label] if self.class_names else []),
+            *([self._user] if self._user else []),
+        ]
+        names: list[str] = []
+        columns: dict[str, list[Any]] = {column: [] for column in wanted}
+        for path in files:
+            table = _read(str(path), columns=wanted)
+            names += [f"{path}, row {row}" for row in range(len(table[self._image]))]
+            for column, values in table.items():
+                columns[column] += values
+        images = [value.get("bytes") if isinstance(value, dict) else value for value in columns[self._image]]
+        labels = np.full(len(images), -1)
+        if self.class_names:
+            labels = class_numbers(columns[self._label], class_names=self.class_names, names=names)
+        return EncodedTable(
+            names,
+            load_fn=lambda index: images[index] or b"",
+            labels=labels,
+            class_names=self.class_names,
+            users=[str(user) for user in columns[self._user]] if self._user else None,
+        )
+
+
+def _read(path: str, *, columns: list[str]) -> dict[str, list[Any]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise ValueError("parquet files need pyarrow: pip install 'lightning-dp[images]'") from error
+    try:
+        present = parquet.read_schema(path).names
+        missing = [column for column in columns if column not in present]
+        if missing:
+            raise ValueError(
+                f"{path} has no column {missing[0]!r} (it has {', '.join(present)}): name the right one in "
+                "image_column, label_column or user_column."
+            )
+        return parquet.read_table(path, columns=columns).to_pydict()
+    except (ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} can't be read as parquet ({' '.join(str(error).split())[:120]}): write it again."
+        ) from error

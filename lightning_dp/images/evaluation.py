@@ -1,0 +1,172 @@
+"""What a run's samples are worth: distances, downstream accuracy, memorisation; added to its results.json."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from torch import nn
+
+from lightning_dp.images.data.dataset import ImageDataset
+from lightning_dp.images.data.image_data import ImageData
+from lightning_dp.images.downstream import SmallCNN, WideResNet, accuracy, train_classifier
+from lightning_dp.images.export import balanced_labels, draw
+from lightning_dp.images.features import Inception, available_extractor
+from lightning_dp.images.memorisation import memorisation
+from lightning_dp.images.metrics import cached_features, distances, inception_score
+from lightning_dp.images.module import LatentDiffusion
+from lightning_dp.images.run import load_data, load_module
+from lightning_dp.images.sample_grid import sample_grid
+from lightning_dp.privacy.report import json_ready, read_privacy_report, replace_text
+
+Part = Literal["distances", "cnn", "wideresnet", "memorisation"]
+_CLASSIFIERS: dict[str, type[nn.Module]] = {"cnn": SmallCNN, "wideresnet": WideResNet}
+_MEMORISATION_ROWS = 1000
+_COLUMNS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What to measure.
+
+    Attributes:
+        parts: `distances` to the test split, accuracy of a `cnn` or `wideresnet` trained on samples, and
+            `memorisation`, which reads private train images and stays `nonprivate/`.
+        num_samples: images that are sampled, class-balanced.
+        distance_samples: of them, how many are compared with the test split; features are slow on a CPU.
+        epochs: of a classifier.
+        guidance: w ≥ 1; None for the module's own.
+        seed: of sampling and classifiers.
+    """
+
+    parts: tuple[Part, ...] = ("distances", "cnn")
+    num_samples: int = 10_000
+    distance_samples: int = 5_000
+    epochs: int = 10
+    guidance: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [part for part in self.parts if part not in get_args(Part)]
+        if unknown or not self.parts:
+            raise ValueError(f"parts are {self.parts}; choose at least one of {', '.join(get_args(Part))}.")
+        for name, value in (
+            ("num_samples", self.num_samples),
+            ("distance_samples", self.distance_samples),
+            ("epochs", self.epochs),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
+
+
+def evaluate_run(run: Path, *, evaluation: Evaluation) -> dict[str, float]:
+    """Measure a run and add the metrics to its results.json.
+
+    The test split is what samples are compared with: not one metric but `nonprivate/…` depends on a train
+    image other than through the weights.
+
+    Args:
+        run: a run folder of `LatentDiffusion`.
+        evaluation: what to measure.
+
+    Returns:
+        The metrics, `test/…`, `nonprivate/…` and `seconds/…`.
+    """
+    module, data = load_module(run), load_data(run)
+    metrics, samples, labels = measure(module, data=data, evaluation=evaluation)
+    names = list(data.class_names[: module.net.num_classes])
+    (run / "plots").mkdir(exist_ok=True)
+    shown = [row for number in range(len(names)) for row in np.flatnonzero(labels == number)[:_COLUMNS]]
+    if len(shown) == _COLUMNS * len(names) > 0:
+        sample_grid(samples[shown], row_names=names).savefig(run / "plots" / "sample_grid.png")
+    _add_to_results(run, metrics=metrics, dataset=data.dataset_id, evaluation=evaluation)
+    return metrics
+
+
+def measure(
+    module: LatentDiffusion, *, data: ImageData, evaluation: Evaluation
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """The metrics, and the samples (N, C, S, S) uint8 with their labels (N,)."""
+    metrics: dict[str, float] = {}
+    clock = _Clock(metrics)
+    labels = balanced_labels(evaluation.num_samples, num_classes=module.net.num_classes)
+    samples = draw(module, labels, guidance=evaluation.guidance, seed=evaluation.seed)
+    clock.note("sampling")
+    test, test_labels = _pixels(data.test_dataset), data.test_dataset.pixels.labels
+    if "distances" in evaluation.parts:
+        extractor = available_extractor()
+        real = cached_features(test, extractor=extractor)
+        part = samples[: evaluation.distance_samples]
+        found = distances(extractor.features(part), real, extractor_name=extractor.name)
+        metrics |= {f"test/{name}": value for name, value in found.items()}
+        if isinstance(extractor, Inception):
+            metrics["test/inception_score"] = inception_score(part, extractor=extractor)
+        clock.note("distances")
+    for name, net_fn in _CLASSIFIERS.items():
+        if name in evaluation.parts:
+            if module.net.num_classes == 0:
+                raise ValueError(
+                    f"the run's model knows no classes, so no {name} can be trained on its samples."
+                )
+            net = train_classifier(
+                samples,
+                labels.numpy(),
+                net_fn=net_fn,
+                num_classes=module.net.num_classes,
+                epochs=evaluation.epochs,
+                seed=evaluation.seed,
+            )
+            metrics[f"test/accuracy_{name}"] = accuracy(net, test, test_labels)
+            clock.note(name)
+    if "memorisation" in evaluation.parts:
+        rows = slice(_MEMORISATION_ROWS)
+        train = _pixels(data.train_dataset)
+        metrics |= memorisation(samples[rows], train=train, test=test[rows])
+        clock.note("memorisation")
+    return metrics, samples, labels.numpy()
+
+
+class _Clock:
+    """Seconds between notes, as metrics."""
+
+    def __init__(self, metrics: dict[str, float]) -> None:
+        self._metrics = metrics
+        self._since = time.perf_counter()
+
+    def note(self, name: str) -> None:
+        now = time.perf_counter()
+        self._metrics[f"seconds/{name}"] = now - self._since
+        self._since = now
+
+
+def _pixels(dataset: ImageDataset) -> np.ndarray:
+    return dataset.pixels.get(np.arange(len(dataset.pixels)))
+
+
+def _add_to_results(run: Path, *, metrics: dict[str, float], dataset: str, evaluation: Evaluation) -> None:
+    path = run / "results.json"
+    report = read_privacy_report(run)
+    results = (
+        json.loads(path.read_text())
+        if path.is_file()
+        else {
+            "method": run.name,
+            "dataset": dataset,
+            "epsilon": report.get("epsilon_spent", "unknown: this folder has no privacy.json"),
+            "delta": report.get("delta"),
+            "unit": report.get("unit"),
+            "epsilon_of_unit": report.get("epsilon_of_unit", {}),
+        }
+    )
+    results["metrics"] = {**results.get("metrics", {}), **metrics}
+    results["evaluation"] = {
+        "compared_with": f"the test split of {dataset}",
+        "samples": evaluation.num_samples,
+        "distance_samples": min(evaluation.distance_samples, evaluation.num_samples),
+        "epochs": evaluation.epochs,
+        "guidance": evaluation.guidance,
+        "seed": evaluation.seed,
+    }
+    replace_text(path, json.dumps(json_ready(results), indent=2) + "\n")

@@ -1,0 +1,149 @@
+"""Samples of a run as files that can be handed on: PNG folders or NPZ, with the privacy report beside."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lightning_dp.images.data.dataset import to_bytes
+from lightning_dp.images.module import LatentDiffusion
+from lightning_dp.images.run import load_data, load_module
+from lightning_dp.privacy.report import REPORT_NAME, replace_text
+
+Format = Literal["png", "npz"]
+
+
+def balanced_labels(num_samples: int, *, num_classes: int) -> Tensor:
+    """Each class as often as the others, but for the remainder; −1 throughout where there are no classes.
+
+    How often a class occurs in the train split is private, so samples don't follow it.
+    """
+    if num_classes == 0:
+        return torch.full((num_samples,), -1)
+    return torch.arange(num_samples) % num_classes
+
+
+def draw(
+    module: LatentDiffusion,
+    labels: Tensor,
+    *,
+    guidance: float | None = None,
+    seed: int | None = None,
+) -> np.ndarray:
+    """(n, C, S, S) uint8 samples, one per label.
+
+    Args:
+        module: trained.
+        labels: (n,) as in `LatentDiffusion.sample`.
+        guidance: w ≥ 1; None for the module's own.
+        seed: None for fresh randomness.
+    """
+    generator = None
+    if seed is not None:
+        generator = torch.Generator(device=module.device).manual_seed(seed)
+    return to_bytes(module.sample(labels, guidance=guidance, generator=generator))
+
+
+def sample_run(
+    run: Path,
+    *,
+    num_samples: int,
+    out: Path,
+    file_format: Format = "png",
+    guidance: float | None = None,
+    seed: int | None = None,
+) -> Path:
+    """Sample from a run folder and write the result; reads no image of the data.
+
+    Args:
+        run: a run folder of `LatentDiffusion`.
+        num_samples: ≥ 1, spread over the classes.
+        out: a folder that does not exist or is empty.
+        file_format: as in `export_images`.
+        guidance: w ≥ 1; None for the run's own.
+        seed: None for fresh randomness.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: no such run, or the folder is in use.
+    """
+    if num_samples < 1:
+        raise ValueError(f"the number of samples is {num_samples}; it must be at least 1.")
+    check_empty(out)
+    module = load_module(run)
+    class_names = load_data(run).class_names[: module.net.num_classes]
+    labels = balanced_labels(num_samples, num_classes=len(class_names))
+    images = draw(module, labels, guidance=guidance, seed=seed)
+    about = {"run": run.name, "guidance": module.guidance if guidance is None else guidance, "seed": seed}
+    return export_images(
+        images,
+        labels=labels.numpy(),
+        class_names=class_names,
+        out=out,
+        file_format=file_format,
+        report=run / REPORT_NAME,
+        about=about,
+    )
+
+
+def export_images(
+    images: np.ndarray,
+    *,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    out: Path,
+    file_format: Format = "png",
+    report: Path | None = None,
+    about: dict[str, object] | None = None,
+) -> Path:
+    """Write images so that `ImageFolder` or `NPZ` read them back as they are.
+
+    Args:
+        images: (N, C, S, S) uint8.
+        labels: (N,), −1 for none.
+        class_names: folders of the PNGs; [] puts all into one.
+        out: a folder that does not exist or is empty.
+        file_format: `png`: OUT/train/CLASS/00000.png; `npz`: OUT/train.npz.
+        report: `privacy.json` of the run they came from, copied beside them.
+        about: what else there is to know, saved as about.json.
+
+    Raises:
+        ValueError: an unknown format, or the folder is in use.
+    """
+    if file_format not in ("png", "npz"):
+        raise ValueError(f"the format is {file_format!r}; it must be png or npz.")
+    check_empty(out)
+    out.mkdir(parents=True, exist_ok=True)
+    if report is not None and report.is_file():
+        shutil.copyfile(report, out / REPORT_NAME)
+    replace_text(
+        out / "about.json",
+        json.dumps({"images": len(images), "class_names": list(class_names), **(about or {})}, indent=2)
+        + "\n",
+    )
+    pixels = images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
+    if file_format == "npz":
+        np.savez_compressed(out / "train.npz", images=pixels, labels=labels)
+        return out
+    digits = len(str(len(pixels) - 1))
+    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        # A class's name may be anything; a folder's may not.
+        name = class_names[label].replace("/", "_") if label >= 0 else "unlabelled"
+        folder = out / "train" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number:0{digits}d}.png")
+    return out
+
+
+def check_empty(out: Path) -> None:
+    """Raise ValueError if something is there that would be mixed with what is written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not an empty folder: choose another place for the samples.")

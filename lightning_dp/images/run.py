@@ -1,0 +1,62 @@
+"""Reading a finished run back: its module with the final weights, and its data."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import instantiate_module
+
+from lightning_dp.images.checkpoint import read_checkpoint
+from lightning_dp.images.data.image_data import ImageData
+from lightning_dp.images.module import LatentDiffusion
+from lightning_dp.tracking.run_folder import CHECKPOINT
+
+MODULE = f"{LatentDiffusion.__module__}.{LatentDiffusion.__name__}"
+
+
+def load_module(run: Path) -> LatentDiffusion:
+    """The module of a run, with the weights of its last checkpoint, ready to sample.
+
+    Earlier stages' files are not needed: all weights are in the checkpoint, but those of a
+    `DiffusersAutoencoder`.
+
+    Raises:
+        ValueError: the folder is no run of the image half.
+    """
+    _config(run)
+    checkpoint = read_checkpoint(run / CHECKPOINT)
+    settings = dict(checkpoint.get("hyper_parameters", {}))
+    if settings.pop("_instantiator", None) is None:
+        raise ValueError(
+            f"{run / CHECKPOINT} holds no configuration: it was not trained by 'lightning-dp fit'; load it "
+            "by LatentDiffusion.load_from_checkpoint with its net and autoencoder."
+        )
+    autoencoder = (settings.get("autoencoder") or {}).get("init_args", {})
+    if "weights" in autoencoder:
+        autoencoder["weights"] = None
+    module = instantiate_module(LatentDiffusion, settings)
+    module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
+    return module.eval()
+
+
+def load_data(run: Path) -> ImageData:
+    """The data module of a run, as its configuration describes it."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    found: Any = parser.instantiate_classes(parser.parse_object({"data": _config(run)["data"]})).data
+    if not isinstance(found, ImageData):
+        raise ValueError(f"{run} was trained on {type(found).__name__}, which holds no images.")
+    return found
+
+
+def _config(run: Path) -> dict[str, Any]:
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{run} is no run folder: it has no config.yaml.")
+    config: dict[str, Any] = yaml.safe_load(path.read_text())
+    model = (config.get("model") or {}).get("class_path")
+    if model != MODULE:
+        raise ValueError(f"{run} is a run of {model}; images come from runs of {MODULE}.")
+    return config
