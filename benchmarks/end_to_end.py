@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dp.commands.demo import METHODS
-from lightning_dp.tracking.results import compare, figure, markdown, read_results
+from lightning_dp.tracking.results import compare, figure, read_results
+from lightning_dp.tracking.tables import comparison_tables, markdown
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,7 +53,7 @@ def main() -> None:
     _run_all(jobs, workers=options.workers)
 
     rows = compare(read_results([out]))
-    print(markdown(rows))
+    print(markdown(comparison_tables(rows)))
     if options.json:
         write_json(options.json, rows, out=out, seeds=options.seeds)
         figure(rows, metric="mse").savefig(options.json.with_suffix(".png"), dpi=110)
@@ -83,13 +84,13 @@ def _run_all(jobs: list[tuple[Path, list[str]]], *, workers: int) -> None:
 def write_json(path: Path, rows: list[Any], *, out: Path, seeds: list[int]) -> None:
     """The result file, one row per method, ε and metric."""
     seconds = [float(file.read_text()) for file in out.glob("*/seconds.txt")]
-    report = read_results([out])[0]
+    unit = next((row.unit for row in rows if row.unit), "")
     written = [
         {
             "dataset": row.dataset,
             "task": "forecast 96→24",
             "method": row.method,
-            "unit": row.unit or report["unit"],
+            "unit": row.unit or unit,
             "epsilon": row.epsilon if row.epsilon != float("inf") else "inf",
             "epsilon_of_event": row.epsilon_of_event,
             "seeds": seeds[: row.runs] if row.epsilon else [],

@@ -12,7 +12,12 @@ _COMMANDS = {
     "plan": "what a private run would cost, without touching data",
     "demo": "train private and non-private forecasts side by side and compare them",
     "report": "compare the results of several runs",
+    "dashboard": "write a static site over runs, for the browser",
+    "workspace": "build the same views in W&B",
+    "sweep": "run or launch a sweep of W&B's schema, with or without W&B",
+    "sample": "write synthetic series, or predictions, with a privacy report beside them",
     "ledger": "what has been spent on each data set",
+    "evaluate": "measure the samples of image runs: distances, downstream accuracy, memorisation",
 }
 _LIGHTNING = {
     "fit": "train a model",
@@ -31,7 +36,7 @@ plan and compare
 {commands}
 
 'lightning-dp COMMAND --help' explains a command; start with:
-  lightning-dp fit --config conf/experiment/etth1_private.yaml
+  lightning-dp fit --config conf/experiment/demo_etth1.yaml
 """
 
 

@@ -15,10 +15,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.callbacks.weights_origin import WeightsOrigin
+from lightning_dp.sweeps.spelling import yaml_spelling
+from lightning_dp.tracking.layout import CHECKPOINT
+from lightning_dp.tracking.local_loggers import check_loggers
 from lightning_dp.tracking.predictions import PredictionWriter
 from lightning_dp.tracking.progress import StepProgress
-from lightning_dp.tracking.run_folder import CHECKPOINT, Run, RunFolder, check_unused, new_run_folder
-from lightning_dp.tracking.wandb_logger import finish_wandb, make_wandb_logger
+from lightning_dp.tracking.run_folder import Run, RunFolder, check_unused, new_run_folder
+from lightning_dp.tracking.wandb_logger import WandbStart, finish_wandb, make_wandb_logger
+from lightning_dp.tracking.wandb_publish import publish
 
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 # What a network must know of the data is taken from the data, wherever the chosen class asks for it.
@@ -34,9 +39,14 @@ _ADVICE = (
     ".*does not have many workers.*",
     ".*LeafSpec.*is deprecated.*",
     "No seed found.*",
+    "Found .* module.* in eval mode.*",  # a frozen autoencoder stays there
     "Experiment logs directory .* exists and is not empty.*",
     "The number of training batches .* is smaller than the logging interval.*",
+    ".*sync_dist=True.*",  # torchmetrics has already put the ranks' counts together
+    ".*use `Trainer\\(devices=1.*",
 )
+
+_FOLDER_FOR_RANKS = "LIGHTNING_DP_RUN_FOLDER"
 
 _NESTED = "Does not validate against any of the Union subtypes"
 
@@ -47,24 +57,45 @@ def run(argv: list[str]) -> LightningCLI:
     Raises:
         ValueError: the command line or a configuration file can't be right, in one sentence.
     """
+    try:
+        return _build(Cli, argv)
+    finally:
+        finish_wandb(failed=sys.exc_info()[0] is not None)
+
+
+def instantiate(argv: list[str]) -> "Cli":
+    """Parse one subcommand and make its model, data and callbacks: run nothing, write nothing, seed nothing.
+
+    Raises:
+        ValueError: as `run`.
+    """
+    cli = _build(_Unstarted, argv)
+    assert isinstance(cli, Cli)
+    return cli
+
+
+def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
     strict = {"allow_abbrev": False, "exit_on_error": False}
     options = {"parser_mode": "omegaconf", **strict}
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of how Lightning calls it
     before = sys.argv
-    sys.argv = ["lightning-dp", *argv]  # LightningCLI warns about arguments that are handed over otherwise
+    # LightningCLI warns about arguments that are handed over otherwise, and a strategy of several processes
+    # starts them by this command again.
+    # Values may be spelled as Python prints them, which is how a W&B agent hands them on.
+    sys.argv = [before[0], *map(yaml_spelling, argv)]
     try:
         with warnings.catch_warnings():
             for message in _ADVICE:
                 warnings.filterwarnings("ignore", message=message)
-            return Cli(
+            return kind(
                 LightningModule,
                 LightningDataModule,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 save_config_callback=None,  # RunFolder writes config.yaml, once, with or without a logger
                 auto_configure_optimizers=False,
-                parser_kwargs={**strict, **dict.fromkeys(_SUBCOMMANDS, options)},
+                parser_kwargs={"prog": "lightning-dp", **strict, **dict.fromkeys(_SUBCOMMANDS, options)},
             )
     except (ArgumentError, ValueError) as error:
         if isinstance(error, ArgumentError) or _NESTED in str(error):
@@ -72,7 +103,6 @@ def run(argv: list[str]) -> LightningCLI:
         raise
     finally:
         sys.argv = before
-        finish_wandb(failed=sys.exc_info()[0] is not None)
 
 
 def _innermost(message: str) -> str:
@@ -103,7 +133,7 @@ class Cli(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        self._folder = Path(config.run.dir) if config.run.dir else new_run_folder()
+        self._folder = _run_folder(config.run.dir)
         config.run.dir = str(self._folder)
         if self.subcommand == "fit":
             check_unused(self._folder, resuming=config.ckpt_path is not None)
@@ -112,19 +142,27 @@ class Cli(LightningCLI):
         if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
             raise ValueError(f"ckpt_path={config.ckpt_path} is not a file")
         # Read before anything is instantiated, and with what the links will fill in left open.
-        self._text = self._parser(self.subcommand).dump(config, skip_link_targets=True)
+        self._text = self._parser(self.subcommand).dump(config, skip_link_targets=True, skip_none=False)
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         run = self.config_init[self.subcommand].run
         privacy = self.config_init[self.subcommand].privacy
         method = run.method or self._folder.name
-        folder = RunFolder(self._folder, config=self._text, private=privacy is not None, method=method)
+        folder = RunFolder(
+            self._folder,
+            config=self._text,
+            private=privacy is not None,
+            method=method,
+            seed=self.config[self.subcommand].seed_everything,
+        )
         extra = [*([privacy] if privacy is not None else []), folder]
         trainer_config = self.config_init[self.subcommand].trainer
         if trainer_config.default_root_dir is None:
             trainer_config.default_root_dir = str(self._folder)
-        if trainer_config.logger is None:
-            trainer_config.logger = self._loggers(run)
+        trainer_config.logger = self._loggers(trainer_config.logger, run)
+        extra.append(WandbStart())
+        if not _has(trainer_config.callbacks, WeightsOrigin):
+            extra.append(WeightsOrigin())
         if self.subcommand == "fit" and not _has(trainer_config.callbacks, ModelCheckpoint):
             extra.append(
                 ModelCheckpoint(
@@ -132,6 +170,7 @@ class Cli(LightningCLI):
                     filename=CHECKPOINT.stem,
                     every_n_train_steps=run.checkpoint_every,
                     save_top_k=1,
+                    save_on_exception=True,  # an interrupted run goes on from its last step
                     enable_version_counter=False,
                 )
             )
@@ -141,7 +180,7 @@ class Cli(LightningCLI):
             extra.append(StepProgress())
         if self.subcommand == "predict":
             extra.append(PredictionWriter(self._folder))
-        if self.subcommand == "fit" and privacy is None:
+        if self.subcommand == "fit" and privacy is None and os.environ.get("LOCAL_RANK", "0") == "0":
             print("privacy: null, so ε = ∞: nothing about the training data is protected")
         trainer_config.callbacks = [*(trainer_config.callbacks or []), *extra]
         return super().instantiate_trainer(**options)
@@ -149,13 +188,52 @@ class Cli(LightningCLI):
     def after_fit(self) -> None:
         if self.config_init[self.subcommand].run.test and not self.trainer.interrupted:
             self.trainer.test(self.model, datamodule=self.datamodule)
+        publish(self.trainer, folder=self._folder, run=self.config_init[self.subcommand].run)
 
-    def _loggers(self, run: Run) -> list[Logger] | bool:
+    def _loggers(self, given: Any, run: Run) -> Any:
+        """The folder's own metrics.csv first, beside it the loggers that are given, else W&B."""
         if self.subcommand != "fit":
+            return given or False
+        if given is False:
             return False
-        loggers: list[Logger] = [CSVLogger(save_dir=self._folder, name="", version="")]
-        wandb_logger = make_wandb_logger(run, folder=self._folder, config=yaml.safe_load(self._text))
-        return [*loggers, *([wandb_logger] if wandb_logger else [])]
+        own: list[Logger] = [
+            CSVLogger(save_dir=self._folder, name="", version="", flush_logs_every_n_steps=1)
+        ]
+        if given is None or given is True:
+            wandb_logger = make_wandb_logger(run, folder=self._folder, config=yaml.safe_load(self._text))
+            return [*own, *([wandb_logger] if wandb_logger else [])]
+        others = list(given) if isinstance(given, list | tuple) else [given]
+        check_loggers(others, share_nonprivate=run.share_nonprivate)
+        return [*own, *others]
+
+
+class _Unstarted(Cli):
+    """Stops where the parts are made."""
+
+    def before_instantiate_classes(self) -> None:
+        """No run, so no folder."""
+
+    def instantiate_trainer(self, **options: Any) -> Any:
+        return None
+
+    def _set_seed(self) -> None:
+        """What is made here is thrown away."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing runs."""
+
+
+def _run_folder(given: str | None) -> Path:
+    """The folder, the same one in every process that a strategy starts from this one."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if local_rank > 0 and not given:
+        given = os.environ.get(_FOLDER_FOR_RANKS)
+        if given is None:
+            raise ValueError("several processes share one run folder: name it by --run.dir")
+    folder = Path(given) if given else new_run_folder()
+    if local_rank == 0:
+        os.environ[_FOLDER_FOR_RANKS] = str(folder)
+    return folder
 
 
 def _has(callbacks: Any, kind: type) -> bool:

@@ -9,7 +9,8 @@ import os
 import time
 from pathlib import Path
 
-from lightning_dp.tracking.results import compare, markdown, read_results
+from lightning_dp.tracking.results import compare, read_results
+from lightning_dp.tracking.tables import comparison_tables, markdown
 
 _VANILLA = [
     "--model.init_args.net.init_args.conditioning",
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
         print(f"\n── {method} ──\nlightning-dp {_quoted(command)}", flush=True)
         run(command)
 
-    table = markdown(compare(read_results([out])))
+    table = markdown(comparison_tables(compare(read_results([out]))))
     (out / "table.md").write_text(table + "\n")
     print(f"\n{table}\n")
     print("ε ≈ 0: a baseline reads nothing but the window it forecasts. ε = ∞: not private.")

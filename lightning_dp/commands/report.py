@@ -1,26 +1,43 @@
 """`lightning-dp report`: runs side by side at equal ε, with the baselines they have to beat."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from lightning_dp.tracking.results import compare, figure, markdown, read_results
+from lightning_dp.tracking.paired import paired_tests
+from lightning_dp.tracking.results import compare, figure, metrics_in_order, read_results, repeated_seeds
+from lightning_dp.tracking.tables import comparison_tables, latex, markdown, paired_table
+
+_FORMATS = {"markdown": markdown, "latex": latex}
 
 
 def main(argv: list[str]) -> int:
-    """Print one table per data set."""
+    """Print one table per data set and task, and one of paired tests where there are pairs."""
     parser = argparse.ArgumentParser(
         prog="lightning-dp report",
-        description="Compare finished runs: mean ± standard error over runs of the same method and ε.",
-        epilog="example: lightning-dp report runs/demo --plot mse.png --metric mse",
+        description="Compare finished runs: mean ± standard error over runs of the same method and ε, "
+        "and paired tests of methods at equal ε.",
+        epilog="example: lightning-dp report runs/demo --metric mse --plot mse.png",
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold runs")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the metric against ε")
-    parser.add_argument("--metric", default="mse", help="what to draw (default mse)")
+    parser.add_argument("--metric", help="what to test and to draw (default: mse, or the first there is)")
+    parser.add_argument("--format", choices=list(_FORMATS), default="markdown", help="of the tables")
     arguments = parser.parse_args(argv)
-    rows = compare(read_results(arguments.runs))
-    print(markdown(rows))
+    results = read_results(arguments.runs)
+    metrics = metrics_in_order(name for result in results for name in result.scores)
+    metric = arguments.metric or next(iter(metrics), "mse")
+    if arguments.metric and metric not in metrics:
+        raise ValueError(f"no run has the metric {metric!r}; choose one of {', '.join(metrics) or 'none'}")
+    rows = compare(results)
+    tables = comparison_tables(rows)
+    if tests := paired_tests(results, metric=metric):
+        tables.append(paired_table(tests, metric=metric))
+    print(_FORMATS[arguments.format](tables))
+    for sentence in repeated_seeds(rows):
+        print(f"lightning-dp report: {sentence}", file=sys.stderr)
     if arguments.plot:
-        figure(rows, metric=arguments.metric).savefig(arguments.plot, dpi=120)
+        figure(rows, metric=metric).savefig(arguments.plot, dpi=120)
         print(f"\n{arguments.plot}")
     return 0

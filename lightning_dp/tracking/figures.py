@@ -18,11 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-_INK, _MUTED, _GRID = "#22262b", "#6b7280", "#e5e7eb"
-_FORECAST, _BASELINE = "#1f6fb4", "#d9822b"
-# Distinguishable with the common colour deficiencies and in grey; markers differ as well.
-_METHOD_COLOURS = ("#1f6fb4", "#c2410c", "#15803d", "#7c3aed", "#b45309", "#0e7490", "#be185d", "#4b5563")
-_METHOD_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+from lightning_dp.tracking.palette import BASELINE, FORECAST, GRID, INK, MUTED, method_styles, style_of_curve
+
 _TITLE_SIZE, _LABEL_SIZE, _TICK_SIZE = 11, 9.5, 8.5
 
 
@@ -109,11 +106,11 @@ def forecast_fan(
             if column == 0:
                 label = channel_names[channel]
                 grid[row, 0].set_ylabel(
-                    f"{label} ({unit})" if unit else label, fontsize=_LABEL_SIZE, color=_INK
+                    f"{label} ({unit})" if unit else label, fontsize=_LABEL_SIZE, color=INK
                 )
         heading = example_names[column] if example_names is not None else f"window {example}"
-        grid[0, column].set_title(heading, fontsize=_LABEL_SIZE, color=_INK)
-        grid[-1, column].set_xlabel("hours from the first predicted step", fontsize=_LABEL_SIZE, color=_INK)
+        grid[0, column].set_title(heading, fontsize=_LABEL_SIZE, color=INK)
+        grid[-1, column].set_xlabel("hours from the first predicted step", fontsize=_LABEL_SIZE, color=INK)
         grid[-1, column].set_xticks(_hour_ticks(hours))
     handles, labels = grid[0, 0].get_legend_handles_labels()
     _legend_below(figure, handles=handles, labels=labels)
@@ -157,6 +154,7 @@ def quality_against_epsilon(
                 f"a row of {row['method']!r} has epsilon {row['epsilon']!r}; it must be positive."
             )
     methods = list(dict.fromkeys(row["method"] for row in chosen))
+    styles = method_styles(methods)
     finite = sorted({_epsilon(row) for row in chosen if math.isfinite(_epsilon(row))})
     unbounded = any(math.isinf(_epsilon(row)) for row in chosen)
 
@@ -169,8 +167,8 @@ def quality_against_epsilon(
     infinite_axes = axes[-1] if unbounded else None
     for number, method in enumerate(methods):
         style: dict[str, Any] = {
-            "color": _METHOD_COLOURS[number % len(_METHOD_COLOURS)],
-            "marker": _METHOD_MARKERS[number % len(_METHOD_MARKERS)],
+            "color": styles[method].light,
+            "marker": styles[method].marker,
             "markersize": 6,
             "markeredgecolor": "white",
             "markeredgewidth": 0.6,
@@ -210,8 +208,8 @@ def quality_against_epsilon(
         _style(axis)
         axis.margins(y=0.12)
         for value in (baselines or {}).values():
-            axis.axhline(value, color=_MUTED, linewidth=1.1, linestyle=(0, (5, 3)), zorder=1)
-    axes[0].set_ylabel(metric, fontsize=_LABEL_SIZE, color=_INK)
+            axis.axhline(value, color=MUTED, linewidth=1.1, linestyle=(0, (5, 3)), zorder=1)
+    axes[0].set_ylabel(metric, fontsize=_LABEL_SIZE, color=INK)
     if finite_axes is not None:
         finite_axes.set_xscale("log")
         finite_axes.set_xticks(finite, [f"{epsilon:g}" for epsilon in finite])
@@ -220,12 +218,12 @@ def quality_against_epsilon(
         of_unit = f" per {unit_name}" if unit_name else ""
         at_delta = f" (δ = {delta:g})" if delta is not None else ""
         finite_axes.set_xlabel(
-            f"ε{of_unit}{at_delta}, smaller is more private", fontsize=_LABEL_SIZE, color=_INK
+            f"ε{of_unit}{at_delta}, smaller is more private", fontsize=_LABEL_SIZE, color=INK
         )
     if infinite_axes is not None:
         infinite_axes.set_xlim(0, 1)
         infinite_axes.set_xticks([0.5], ["∞"])
-        infinite_axes.set_xlabel("not private", fontsize=_LABEL_SIZE, color=_INK)
+        infinite_axes.set_xlabel("not private", fontsize=_LABEL_SIZE, color=INK)
     if finite_axes is not None and infinite_axes is not None:
         _break_between(finite_axes, infinite_axes)
     _label_lines(axes[-1], values=baselines or {})
@@ -270,7 +268,7 @@ def training_curve(
     grid = figure.subplots(len(ratios), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": ratios})
     main: Axes = grid[0, 0]
     for number, (name, (steps, values)) in enumerate(cleaned.items()):
-        colour = _METHOD_COLOURS[number % len(_METHOD_COLOURS)]
+        colour = style_of_curve(number).light
         if smooth > 1 and len(values) >= 3 * smooth:
             main.plot(steps, values, color=colour, linewidth=0.7, alpha=0.25, zorder=2)
             main.plot(
@@ -285,19 +283,19 @@ def training_curve(
     if everything.min() > 0 and everything.max() / everything.min() > 20:
         main.set_yscale("log")
     _style(main)
-    main.set_ylabel(ylabel, fontsize=_LABEL_SIZE, color=_INK)
-    main.legend(frameon=False, fontsize=_TICK_SIZE, labelcolor=_INK)
+    main.set_ylabel(ylabel, fontsize=_LABEL_SIZE, color=INK)
+    main.legend(frameon=False, fontsize=_TICK_SIZE, labelcolor=INK)
     if epsilon is not None:
         spent: Axes = grid[1, 0]
         steps, values = _finite_points("epsilon", points=epsilon)
-        spent.plot(steps, values, color=_INK, linewidth=1.8)
+        spent.plot(steps, values, color=INK, linewidth=1.8)
         if target_epsilon is not None:
-            spent.axhline(target_epsilon, color=_BASELINE, linewidth=1.2, linestyle=(0, (5, 3)))
-            _label_lines(spent, values={f"target {target_epsilon:g}": target_epsilon}, colour=_BASELINE)
+            spent.axhline(target_epsilon, color=BASELINE, linewidth=1.2, linestyle=(0, (5, 3)))
+            _label_lines(spent, values={f"target {target_epsilon:g}": target_epsilon}, colour=BASELINE)
         spent.set_ylim(bottom=0)
-        spent.set_ylabel("ε spent", fontsize=_LABEL_SIZE, color=_INK)
+        spent.set_ylabel("ε spent", fontsize=_LABEL_SIZE, color=INK)
         _style(spent)
-    grid[-1, 0].set_xlabel("optimizer step", fontsize=_LABEL_SIZE, color=_INK)
+    grid[-1, 0].set_xlabel("optimizer step", fontsize=_LABEL_SIZE, color=INK)
     return figure
 
 
@@ -314,25 +312,23 @@ def _fan(
     """One panel: (L,) arrays and samples (S, L)."""
     _style(axis)
     low, lower, median, upper, high = np.quantile(samples, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
-    band: dict[str, Any] = {"color": _FORECAST, "linewidth": 0, "where": target}
+    band: dict[str, Any] = {"color": FORECAST, "linewidth": 0, "where": target}
     axis.fill_between(hours, low, high, alpha=0.16, label="90 % of samples", zorder=2, **band)
     axis.fill_between(hours, lower, upper, alpha=0.32, label="50 % of samples", zorder=2, **band)
     known = np.where(target, np.nan, truth)
     # The truth starts at the last known step, so that the line is not torn where the forecast begins.
     from_context = target | np.append(target[1:], False)
-    axis.plot(hours, known, color=_MUTED, linewidth=1.3, label="context", zorder=3)
-    axis.plot(
-        hours, np.where(from_context, truth, np.nan), color=_INK, linewidth=1.5, label="truth", zorder=4
-    )
+    axis.plot(hours, known, color=MUTED, linewidth=1.3, label="context", zorder=3)
+    axis.plot(hours, np.where(from_context, truth, np.nan), color=INK, linewidth=1.5, label="truth", zorder=4)
     if baseline is not None:
         line = np.where(target, baseline, np.nan)
         axis.plot(
-            hours, line, color=_BASELINE, linewidth=1.4, linestyle=(0, (4, 2)), label=baseline_name, zorder=4
+            hours, line, color=BASELINE, linewidth=1.4, linestyle=(0, (4, 2)), label=baseline_name, zorder=4
         )
     axis.plot(
-        hours, np.where(target, median, np.nan), color=_FORECAST, linewidth=1.9, label="median", zorder=5
+        hours, np.where(target, median, np.nan), color=FORECAST, linewidth=1.9, label="median", zorder=5
     )
-    axis.axvline(0, color=_MUTED, linewidth=0.8, linestyle=":", zorder=1)
+    axis.axvline(0, color=MUTED, linewidth=0.8, linestyle=":", zorder=1)
     step = hours[1] - hours[0] if len(hours) > 1 else 1.0
     axis.set_xlim(hours[0], hours[-1] + step)
 
@@ -341,16 +337,16 @@ def _figure(*, width: float, height: float, title: str) -> Figure:
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     if title:
-        figure.suptitle(title, fontsize=_TITLE_SIZE, color=_INK, fontweight="bold")
+        figure.suptitle(title, fontsize=_TITLE_SIZE, color=INK, fontweight="bold")
     return figure
 
 
 def _style(axis: Axes) -> None:
-    axis.grid(True, color=_GRID, linewidth=0.8)
+    axis.grid(True, color=GRID, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(_MUTED)
-    axis.tick_params(colors=_INK, labelsize=_TICK_SIZE, color=_MUTED, length=3)
+    axis.spines[["left", "bottom"]].set_color(MUTED)
+    axis.tick_params(colors=INK, labelsize=_TICK_SIZE, color=MUTED, length=3)
 
 
 def _legend_below(figure: Figure, *, handles: Sequence[Any], labels: Sequence[str]) -> None:
@@ -361,7 +357,7 @@ def _legend_below(figure: Figure, *, handles: Sequence[Any], labels: Sequence[st
         ncols=max(1, min(len(labels), int(figure.get_figwidth() / 1.7))),
         frameon=False,
         fontsize=_TICK_SIZE + 0.5,
-        labelcolor=_INK,
+        labelcolor=INK,
     )
 
 
@@ -373,15 +369,15 @@ def _break_between(left: Axes, right: Axes) -> None:
         "marker": [(-0.5, -1), (0.5, 1)],
         "markersize": 8,
         "linestyle": "none",
-        "color": _MUTED,
-        "markeredgecolor": _MUTED,
+        "color": MUTED,
+        "markeredgecolor": MUTED,
         "clip_on": False,
     }
     left.plot([1], [0], transform=left.transAxes, **stroke)
     right.plot([0], [0], transform=right.transAxes, **stroke)
 
 
-def _label_lines(axis: Axes, *, values: Mapping[str, float], colour: str = _MUTED) -> None:
+def _label_lines(axis: Axes, *, values: Mapping[str, float], colour: str = MUTED) -> None:
     """Name horizontal lines at the right edge; labels that would overlap are pushed apart."""
     if not values:
         return

@@ -1,11 +1,14 @@
-"""Reads finished runs back: what `report`, the demo and dashboards compare.
+"""Reads finished runs back: what `report`, the demo and the dashboard compare.
 
 Everything comes from the run folders' `results.json`; nothing is computed from checkpoints or data.
 """
 
 import json
 import math
+import os
+import re
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,133 +16,235 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from lightning_dp.privacy.report import REPORT_NAME
 from lightning_dp.tracking.figures import quality_against_epsilon
+
+RESULTS_NAME = "results.json"
+PRIVATE_PREFIX = "nonprivate/"
+# The task has tables of its own; what a selection came to is an outcome, which may change with the seed.
+_NO_SETTINGS = {"task", "trainable_parameters"}
+_ORDER = ("mse", "mae", "crps", "fid", "kid", "accuracy")
+_UPPER_CASE = {"mse", "mae", "crps", "fid", "kid", "rmse"}
+_LOWER_IS_BETTER = ("mse", "mae", "crps", "fid", "kid", "fd_", "rmse", "loss", "error")
+_HIGHER_IS_BETTER = ("accuracy", "precision", "recall", "density", "coverage", "auc", "r2", "inception_score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What one finished run found.
+
+    Attributes:
+        folder: the run folder.
+        dataset, method: names.
+        epsilon: spent, per unit; inf without privacy, NaN where the folder does not say.
+        delta: δ of that ε, or None.
+        unit: the privacy unit, or "".
+        epsilon_of_unit: unit → its ε, None where undefined.
+        seed: of everything that is seeded (never the noise), or None where the folder does not say.
+        facts: plain names → what was set, such as `task` or `saliency_ratio`.
+        scores: metric → value on the test split.
+        baselines: baseline → metric → value, on the same test split.
+    """
+
+    folder: Path
+    dataset: str
+    method: str
+    epsilon: float
+    delta: float | None
+    unit: str
+    epsilon_of_unit: dict[str, float | None]
+    seed: int | None
+    facts: dict[str, str | float | int]
+    scores: dict[str, float]
+    baselines: dict[str, dict[str, float]]
+
+    @property
+    def task(self) -> str:
+        """The task among the facts, or ""."""
+        return str(self.facts.get("task", ""))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a comparison: a method at one ε on one data set, over its seeds.
+    """One line of a comparison: a method at one ε on one task and data set, over its seeds.
 
     Attributes:
-        dataset, method: names.
+        dataset, task, method: names; "" where there is no task. The method's name also says which facts
+            differ between runs of that method.
         epsilon: per unit; inf without privacy, 0 for a baseline that learnt nothing from the data.
         unit: the privacy unit, or "".
         epsilon_of_event: ε per event, or None where undefined.
         runs: number of runs averaged.
+        seeds: of those runs, None where unknown.
         mean, se: metric → mean and standard error (NaN for one run).
     """
 
     dataset: str
+    task: str = ""
     method: str
     epsilon: float
     unit: str
     epsilon_of_event: float | None
     runs: int
+    seeds: tuple[int | None, ...] = ()
     mean: dict[str, float]
     se: dict[str, float]
 
 
-def read_results(folders: list[Path]) -> list[dict[str, Any]]:
-    """Every `results.json` below the folders, with its folder.
+def read_results(folders: Sequence[Path]) -> list[RunResult]:
+    """Every `results.json` below the folders.
 
     Raises:
-        ValueError: a folder does not exist, or none holds a result.
+        ValueError: a folder does not exist, none holds a result, or a result can't be read.
     """
-    found = []
+    found: list[RunResult] = []
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder; give a run folder or one that holds runs")
-        for path in sorted(folder.rglob("results.json")):
-            result = json.loads(path.read_text())
-            result["folder"] = path.parent
-            found.append(result)
+        found += [read_result(run) for run in run_folders(folder) if (run / RESULTS_NAME).is_file()]
     if not found:
         names = ", ".join(map(str, folders))
         raise ValueError(f"no results.json below {names}: 'lightning-dp fit' and 'test' write one per run")
     return found
 
 
-def compare(results: list[dict[str, Any]]) -> list[Row]:
-    """Average runs of the same data set, method and planned ε; baselines come last.
+def run_folders(folder: Path) -> list[Path]:
+    """The run folders at or below a folder, sorted: those with a privacy report or a result."""
+    found = []
+    for path, folders, files in os.walk(folder):
+        # W&B and Lightning keep files of their own here, copies of results among them.
+        folders[:] = sorted(set(folders) - {"wandb", "checkpoints", "plots"})
+        if RESULTS_NAME in files or REPORT_NAME in files:
+            found.append(Path(path))
+    return found
+
+
+def read_result(folder: Path) -> RunResult:
+    """The result of one run folder. Older folders have bare `Infinity` in them, newer ones are strict JSON.
+
+    Raises:
+        ValueError: it is not a run's result.
+    """
+    path = folder / RESULTS_NAME
+    try:
+        content = json.loads(path.read_text())
+        dataset, method, metrics = content["dataset"], content["method"], content["metrics"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not the result of a run ({type(error).__name__}: {error}); write it again with "
+            "'lightning-dp test', or move the folder away"
+        ) from error
+    scores: dict[str, float] = {}
+    baselines: dict[str, dict[str, float]] = defaultdict(dict)
+    for name, value in metrics.items():
+        if name.startswith("baseline/") and name.count("/") >= 2:
+            _, baseline, metric = name.split("/", 2)
+            baselines[baseline][metric] = as_number(value)
+        elif name.startswith("test/") and name != "test/epsilon":
+            scores[name.removeprefix("test/")] = as_number(value)
+    of_unit = content.get("epsilon_of_unit") or {}
+    return RunResult(
+        folder=folder,
+        dataset=dataset,
+        method=method,
+        epsilon=as_number(content.get("epsilon")),
+        delta=content.get("delta"),
+        unit=content.get("unit") or "",
+        epsilon_of_unit={
+            unit: None if epsilon is None else as_number(epsilon) for unit, epsilon in of_unit.items()
+        },
+        seed=content["seed"] if "seed" in content else seed_of_config(folder),
+        facts=content.get("facts") or {},
+        scores=scores,
+        baselines=dict(baselines),
+    )
+
+
+def compare(results: Sequence[RunResult]) -> list[Row]:
+    """Average runs of the same data set, task, method, facts and ε; baselines come last.
 
     Methods are compared at equal ε only, so runs whose ε differ in the third digit stay apart.
     """
-    groups: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
-    baselines: dict[tuple, list[dict[str, float]]] = defaultdict(list)
-    for result in results:
-        epsilon = _number(result["epsilon"])
-        event = result.get("epsilon_of_unit", {}).get("event")
-        key = (result["dataset"], _rounded(epsilon), result.get("unit") or "", result["method"])
-        own: dict[str, float] = {}
-        others: dict[str, dict[str, float]] = defaultdict(dict)
-        for name, value in result["metrics"].items():
-            if name.startswith("baseline/"):
-                _, baseline, metric = name.split("/")
-                others[baseline][metric] = value
-            elif name.startswith("test/") and name != "test/epsilon":
-                own[name.removeprefix("test/")] = value
-        groups[key].append({"metrics": own, "epsilon": epsilon, "event": _number(event)})
-        for baseline, values in others.items():
-            baselines[result["dataset"], baseline].append(values)
-    rows = [
-        _row(
-            dataset=dataset,
-            method=method,
-            epsilon=max(run["epsilon"] for run in group),
-            unit=unit,
-            event=max((run["event"] for run in group if run["event"] is not None), default=None),
-            metrics=[run["metrics"] for run in group],
+    groups: dict[tuple, list[RunResult]] = defaultdict(list)
+    baselines: dict[tuple[str, str, str], list[dict[str, float]]] = defaultdict(list)
+    for result, method in zip(results, series_names(results), strict=True):
+        epsilon = round_epsilon(result.epsilon)
+        # NaN equals nothing, itself included: unknown ε go last, in one group.
+        order = (1, 0.0) if math.isnan(epsilon) else (0, epsilon)
+        groups[result.dataset, result.task, order, result.unit, method].append(result)
+        for baseline, scores in result.baselines.items():
+            if scores not in baselines[result.dataset, result.task, baseline]:
+                baselines[result.dataset, result.task, baseline].append(scores)
+    rows = []
+    for (dataset, task, _, unit, method), group in sorted(groups.items(), key=lambda item: item[0]):
+        events = [result.epsilon_of_unit.get("event") for result in group]
+        rows.append(
+            _row(
+                dataset=dataset,
+                task=task,
+                method=method,
+                epsilon=max(result.epsilon for result in group),
+                unit=unit,
+                event=max((event for event in events if event is not None), default=None),
+                seeds=tuple(result.seed for result in group),
+                scores=[result.scores for result in group],
+            )
         )
-        for (dataset, _, unit, method), group in sorted(groups.items(), key=lambda item: item[0])
-    ]
-    for (dataset, baseline), scores in sorted(baselines.items()):
-        name = baseline.replace("_", " ")
-        rows.append(_row(dataset=dataset, method=name, epsilon=0.0, unit="", event=None, metrics=scores[:1]))
+    for (dataset, task, baseline), distinct in sorted(baselines.items()):
+        # One value where all runs were tested on the same windows, an average where the data differ.
+        rows.append(
+            _row(
+                dataset=dataset,
+                task=task,
+                method=baseline.replace("_", " "),
+                epsilon=0.0,
+                unit="",
+                event=None,
+                seeds=(),
+                scores=distinct,
+            )
+        )
     return rows
 
 
-def markdown(rows: list[Row]) -> str:
-    """The rows as one Markdown table per data set."""
-    tables = []
-    for dataset in dict.fromkeys(row.dataset for row in rows):
-        own = [row for row in rows if row.dataset == dataset]
-        metrics = sorted({name for row in own for name in row.mean}, key=_metric_order)
-        units = {row.unit for row in own if row.unit}
-        unit = f" per {units.pop()}" if len(units) == 1 else ""
-        header = ["method", f"ε{unit}", "ε per event", "runs", *(name.upper() for name in metrics)]
-        cells = [
-            [
-                row.method,
-                _epsilon_text(row.epsilon, baseline=not row.unit and row.epsilon == 0),
-                "" if not row.unit else _epsilon_text(row.epsilon_of_event),
-                str(row.runs),
-                *(_with_error(row, name) for name in metrics),
-            ]
-            for row in own
-        ]
-        widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
+def series_names(results: Sequence[RunResult]) -> list[str]:
+    """For each run the name of the line it belongs to: its method and the facts in which its runs differ.
 
-        def line(parts: list[str], widths: list[int] = widths) -> str:
-            return (
-                "| " + " | ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True)) + " |"
-            )
-
-        rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-        tables.append("\n".join([f"### {dataset}", "", line(header), rule, *map(line, cells)]))
-    return "\n\n".join(tables)
+    Runs that differ in a fact are no seeds of one another, so they are never averaged.
+    """
+    alike: dict[tuple[str, str, str], list[RunResult]] = defaultdict(list)
+    for result in results:
+        alike[result.dataset, result.task, result.method].append(result)
+    varying = {key: _varying_facts(group) for key, group in alike.items()}
+    names = []
+    for result in results:
+        facts = varying[result.dataset, result.task, result.method]
+        told = ", ".join(f"{name} {result.facts[name]}" for name in facts if name in result.facts)
+        names.append(f"{result.method} · {told}" if told else result.method)
+    return names
 
 
-def figure(rows: list[Row], *, metric: str) -> Figure:
+def repeated_seeds(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each row that averages two runs of one seed: they differ in something not shown."""
+    return [
+        f"{row.method} at ε = {epsilon_text(row.epsilon)} on {row.dataset} has one seed in several runs, so "
+        "they differ in something that is not shown: tell them apart with --run.method"
+        for row in rows
+        if len(set(row.seeds) - {None}) < len([seed for seed in row.seeds if seed is not None])
+    ]
+
+
+def figure(rows: Sequence[Row], *, metric: str) -> Figure:
     """`metric` against ε, one line per method with error bars, baselines as horizontal lines.
 
     A baseline of more than 1.3 times the largest result is left out: it would squeeze the rest.
 
     Raises:
-        ValueError: the rows are of several data sets, or none has the metric.
+        ValueError: the rows are of several data sets or tasks, or none has the metric.
     """
-    datasets = sorted({row.dataset for row in rows})
-    if len(datasets) != 1:
-        raise ValueError(f"one figure shows one data set, and these runs are of {', '.join(datasets)}")
+    shown = sorted({" · ".join(filter(None, (row.dataset, row.task))) for row in rows})
+    if len(shown) != 1:
+        raise ValueError(f"one figure shows one data set and task, and these runs are of {', '.join(shown)}")
     own = [row for row in rows if metric in row.mean]
     units = {row.unit for row in own if row.unit}
     largest = max((row.mean[metric] for row in own if row.epsilon > 0), default=math.inf)
@@ -147,65 +252,52 @@ def figure(rows: list[Row], *, metric: str) -> Figure:
         [
             {
                 "method": row.method,
-                "epsilon": _rounded(row.epsilon),
+                "epsilon": round_epsilon(row.epsilon),
                 "mean": row.mean[metric],
                 "se": 0.0 if math.isnan(row.se[metric]) else row.se[metric],
             }
             for row in own
             if row.epsilon > 0
         ],
-        metric=metric.upper() if metric in ("mse", "mae", "crps") else metric,
+        metric=metric_label(metric),
         baselines={
             row.method: row.mean[metric]
             for row in own
             if row.epsilon == 0 and row.mean[metric] <= 1.3 * largest
         },
         unit_name=units.pop() if len(units) == 1 else "",
-        title=datasets[0],
+        title=shown[0],
     )
 
 
-def _row(
-    *,
-    dataset: str,
-    method: str,
-    epsilon: float,
-    unit: str,
-    event: float | None,
-    metrics: list[dict[str, float]],
-) -> Row:
-    names = sorted(set.intersection(*(set(m) for m in metrics)))
-    values = {name: np.array([m[name] for m in metrics]) for name in names}
-    n = len(metrics)
-    return Row(
-        dataset=dataset,
-        method=method,
-        epsilon=epsilon,
-        unit=unit,
-        epsilon_of_event=event,
-        runs=n,
-        mean={name: float(v.mean()) for name, v in values.items()},
-        se={name: float(v.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan for name, v in values.items()},
-    )
+def metric_label(metric: str) -> str:
+    """How tables and axes write a metric: acronyms in capitals, all else as it is logged."""
+    return metric.upper() if metric in _UPPER_CASE else metric
 
 
-def _number(value: Any) -> Any:
-    """JSON has no infinity: reports write it as text."""
-    if value is None:
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        return math.nan
+def better(metric: str) -> str:
+    """`lower`, `higher` or "" where the name does not tell."""
+    if metric.startswith(_LOWER_IS_BETTER):
+        return "lower"
+    return "higher" if metric.startswith(_HIGHER_IS_BETTER) else ""
 
 
-def _rounded(epsilon: float) -> float:
+def metrics_in_order(names: Iterable[str]) -> list[str]:
+    """Distinct metrics: the well-known ones first, then by name."""
+
+    def place(name: str) -> tuple[int, str]:
+        return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
+
+    return sorted(set(names), key=place)
+
+
+def round_epsilon(epsilon: float) -> float:
+    """To the three digits in which two ε count as equal; what is not finite stays."""
     return epsilon if not math.isfinite(epsilon) else float(f"{epsilon:.3g}")
 
 
-def _epsilon_text(epsilon: float | None, *, baseline: bool = False) -> str:
-    if baseline:
-        return "≈ 0"
+def epsilon_text(epsilon: float | None) -> str:
+    """ε for a table."""
     if epsilon is None:
         return "undefined"
     if math.isnan(epsilon):
@@ -213,13 +305,60 @@ def _epsilon_text(epsilon: float | None, *, baseline: bool = False) -> str:
     return "∞" if math.isinf(epsilon) else f"{epsilon:.3g}"
 
 
-def _with_error(row: Row, name: str) -> str:
-    if name not in row.mean:
-        return ""
-    error = row.se[name]
-    return f"{row.mean[name]:.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
+def as_number(value: Any) -> float:
+    """A number of a JSON file; strict JSON writes ∞ as text, and anything else that is none is NaN."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
-def _metric_order(name: str) -> tuple[int, str]:
-    known = ["mse", "mae", "crps"]
-    return (known.index(name) if name in known else len(known), name)
+def seed_of_config(folder: Path) -> int | None:
+    """`seed_everything` of the folder's config.yaml: older results don't repeat it."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return None
+    found = re.search(r"^seed_everything: (\d+)\s*$", path.read_text(), re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+def _row(
+    *,
+    dataset: str,
+    task: str,
+    method: str,
+    epsilon: float,
+    unit: str,
+    event: float | None,
+    seeds: tuple[int | None, ...],
+    scores: list[dict[str, float]],
+) -> Row:
+    names = sorted(set.intersection(*map(set, scores)))
+    values = {name: np.array([own[name] for own in scores]) for name in names}
+    n = len(scores)
+    return Row(
+        dataset=dataset,
+        task=task,
+        method=method,
+        epsilon=epsilon,
+        unit=unit,
+        epsilon_of_event=event,
+        runs=n,
+        seeds=seeds,
+        mean={name: float(v.mean()) for name, v in values.items()},
+        se={name: float(v.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan for name, v in values.items()},
+    )
+
+
+def _varying_facts(group: Sequence[RunResult]) -> list[str]:
+    """The facts that tell runs apart, without those that others tell already; statistics of data are none."""
+    told: list[str] = []
+    parts = 1
+    for name in sorted({name for result in group for name in result.facts} - _NO_SETTINGS):
+        if name.startswith(PRIVATE_PREFIX):
+            continue
+        finer = len({tuple(result.facts.get(fact) for fact in (*told, name)) for result in group})
+        if finer > parts:
+            told.append(name)
+            parts = finer
+    return told

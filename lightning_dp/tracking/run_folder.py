@@ -7,12 +7,13 @@ RUN/
   metrics.csv       what was logged, private statistics marked `nonprivate/`
   privacy.json      ε of every unit, plan, ledger entry; ε = "inf" without privacy
   checkpoints/last.ckpt
-  results.json      test metrics, baselines and ε, written by `lightning-dp test`
+  results.json      test metrics, baselines, ε, seed and facts, written by `lightning-dp test`
   plots/
 ```
 """
 
 import json
+import math
 import os
 import platform
 import secrets
@@ -27,8 +28,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_dp.privacy.report import read_privacy_report, replace_text, write_privacy_report
+from lightning_dp.tracking.layout import CHECKPOINT
 
-CHECKPOINT = Path("checkpoints") / "last.ckpt"
 _PACKAGES = ("torch", "lightning", "opacus", "dp-accounting", "diffusers", "wandb", "numpy")
 
 
@@ -43,9 +44,12 @@ class Run:
         wandb: `auto` is online where a key is at hand and offline elsewhere; `disabled` writes nothing.
         project: W&B project.
         group: W&B group, e.g. one sweep.
+        job_type: W&B job type, e.g. `final` for the runs of a paper.
         tags: W&B tags.
         test: evaluate on the test split when a fit ends, in the same W&B run.
-        share_nonprivate: also send `nonprivate/` statistics, and what is printed, to W&B. No ε covers them.
+        upload_checkpoint: also send the weights to W&B, as an artifact with privacy.json beside them.
+        share_nonprivate: also send `nonprivate/` statistics, figures of real rows, and what is printed, to
+            W&B or to another service. No ε covers them.
     """
 
     dir: str | None = None
@@ -54,8 +58,10 @@ class Run:
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "lightning_dp"
     group: str | None = None
+    job_type: str = "fit"
     tags: list[str] = field(default_factory=list)
     test: bool = True
+    upload_checkpoint: bool = False
     share_nonprivate: bool = False
 
     def __post_init__(self) -> None:
@@ -64,7 +70,10 @@ class Run:
 
 
 def new_run_folder() -> Path:
-    """`runs/<UTC time>-<random>`, not made yet."""
+    """`runs/<UTC time>-<random>`, or under a W&B agent `runs/sweep-<its id>/<the run's id>`; not made yet."""
+    sweep, run = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    if sweep and run:
+        return Path("runs") / f"sweep-{sweep}" / run
     return Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
@@ -85,13 +94,17 @@ class RunFolder(Callback):
         config: the resolved configuration as YAML.
         private: whether a DifferentialPrivacy callback is at work.
         method: name for tables.
+        seed: of everything that is not noise; None where nobody set one.
     """
 
-    def __init__(self, folder: Path, *, config: str, private: bool, method: str) -> None:
+    def __init__(
+        self, folder: Path, *, config: str, private: bool, method: str, seed: int | None = None
+    ) -> None:
         self.folder = folder
         self._config = config
         self._private = private
         self._method = method
+        self._seed = seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not trainer.is_global_zero or stage != "fit":
@@ -122,6 +135,20 @@ class RunFolder(Callback):
                 "what follows would not be private; keep the run's own config.yaml"
             )
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Plain names for whatever groups and plots runs: dots and nesting get in the way there."""
+        report = read_privacy_report(self.folder)
+        plain = {
+            "method": self._method,
+            "dataset": dataset_name(trainer),
+            "seed": self._seed,
+            "epsilon": report.get("epsilon"),
+            "unit": report.get("unit"),
+            **facts_of(trainer, pl_module),
+        }
+        for logger in trainer.loggers:
+            logger.log_hyperparams({name: value for name, value in plain.items() if value is not None})
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.save_checkpoint(self.folder / CHECKPOINT)
 
@@ -137,10 +164,11 @@ class RunFolder(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         report = read_privacy_report(self.folder)
-        data = getattr(trainer, "datamodule", None)
         results = {
             "method": self._method,
-            "dataset": getattr(data, "dataset_id", type(data).__name__),
+            "dataset": dataset_name(trainer),
+            "seed": self._seed,
+            "facts": facts_of(trainer, pl_module),
             "epsilon": report.get("epsilon_spent", "unknown: this folder has no privacy.json"),
             "delta": report.get("delta"),
             "unit": report.get("unit"),
@@ -150,7 +178,32 @@ class RunFolder(Callback):
             "ledger": [report.get("ledger_seq"), report.get("ledger_hash")],
             "metrics": metrics,
         }
-        replace_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        text = json.dumps(_strict(results), indent=2, allow_nan=False)
+        replace_text(self.folder / "results.json", text + "\n")
+
+
+def dataset_name(trainer: Trainer) -> str:
+    """The data's own name, or its module's."""
+    data = getattr(trainer, "datamodule", None)
+    return str(getattr(data, "dataset_id", type(data).__name__))
+
+
+def facts_of(trainer: Trainer, module: LightningModule) -> dict[str, str | float | int]:
+    """What data and module say of themselves for tables, by their methods `facts()`."""
+    facts: dict[str, str | float | int] = {}
+    for part in (getattr(trainer, "datamodule", None), module):
+        describe: Any = getattr(part, "facts", None)
+        facts |= describe() if describe else {}
+    return facts
+
+
+def _strict(value: Any) -> Any:
+    """The value with ∞ as "inf" and NaN as "nan": JSON has numbers for neither, and `float` reads both."""
+    if isinstance(value, dict):
+        return {name: _strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def environment() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lightning_dp.tracking.figures import forecast_fan, quality_against_epsilon, training_curve
+from lightning_dp.tracking.palette import DARK_GROUND, method_styles
 
 B, S, L, C, CONTEXT = 4, 20, 30, 2, 20
 
@@ -188,3 +190,65 @@ def test_a_training_curve_without_points_is_refused():
         training_curve({"loss": ([1, 2], [1.0])})
     with pytest.raises(ValueError, match="smooth is 0"):
         training_curve({"loss": ([1], [1.0])}, smooth=0)
+
+
+def test_a_method_keeps_its_colour_whatever_the_order_of_rows(rows):
+    forward, backward = (quality_against_epsilon(some, metric="CRPS") for some in (rows, rows[::-1]))
+    colours = [
+        {line.get_label(): line.get_color() for line in figure.legends[0].get_lines()}
+        for figure in (forward, backward)
+    ]
+    drawn = [
+        {
+            container.get_label(): container[0].get_color()
+            for axis in figure.axes
+            for container in axis.containers
+        }
+        for figure in (forward, backward)
+    ]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0].values())) == 2
+    assert colours[0] == colours[1]
+
+
+def _light(colour: str) -> np.ndarray:
+    values = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def _contrast(a: str, b: str) -> float:
+    levels = sorted(float(_light(colour) @ [0.2126, 0.7152, 0.0722]) + 0.05 for colour in (a, b))
+    return levels[1] / levels[0]
+
+
+def _lab(linear: np.ndarray) -> np.ndarray:
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(np.clip(to_xyz @ linear, 1e-6, None) / [0.9505, 1.0, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+# Machado, Oliveira & Fernandes 2009, severity 1, on linear RGB.
+_DEFICIENCIES = {
+    "none": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+    ),
+}
+
+
+@pytest.mark.parametrize("shade", ["light", "dark"])
+def test_the_palette_can_be_told_apart(shade):
+    styles = method_styles("abcdefgh")
+    colours = [getattr(style, shade) for style in styles.values()]
+    ground = "#ffffff" if shade == "light" else DARK_GROUND
+    assert min(_contrast(colour, ground) for colour in colours) >= 3
+    assert len({style.marker for style in styles.values()}) == len({s.symbol for s in styles.values()}) == 8
+    for deficiency, matrix in _DEFICIENCIES.items():
+        seen = [_lab(matrix @ _light(colour)) for colour in colours]
+        apart = {(i, j): np.linalg.norm(seen[i] - seen[j]) for i, j in combinations(range(8), 2)}
+        assert min(apart.values()) > 10, deficiency
+        # As many methods as most comparisons have.
+        assert min(distance for (_, j), distance in apart.items() if j < 4) > 20, deficiency

@@ -1,5 +1,6 @@
 """The real command and the unmodified W&B client, online against a stand-in server on this machine."""
 
+import io
 import json
 import os
 import subprocess
@@ -8,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from wandb_server import RecordedRun, WandbServer
+import torch
+from wandb_server import RecordedArtifact, RecordedRun, WandbServer
+
+from lightning_dp.tracking.wandb_publish import figures_to_send
 
 KEY = "0123456789" * 4  # as long as W&B's are
 SMALL = Path(__file__).parents[2] / "conf" / "experiment" / "demo_simulator.yaml"
@@ -57,7 +61,7 @@ def fit(folder: Path) -> Fit:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=300,  # a busy machine
             check=False,
         )
 
@@ -65,16 +69,25 @@ def fit(folder: Path) -> Fit:
 
 
 @pytest.fixture(scope="module")
-def online(folder: Path, fit: Fit) -> RecordedRun:
+def artifacts() -> dict[str, RecordedArtifact]:
+    """Filled by `online`."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def online(folder: Path, fit: Fit, artifacts: dict[str, RecordedArtifact]) -> RecordedRun:
     """What the server got of one private run from the command line."""
     about = [
         "--run.project=households",
         "--run.group=pilot",
         "--run.tags=[dp, tiny]",
         "--run.method=dp-aware",
+        "--run.job_type=final",
+        "--run.upload_checkpoint=true",
     ]
     with WandbServer(key=KEY) as server:
         done = fit("discreet", server, *about)
+        artifacts.update(server.artifacts)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
     assert "loss=" in done.stderr  # shown to the user, so the tests below could find it at the server
@@ -85,13 +98,43 @@ def online(folder: Path, fit: Fit) -> RecordedRun:
 
 def test_run_is_described_at_the_server(online, folder):
     assert (online.project, online.group, online.tags) == ("households", "pilot", ["dp", "tiny"])
+    assert online.job_type == "final"
     assert online.display_name == "dp-aware"
     assert online.exit_code == 0
     assert online.config["privacy"]["target_epsilon"] == 8
     assert online.config["privacy"]["delta"] == 1e-3
     assert online.config["model"]["class_path"] == "lightning_dp.timeseries.module.TimeSeriesDiffusion"
     assert online.config["run"]["dir"] == str(folder / "discreet")
+    made_by = json.loads((folder / "discreet" / "environment.json").read_text())
+    assert online.config["git_commit"] == made_by["git_commit"]
+    assert online.config["git_changed"] == made_by["git_changed"]
     json.dumps(online.config, allow_nan=False)  # a stricter server would refuse Infinity
+
+
+def test_plain_names_group_runs(online, folder):
+    results = json.loads((folder / "discreet" / "results.json").read_text())
+    for name in ("method", "dataset", "seed"):
+        assert online.config[name] == results[name], name
+    assert results["facts"]["task"] == online.config["task"]
+    assert online.config["epsilon"] == pytest.approx(8, abs=0.01)
+    for name in ("epsilon", "delta", "unit"):
+        assert online.summary[name] == results[name], name
+    assert [online.summary["ledger_seq"], online.summary["ledger_hash"]] == results["ledger"]
+
+
+def test_the_checkpoint_is_sent_as_weights_with_their_privacy_report(online, artifacts, folder):
+    (artifact,) = artifacts.values()
+    assert artifact.committed
+    assert artifact.type == "model"
+    assert artifact.metadata["epsilon_of_unit"]["user"] == online.summary["epsilon"]
+    assert json.loads(artifact.files["privacy.json"])["ledger_hash"] == online.summary["ledger_hash"]
+    sent = torch.load(io.BytesIO(artifact.files["weights.ckpt"]), weights_only=False)
+    whole = torch.load(folder / "discreet" / "checkpoints" / "last.ckpt", weights_only=False)
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(sent["state_dict"][name], value), name
+    # Batches of a random size are counted in there, and statistics may be.
+    assert {"loops", "callbacks", "optimizer_states"} & set(whole)
+    assert not {"loops", "callbacks", "optimizer_states"} & set(sent)
     assert {"config.yaml", "wandb-metadata.json", "wandb-summary.json"} <= set(online.files)
 
 
@@ -107,11 +150,16 @@ def test_history_and_summary_say_what_the_run_folder_says(online, folder):
         assert online.summary[name] == pytest.approx(results[name]), name
 
 
-def test_no_private_statistic_leaves_this_machine(online, folder):
+def test_no_private_statistic_leaves_this_machine(online, artifacts, folder):
     assert "nonprivate/train_loss" in (folder / "discreet" / "metrics.csv").read_text()
     streamed = {name: "\n".join(lines.values()) for name, lines in online.lines.items()}
-    uploaded = {name: content.decode() for name, content in online.files.items()}
+    uploaded = {name: content.decode(errors="replace") for name, content in online.files.items()}
     everything = {**streamed, **uploaded, "config": json.dumps(online.config)}
+    everything |= {
+        name: content.decode(errors="replace")
+        for artifact in artifacts.values()
+        for name, content in artifact.files.items()
+    }
     assert "wandb-history.jsonl" in everything
     for name, text in everything.items():
         assert "nonprivate/" not in text, name
@@ -144,10 +192,24 @@ def test_without_a_key_auto_stays_offline(fit, folder):
     assert said == [f"W&B offline: 'wandb sync {kept}' sends this run"]
 
 
-def test_a_fit_that_fails_is_marked_as_failed(fit):
+def test_a_mistake_leaves_no_run_at_the_server(fit):
     with WandbServer(key=KEY) as server:
-        done = fit("failed", server, *NOISE_GIVEN, "--privacy.expected_batch_size=1000000")
+        done = fit("mistaken", server, *NOISE_GIVEN, "--privacy.expected_batch_size=1000000")
     assert done.returncode == 2
+    assert server.runs == {}
+
+
+def test_a_fit_that_fails_is_marked_as_failed(fit, folder):
+    failing = "--trainer.callbacks+=failing.Failing"
+    (folder / "failing.py").write_text(
+        "from lightning.pytorch import Callback\n\n\n"
+        "class Failing(Callback):\n"
+        "    def on_train_batch_end(self, *_):\n"
+        "        raise RuntimeError('out of memory')\n"
+    )
+    with WandbServer(key=KEY) as server:
+        done = fit("failed", server, *NOISE_GIVEN, failing)
+    assert done.returncode == 1
     (run,) = server.runs.values()
     assert run.exit_code == 1
 
@@ -163,3 +225,16 @@ def test_a_refused_key_is_one_sentence_before_anything_is_spent(fit, folder):
     assert server.runs == {}
     assert not (folder / "refused.sqlite").exists()
     assert not (folder / "refused" / "privacy.json").exists()
+
+
+def test_figures_of_private_things_stay_here(tmp_path):
+    (tmp_path / "plots").mkdir()
+    for name in ("sample_grid", "forecast_fan", "gradient_tail", "nonprivate_losses"):
+        (tmp_path / "plots" / f"{name}.png").write_bytes(b"picture")
+
+    def sent(**flags: bool) -> set[str]:
+        return {path.stem for path in figures_to_send(tmp_path, **flags)}
+
+    assert sent(rows_are_public=False, share_nonprivate=False) == {"sample_grid"}
+    assert sent(rows_are_public=True, share_nonprivate=False) == {"sample_grid", "forecast_fan"}
+    assert len(sent(rows_are_public=False, share_nonprivate=True)) == 4

@@ -1,0 +1,51 @@
+"""`lightning-dp dashboard`: a static site over run folders."""
+
+import argparse
+from pathlib import Path
+
+from lightning_dp.dashboard.server import make_server
+from lightning_dp.dashboard.site import write_site
+from lightning_dp.privacy.ledger import Ledger, default_ledger_path
+
+_EPILOG = """\
+example: lightning-dp dashboard runs --out site --ledger --serve
+
+The site opens from the file system and asks no other host for anything. It holds what the run folders
+hold, nonprivate/ statistics and figures of private windows included: keep it where the runs are kept.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Write the site and, if asked, serve it until interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="lightning-dp dashboard",
+        description="Quality against ε, curves, figures, configs and the ledger's accounts of many runs.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold runs")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the site goes")
+    parser.add_argument("--title", default="Runs", help="of the page (default: Runs)")
+    parser.add_argument(
+        "--ledger",
+        nargs="?",
+        type=Path,
+        const=default_ledger_path(),
+        metavar="PATH",
+        help="also show the accounts of this ledger; without PATH, of the usual one",
+    )
+    parser.add_argument("--serve", action="store_true", help="serve the site to this machine")
+    parser.add_argument("--port", type=int, default=8787, help="of --serve (default 8787, 0: a free one)")
+    arguments = parser.parse_args(argv)
+    ledger = None if arguments.ledger is None else Ledger(arguments.ledger)
+    count = write_site(arguments.runs, out=arguments.out, ledger=ledger, title=arguments.title)
+    print(f"{count} run{'s' * (count != 1)} in {arguments.out / 'index.html'}")
+    if arguments.serve:
+        with make_server(arguments.out, port=arguments.port) as server:
+            print(f"http://127.0.0.1:{server.server_port}/  (Ctrl+C ends)", flush=True)
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                print()
+    return 0

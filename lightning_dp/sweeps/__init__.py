@@ -1,0 +1,1 @@
+"""Sweeps in W&B's YAML: read, costed, and run with no server or handed to agents."""
