@@ -23,7 +23,7 @@ _EPSILON = reports.SummaryMetric("epsilon")
 _METHOD = reports.Config("method")
 _STEP = "trainer/global_step"
 _LEGEND = "${config:method}, ε ${summary:epsilon}, seed ${config:seed}"
-_FIGURES = ["plots/forecast_fan", "plots/sample_grid"]
+_FIGURES = ["plots/forecast_fan", "plots/imputation_fan", "plots/synthesis", "plots/sample_grid"]
 _PRIVATE_FIGURES = ["nonprivate/gradient_ecdf", "nonprivate/gradient_ccdf", "nonprivate/gradient_quantiles"]
 
 

@@ -8,7 +8,7 @@ waited for, one that died goes on from its checkpoint.
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, final
 
 import optuna
@@ -178,11 +178,6 @@ class SweepRunner:
             if process.number in ended:
                 process.stopped_at = None
                 self._end(worker, trial, process)
-
-
-def gathered_failures(trials: list[optuna.trial.FrozenTrial]) -> Mapping[int, str]:
-    """Trial's number → why it failed."""
-    return {t.number: str(t.user_attrs.get("reason", "")) for t in trials if t.state == TrialState.FAIL}
 
 
 @contextlib.contextmanager

@@ -66,18 +66,24 @@ class DiscreetWandbLogger(WandbLogger):
         return self.experiment
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        ready = json_ready(vars(params) if isinstance(params, Namespace) else dict(params))
+        ready = self._sent(json_ready(vars(params) if isinstance(params, Namespace) else dict(params)))
         if self._started:
             super().log_hyperparams(ready)
         else:
             self._hyperparams |= ready
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if not self._share_nonprivate:
-            metrics = {name: value for name, value in metrics.items() if not name.startswith(PRIVATE_PREFIX)}
-        if metrics:
+        if sent := self._sent(metrics):
             self.start()
-            super().log_metrics(metrics, step)
+            super().log_metrics(sent, step)
+
+    def _sent(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What may be sent: facts about a run can be private statistics as well."""
+        return {
+            name: value
+            for name, value in values.items()
+            if self._share_nonprivate or not name.startswith(PRIVATE_PREFIX)
+        }
 
     def log_nonprivate_image(self, name: str, path: Path) -> None:
         """A figure drawn from private rows: under `nonprivate/`, and only where sharing was asked for."""

@@ -1,9 +1,9 @@
 """What W&B gets when a run has ended: ε of each unit and the ledger's hash, figures, the weights if asked.
 
-Private statistics stay here. That goes for figures too: those of gradients, and those that draw real rows,
-unless the data says that its rows are public, or the user that all may be shared. And it goes for the
-checkpoint: what is sent has the weights and their configuration, not the optimizer's or the loops' state,
-which counts batches whose sizes are no secret of ours to give away.
+Private statistics stay here. That goes for figures too: of gradients always, and all that are not known to be
+drawn by the model alone, unless the data says that its rows are public, or the user that all may go. And
+it goes for the checkpoint: what is sent has the weights and their configuration, not the optimizer's or the
+loops' state, which counts batches whose sizes are no secret of ours to give away.
 """
 
 from pathlib import Path
@@ -19,7 +19,8 @@ from lightning_dp.tracking.run_folder import Run
 from lightning_dp.tracking.wandb_logger import DiscreetWandbLogger
 
 _LOCAL = ("nonprivate", "gradient_")
-_REAL_ROWS = ("forecast_fan",)
+_OF_THE_MODEL_ALONE = ("sample_grid",)
+"""Samples are post-processing of the weights. Any other figure may show real rows beside them."""
 _WEIGHTS = ("state_dict", "hyper_parameters", "epoch", "global_step", "pytorch-lightning_version")
 
 
@@ -32,8 +33,14 @@ def publish(trainer: Trainer, *, folder: Path, run: Run) -> None:
 
 def figures_to_send(folder: Path, *, rows_are_public: bool, share_nonprivate: bool) -> list[Path]:
     """The pictures of `plots/` that may leave this machine."""
-    held_back = () if share_nonprivate else (*_LOCAL, *(() if rows_are_public else _REAL_ROWS))
-    return [path for path in sorted((folder / "plots").glob("*.png")) if not path.stem.startswith(held_back)]
+    found = sorted((folder / "plots").glob("*.png"))
+    if share_nonprivate:
+        return found
+    return [
+        path
+        for path in found
+        if path.stem in _OF_THE_MODEL_ALONE or (rows_are_public and not path.stem.startswith(_LOCAL))
+    ]
 
 
 def _publish(wandb_run: Any, trainer: Trainer, *, folder: Path, run: Run) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from wandb_server import RecordedArtifact, RecordedRun, WandbServer
 
+from lightning_dp.tracking.wandb_logger import DiscreetWandbLogger
 from lightning_dp.tracking.wandb_publish import figures_to_send
 
 KEY = "0123456789" * 4  # as long as W&B's are
@@ -228,13 +229,30 @@ def test_a_refused_key_is_one_sentence_before_anything_is_spent(fit, folder):
 
 
 def test_figures_of_private_things_stay_here(tmp_path):
+    """What nobody has said may go stays, figures of tasks that are still to be written included."""
     (tmp_path / "plots").mkdir()
-    for name in ("sample_grid", "forecast_fan", "gradient_tail", "nonprivate_losses"):
+    real = {"forecast_fan", "imputation_fan", "synthesis", "of_a_new_task"}
+    for name in (*real, "sample_grid", "gradient_tail", "nonprivate_losses"):
         (tmp_path / "plots" / f"{name}.png").write_bytes(b"picture")
 
     def sent(**flags: bool) -> set[str]:
         return {path.stem for path in figures_to_send(tmp_path, **flags)}
 
     assert sent(rows_are_public=False, share_nonprivate=False) == {"sample_grid"}
-    assert sent(rows_are_public=True, share_nonprivate=False) == {"sample_grid", "forecast_fan"}
-    assert len(sent(rows_are_public=False, share_nonprivate=True)) == 4
+    assert sent(rows_are_public=True, share_nonprivate=False) == {"sample_grid", *real}
+    assert len(sent(rows_are_public=False, share_nonprivate=True)) == 7
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_facts_can_be_private_too(tmp_path, share):
+    """A data set says how many of its private files it could not read, before the run starts and after."""
+    logger = DiscreetWandbLogger(share_nonprivate=share, offline=True, save_dir=tmp_path)
+    logger.log_hyperparams({"method": "a", "nonprivate/skipped_images": 3})
+    try:
+        logger.start()
+        logger.log_hyperparams({"task": "forecast", "nonprivate/skipped_rows": 5})
+        known = dict(logger.experiment.config)
+    finally:
+        logger.experiment.finish()
+    private = {"nonprivate/skipped_images", "nonprivate/skipped_rows"}
+    assert set(known) == {"method", "task", *(private if share else ())}

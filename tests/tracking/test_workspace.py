@@ -78,7 +78,8 @@ def test_axes_are_the_plain_names(printed):
     ] * 2
     assert [p["config"]["xAxis"] for p in found["Saliency ratio"]] == ["config:saliency_ratio.value"] * 2
     assert found["Training"][0]["config"]["metrics"] == ["privacy/epsilon"]
-    assert found["Figures"][0]["config"]["mediaKeys"] == ["plots/forecast_fan", "plots/sample_grid"]
+    figures = ["forecast_fan", "imputation_fan", "synthesis", "sample_grid"]
+    assert found["Figures"][0]["config"]["mediaKeys"] == [f"plots/{name}" for name in figures]
     sections = printed["workspace"]["spec"]["section"]["panelBankConfig"]["sections"]
     assert [part["isOpen"] for part in sections] == [True, True, True, True, False]
 

@@ -1,0 +1,210 @@
+"""What docker/ names is there: files, extras, commands, pins. No engine builds anything here.
+
+The commands of the services are run as this installation runs them, and so are the health checks.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dockerfile import Instruction, read_dockerfile
+
+from lightning_dp.commands.sweep import main as sweep
+from lightning_dp.lightning_cli import instantiate
+from lightning_dp.privacy.ledger import Ledger
+from lightning_dp.sweeps import runner
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def image() -> list[Instruction]:
+    return read_dockerfile(DOCKER / "Dockerfile")
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((DOCKER / "compose.yaml").read_text())
+
+
+def named(image: list[Instruction], name: str) -> list[Instruction]:
+    return [each for each in image if each.name == name]
+
+
+def last_stage(image: list[Instruction]) -> list[Instruction]:
+    return image[max(i for i, each in enumerate(image) if each.name == "FROM") :]
+
+
+def test_the_base_is_pinned_by_digest_to_the_python_that_is_tested(image):
+    (argument,) = named(image, "ARG")
+    assert re.fullmatch(r"PYTHON=3\.11\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", argument.rest)
+    assert {each.rest.split()[0] for each in named(image, "FROM")} == {"python:${PYTHON}"}
+
+
+def test_everything_that_is_copied_is_there_and_reaches_the_builder(image):
+    sent = {
+        line[1:]
+        for line in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    copied = {
+        source
+        for each in named(image, "COPY")
+        if "from" not in each.flags
+        for source in each.rest.split()[:-1]
+    }
+    assert copied == sent
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+    # Runs, data and ledgers stay where they are: all else is left out.
+    assert "*" in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+
+
+def test_extras_and_pins_are_the_project_s(image):
+    (install,) = [each.rest for each in named(image, "RUN") if "constraints.txt" in each.rest]
+    extras = re.search(r'"\.\[([\w,]+)\]"', install)
+    assert extras is not None
+    assert set(extras[1].split(",")) <= set(PROJECT["optional-dependencies"])
+    pins = (ROOT / "constraints.txt").read_text()
+    # What the file's head says of CUDA: torch comes with its libraries, for CUDA 13.
+    assert re.search(r"^torch==", pins, re.MULTILINE)
+    assert re.search(r"^nvidia-cudnn-cu13==", pins, re.MULTILINE)
+    assert "CUDA 13" in (DOCKER / "Dockerfile").read_text()
+
+
+def test_it_runs_as_somebody_without_rights_and_says_whether_it_is_well(image):
+    stage = last_stage(image)
+    names = [each.name for each in stage]
+    (user,) = named(stage, "USER")
+    assert user.rest == "1000"
+    assert names.index("USER") > max(i for i, name in enumerate(names) if name in ("COPY", "RUN"))
+    assert "HEALTHCHECK" in names
+    assert json.loads(named(stage, "ENTRYPOINT")[0].rest) == ["lightning-dp"]
+    assert set(PROJECT["scripts"]) == {"lightning-dp"}
+    volumes = json.loads(named(stage, "VOLUME")[0].rest)
+    (environment,) = named(stage, "ENV")
+    ledger = re.search(r"LIGHTNING_DP_LEDGER=(\S+)", environment.rest)
+    assert ledger is not None
+    assert str(Path(ledger[1]).parent) in volumes
+
+
+def test_the_variables_are_ones_that_the_package_reads(image):
+    code = "\n".join(path.read_text() for path in (ROOT / "lightning_dp").rglob("*.py"))
+    variables = re.findall(r"(LIGHTNING_DP_\w+)=", " ".join(each.rest for each in named(image, "ENV")))
+    assert variables
+    assert [name for name in variables if f'"{name}"' not in code] == []
+
+
+@pytest.mark.parametrize("missing", [None, "ledger", "runs", "lightning-dp"])
+def test_the_image_s_health_check(image, tmp_path, missing):
+    (check,) = named(image, "HEALTHCHECK")
+    command = json.loads(check.rest.removeprefix("CMD "))
+    for name in {"ledger", "runs"} - {missing}:
+        (tmp_path / name).mkdir()
+    here = [
+        part.replace("/ledger", f"{tmp_path}/ledger").replace("/app/runs", f"{tmp_path}/runs")
+        for part in command
+    ]
+    path = "/usr/bin:/bin" if missing == "lightning-dp" else f"{BIN}:/usr/bin:/bin"
+    done = subprocess.run(here, env={"PATH": path}, capture_output=True, check=False)
+    assert (done.returncode == 0) == (missing is None)
+
+
+def test_services_are_made_of_what_is_there(image, compose):
+    app = compose["x-app"]
+    assert app["image"] == f"lightning-dp:{PROJECT['version']}"
+    context = (DOCKER / app["build"]["context"]).resolve()
+    assert context == ROOT
+    assert (context / app["build"]["dockerfile"]).is_file()
+    volumes = json.loads(named(image, "VOLUME")[0].rest)
+    mounts = [
+        re.fullmatch(r"(.+):(/[\w/]+)(:ro)?", volume)
+        for service in compose["services"].values()
+        for volume in service["volumes"]
+    ]
+    assert None not in mounts
+    mounted = {mount[2]: mount[1] for mount in mounts if mount}
+    assert set(volumes) <= set(mounted)
+    assert {source for source in mounted.values() if source.isidentifier()} == set(compose["volumes"])
+    for name, service in compose["services"].items():
+        assert "latest" not in service["image"], name
+        assert ":" in service["image"], name
+    gpus = [name for name, service in compose["services"].items() if "deploy" in service]
+    assert gpus == ["trainer", "sweep", "agent"]
+
+
+def test_what_stops_has_as_long_as_a_sweep_gives_its_trials(compose):
+    assert compose["x-app"]["stop_grace_period"] == f"{runner._GRACE_SECONDS / 60:g}m"
+    assert compose["x-app"]["init"] is True  # as process 1 Python would not hear the signal
+
+
+def command_of(compose: dict[str, Any], service: str) -> list[str]:
+    """With every variable left at its default."""
+    return [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", part) for part in compose["services"][service]["command"]]
+
+
+def test_the_trainer_s_and_the_sweep_s_commands_are_understood(compose, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    trainer = command_of(compose, "trainer")
+    assert instantiate(trainer).model is not None
+    command = command_of(compose, "sweep")
+    assert command[0] == "sweep"
+    # Understood up to the first thing that is wrong here on purpose.
+    with pytest.raises(ValueError, match="--limit is 0"):
+        sweep([*command[1:-1], str(tmp_path), "--limit=0"])
+    agent = compose["services"]["agent"]["entrypoint"]
+    done = subprocess.run([BIN / agent[0], *agent[1:], "--help"], capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+def test_the_dashboard_is_served_and_its_health_check_sees_it(compose, tmp_path, ledger_path):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "privacy.json").write_text('{"status": "running", "epsilon_spent": 1.0}')
+    Ledger().register("ETTh1", unit="window", delta=1e-5)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = command_of(compose, "dashboard")
+    assert "8080" in command
+    here = [port if part == "8080" else part.replace("/tmp/", f"{tmp_path}/") for part in command]
+    check = compose["services"]["dashboard"]["healthcheck"]["test"]
+    assert check[:2] == ["CMD", "python"]
+    probe = [sys.executable, *(part.replace("8080", port) for part in check[2:])]
+
+    def well() -> bool:
+        return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
+    assert not well()
+    with subprocess.Popen(
+        [sys.executable, "-m", "lightning_dp", *here],
+        cwd=tmp_path,
+        env=dict(os.environ),
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not well():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+        finally:
+            process.terminate()
+    assert not well()
+
+
+def test_the_commands_of_the_comments_name_files_that_are_there():
+    for path in (DOCKER / "Dockerfile", DOCKER / "compose.yaml"):
+        comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
+        files = re.findall(r"\b(?:conf|sweeps|docker|tests)/[\w./]+", "\n".join(comments[1:]))
+        assert files, path
+        assert [name for name in files if not (ROOT / name.rstrip(".")).exists()] == [], path
