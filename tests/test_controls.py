@@ -126,7 +126,7 @@ def test_public_first_private_last(tmp_path):
     public = torch.load(tmp_path / "public" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     qkv = cli.model.net.blocks[0].attention.qkv
     assert torch.equal(qkv.base_layer.weight, public["net.blocks.0.attention.qkv.weight"])
-    assert qkv.lora_B["default"].weight.abs().sum() > 0  # noise alone moves it
+    assert qkv.lora_B["q"].weight.abs().sum() > 0  # noise alone moves it
     assert cli.model.facts()["adapter"] == "LoRA"
     config = tmp_path / "private" / "config.yaml"
     assert main(["test", f"--config={config}", "--ckpt_path=last", "--trainer.limit_test_batches=1"]) == 0

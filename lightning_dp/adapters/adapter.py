@@ -6,16 +6,21 @@ networks of any kind; an adapter goes by types and by roles that a network decla
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import final
+from typing import Any, final
 
 from torch import nn
+
+from lightning_dp.privacy.preparation import Preparation
+from lightning_dp.privacy.units import PrivacyUnit
 
 
 class Adapter(ABC):
     """A choice of parameters; all others are frozen.
 
-    A choice made here, from types, names and public weights, costs no privacy. One that looks at private
-    rows is a release: its owner lists it in `preparations()` and narrows the choice with `train_only`.
+    A choice made by `choose`, from types and names, costs no privacy. One that looks at private rows is a
+    release: `preparations` lists it, and `begin_fit` freezes what was not chosen. Whoever owns an adapter
+    calls `apply` before optimizers are made, hands its `preparations` on among its own, and calls
+    `begin_fit` in Lightning's `on_fit_start`.
     """
 
     def __init__(self) -> None:
@@ -38,6 +43,26 @@ class Adapter(ABC):
         """
         train_only(module, self.choose(module), chosen_by=type(self).__name__)
         self._trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+    def preparations(
+        self, module: Any, *, unit: PrivacyUnit, target_epsilon: float | None, delta: float
+    ) -> list[Preparation]:
+        """What has to be learnt about private data before the first step; nothing, for most.
+
+        Args:
+            module: the LightningModule that is trained.
+            unit, target_epsilon, delta: of the fit, as for a module's `preparations`.
+        """
+        return []
+
+    def begin_fit(self, module: Any) -> None:  # noqa: B027  # nothing is left to do, for most
+        """Narrow the choice of `apply`, after weights to start from and checkpoints were loaded.
+
+        Called in every process, after the releases of `preparations` and before clipping is set up.
+
+        Raises:
+            ValueError: there should have been a release, and was none.
+        """
 
     def facts(self) -> dict[str, str | float | int]:
         """Plain names for tables of results."""

@@ -1,18 +1,53 @@
-"""Low-rank adapters beside frozen linear layers (Hu et al. 2021, arXiv 2106.09685), injected by peft.
+"""Low-rank adapters beside frozen linear layers (Hu et al. 2021, arXiv 2106.09685).
 
-Their two small matrices are ordinary linear layers, so every clipping engine clips them exactly.
+Their two small matrices are ordinary linear layers, so every clipping engine clips them exactly. peft puts
+them in, but for layers that are several in one (`fused_lora.py`).
 """
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import final
+from dataclasses import dataclass
+from typing import NamedTuple, final
 
 from torch import nn
 
 from lightning_dp.adapters.adapter import Adapter
+from lightning_dp.adapters.fused_lora import FusedLoRA
+from lightning_dp.adapters.roles import fused_layers
 
 BASE = "base_layer."
 """What injection puts into the name of a layer's own parameters."""
+USUAL_TARGETS = r"(.*\.)?((attention|attn\w*)\..*|to_(q|k|v|out\.0))"
+"""Queries, keys, values and output of each attention, ours and diffusers'."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A weight that can have a low-rank pair beside it.
+
+    Attributes:
+        path: of its linear layer.
+        part: which of the layer's fused parts it is; "" where it is the whole layer.
+        layer: path of the module that the linear layer belongs to, such as one attention.
+        size: entries.
+    """
+
+    path: str
+    part: str
+    layer: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Its path, with the part in place of the layer that holds it: "blocks.0.attention.q"."""
+        return self.path if not self.part else f"{self.path.rpartition('.')[0]}.{self.part}".lstrip(".")
+
+
+class Pair(NamedTuple):
+    """The parameters of one low-rank adapter: A (r, inputs), B (outputs, r)."""
+
+    a: nn.Parameter
+    b: nn.Parameter
 
 
 @final
@@ -23,7 +58,8 @@ class LoRA(Adapter):
         rank: r ≥ 1; 4 to 8 are usual.
         scale: the paper's α > 0; None for `rank`, which makes the factor 1.
         targets: linear layers to adapt: one regular expression that has to match the whole path
-            ("blocks\\..*\\.qkv"), or a list of last path components (["qkv", "out"]).
+            ("blocks\\..*\\.qkv"), or a list of last path components (["qkv", "out"]). A part of a fused
+            layer goes by the layer's path and by its own, as if it were a layer (["q", "v"]).
 
     Raises:
         ValueError: an argument is out of range, or `targets` is no regular expression.
@@ -34,7 +70,7 @@ class LoRA(Adapter):
         *,
         rank: int = 4,
         scale: float | None = None,
-        targets: str | Sequence[str] = r"(.*\.)?(attention|attn\w*)\..*",
+        targets: str | Sequence[str] = USUAL_TARGETS,
     ) -> None:
         super().__init__()
         if rank < 1:
@@ -52,29 +88,57 @@ class LoRA(Adapter):
         self.targets = targets
 
     def choose(self, module: nn.Module) -> Iterable[nn.Parameter]:
-        return self.inject(module, self.candidates(module))
+        return [weight for pair in self.inject(module, self.candidates(module)) for weight in pair]
 
-    def candidates(self, module: nn.Module) -> list[str]:
-        """Paths of the linear layers that `targets` matches, in the module's order.
+    def candidates(self, module: nn.Module) -> list[Matrix]:
+        """The matrices that `targets` matches, in the module's order.
 
         Raises:
             ValueError: there are none.
         """
-        linear = [path for path, layer in module.named_modules() if type(layer) is nn.Linear]
-        found = [path for path in linear if self._pattern.fullmatch(path)]
+        fused, found = fused_layers(module), []
+        linear = {path: layer for path, layer in module.named_modules() if type(layer) is nn.Linear}
+        for path, layer in linear.items():
+            parts = fused.get(path, ("",))
+            size = layer.weight.numel() // len(parts)
+            for part in parts:
+                matrix = Matrix(path=path, part=part, layer=_holder(module, path), size=size)
+                if self._pattern.fullmatch(path) or self._pattern.fullmatch(matrix.name):
+                    found.append(matrix)
         if not found:
             raise ValueError(
                 f"LoRA.targets={self.targets!r} matches none of the linear layers of "
-                f"{type(module).__name__}: {', '.join(linear[:8]) or 'there are none'}"
+                f"{type(module).__name__}: {', '.join([*linear][:8]) or 'there are none'}"
             )
         return found
 
-    def inject(self, module: nn.Module, paths: Sequence[str]) -> list[nn.Parameter]:
-        """Put A and B beside the layers at `paths`; return them, A before B, in that order.
+    def inject(self, module: nn.Module, matrices: Sequence[Matrix]) -> list[Pair]:
+        """Put A and B beside each of the matrices; return them in that order.
 
         Raises:
             ValueError: peft is not installed.
         """
+        whole = [matrix.path for matrix in matrices if not matrix.part]
+        if whole:
+            self._inject_by_peft(module, whole)
+        fused = fused_layers(module)
+        for path in dict.fromkeys(matrix.path for matrix in matrices if matrix.part):
+            base = module.get_submodule(path)
+            assert isinstance(base, nn.Linear)
+            wrapped = FusedLoRA(
+                base,
+                parts=fused[path],
+                adapted=[matrix.part for matrix in matrices if matrix.path == path],
+                rank=self.rank,
+                factor=self.scale / self.rank,
+            )
+            module.set_submodule(path, wrapped)
+        return [
+            Pair(*(module.get_parameter(f"{m.path}.lora_{ab}.{m.part or 'default'}.weight") for ab in "AB"))
+            for m in matrices
+        ]
+
+    def _inject_by_peft(self, module: nn.Module, paths: Sequence[str]) -> None:
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
@@ -88,10 +152,6 @@ class LoRA(Adapter):
             target_modules="|".join(re.escape(path) for path in paths),
         )
         inject_adapter_in_model(config, module)
-        layers = dict(module.named_modules())
-        return [
-            layers[f"{path}.{part}"].weight for path in paths for part in ("lora_A.default", "lora_B.default")
-        ]
 
     def facts(self) -> dict[str, str | float | int]:
         return {**super().facts(), "lora_rank": self.rank}
@@ -99,3 +159,11 @@ class LoRA(Adapter):
 
 def _last_components(names: Sequence[str]) -> str:
     return rf"(.*\.)?({'|'.join(re.escape(name) for name in names)})"
+
+
+def _holder(module: nn.Module, path: str) -> str:
+    """Path of the nearest module around the layer at `path` that is more than a list."""
+    outer = path.rpartition(".")[0]
+    while outer and isinstance(module.get_submodule(outer), nn.ModuleList | nn.Sequential):
+        outer = outer.rpartition(".")[0]
+    return outer

@@ -2,14 +2,19 @@
 
 A module declares a role by a method without arguments that returns modules, itself or parts of it:
 `modulation_modules` (from a condition to scale, shift and gate), `condition_modules` (what makes the
-condition) and `output_modules` (last layers).
+condition, diffusion time included), `embedder_modules` (what embeds class or context alone),
+`transformer_modules` (whole blocks) and `output_modules` (last layers). A module whose linear layer does
+the work of several says so by `fused_layers()`.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import nn
 
-Role = Literal["modulation_modules", "condition_modules", "output_modules"]
+Role = Literal[
+    "modulation_modules", "condition_modules", "embedder_modules", "transformer_modules", "output_modules"
+]
 
 
 def modules_of(module: nn.Module, role: Role) -> list[nn.Module]:
@@ -19,4 +24,18 @@ def modules_of(module: nn.Module, role: Role) -> list[nn.Module]:
         declare = getattr(layer, role, None)
         if callable(declare):
             found += declare()
+    return found
+
+
+def fused_layers(module: nn.Module) -> dict[str, Sequence[str]]:
+    """By path of each linear layer that is several in one: their names, in the order of its output.
+
+    Declared as `fused_layers() -> dict[str, Sequence[str]]` by whoever holds the layer, under its name
+    there; each has an equal share of the rows.
+    """
+    found: dict[str, Sequence[str]] = {}
+    for path, layer in module.named_modules():
+        declare = getattr(layer, "fused_layers", None)
+        if callable(declare):
+            found |= {f"{path}.{name}" if path else name: parts for name, parts in declare().items()}
     return found

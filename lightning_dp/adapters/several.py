@@ -1,11 +1,13 @@
 """Several choices at once."""
 
 from collections.abc import Iterable, Sequence
-from typing import final
+from typing import Any, final
 
 from torch import nn
 
 from lightning_dp.adapters.adapter import Adapter
+from lightning_dp.privacy.preparation import Preparation
+from lightning_dp.privacy.units import PrivacyUnit
 
 
 @final
@@ -24,6 +26,16 @@ class Several(Adapter):
 
     def choose(self, module: nn.Module) -> Iterable[nn.Parameter]:
         return [parameter for adapter in self.adapters for parameter in adapter.choose(module)]
+
+    def preparations(
+        self, module: Any, *, unit: PrivacyUnit, target_epsilon: float | None, delta: float
+    ) -> list[Preparation]:
+        facts: dict[str, Any] = {"unit": unit, "target_epsilon": target_epsilon, "delta": delta}
+        return [one for adapter in self.adapters for one in adapter.preparations(module, **facts)]
+
+    def begin_fit(self, module: Any) -> None:
+        for adapter in self.adapters:
+            adapter.begin_fit(module)
 
     def facts(self) -> dict[str, str | float | int]:
         names = "+".join(str(adapter.facts()["adapter"]) for adapter in self.adapters)

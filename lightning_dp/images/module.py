@@ -26,6 +26,8 @@ from lightning_dp.images.batch import ImageBatch
 from lightning_dp.images.data.dataset import ImageDataset
 from lightning_dp.images.sample_grid import SampleGrid
 from lightning_dp.nets.image_net import ImageNet
+from lightning_dp.privacy.preparation import Preparation
+from lightning_dp.privacy.units import PrivacyUnit
 
 _FROZEN = "autoencoder."
 
@@ -116,6 +118,18 @@ class LatentDiffusion(LightningModule):
     def rows_per_example(self) -> int:
         """Rows that the net's layers see for one row of the data set; consecutive."""
         return self.noise_draws * self.net.rows_per_example
+
+    def preparations(
+        self, *, unit: PrivacyUnit, target_epsilon: float | None, delta: float
+    ) -> list[Preparation]:
+        """What the adapter has to learn about the data before the first step."""
+        if self.adapter is None:
+            return []
+        return self.adapter.preparations(self, unit=unit, target_epsilon=target_epsilon, delta=delta)
+
+    def on_fit_start(self) -> None:
+        if self.adapter is not None:
+            self.adapter.begin_fit(self)
 
     def train(self, mode: bool = True) -> "LatentDiffusion":
         """As usual, but the frozen autoencoder stays in evaluation mode."""

@@ -23,6 +23,10 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
 
+    def fused_layers(self) -> dict[str, tuple[str, ...]]:
+        """What low-rank adapters see as matrices of their own."""
+        return {"qkv": ("q", "k", "v")}
+
     def forward(self, x: Tensor, *, queries: Tensor | None = None) -> Tensor:
         """(B, T, D) → (B, T, D), or (B, t, D) where only the tokens `queries` (t,) ask."""
         q, k, v = (

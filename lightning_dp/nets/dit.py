@@ -56,6 +56,10 @@ class DiTBlock(nn.Module):
             hidden_size, condition_size=condition_size, sublayers=2, gated=True
         )
 
+    def transformer_modules(self) -> list[nn.Module]:
+        """What an attention adapter trains as a whole."""
+        return [self]
+
     def forward(self, x: Tensor, condition: Tensor, *, queries: Tensor | None = None) -> Tensor:
         """x: (B, T, D), condition: (B, condition_size) → (B, T, D).
 

@@ -86,6 +86,10 @@ class ImageDiT(ImageNet):
         """What makes the condition, as `nets.conditioning.path` asks for it."""
         return [self.timestep, self.label]
 
+    def embedder_modules(self) -> list[nn.Module]:
+        """What embeds the class, as adapters ask for it."""
+        return [self.label]
+
     def output_modules(self) -> list[nn.Module]:
         """The last layer, as adapters ask for it."""
         return [self.final]

@@ -188,6 +188,10 @@ class SeriesDiT(DenoisingNet):
         """What makes the condition, part of θ_cond; `gains` see diffusion time alone and are θ_other."""
         return [self.timestep, self.context]
 
+    def embedder_modules(self) -> list[nn.Module]:
+        """What an attention adapter trains beside the blocks."""
+        return [self.context]
+
     def output_modules(self) -> list[nn.Module]:
         """What an output-head adapter trains."""
         return [self.final]

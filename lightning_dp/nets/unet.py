@@ -55,6 +55,10 @@ class UNet(ImageNet):
         """What makes the condition, as `nets.conditioning.path` asks for it."""
         return [self.unet.time_embedding, self.unet.class_embedding]
 
+    def embedder_modules(self) -> list[nn.Module]:
+        """What embeds the class, as adapters ask for it."""
+        return [self.unet.class_embedding]
+
     def output_modules(self) -> list[nn.Module]:
         """The last layers, as adapters ask for them."""
         return [self.unet.conv_norm_out, self.unet.conv_out]
@@ -114,6 +118,10 @@ class CrossAttentionUNet(ImageNet):
     def condition_modules(self) -> list[nn.Module]:
         """What makes the condition, as `nets.conditioning.path` asks for it."""
         return [self.unet.time_embedding, self.label]
+
+    def embedder_modules(self) -> list[nn.Module]:
+        """What embeds the class, as adapters ask for it."""
+        return [self.label]
 
     def output_modules(self) -> list[nn.Module]:
         """The last layers, as adapters ask for them."""

@@ -148,8 +148,15 @@ class TimeSeriesDiffusion(LightningModule):
     def preparations(
         self, *, unit: PrivacyUnit, target_epsilon: float | None, delta: float
     ) -> list[Preparation]:
-        """What the normaliser has to learn about the data before the first step."""
-        return self.normaliser.preparations(unit=unit, target_epsilon=target_epsilon, delta=delta)
+        """What normaliser and adapter have to learn about the data before the first step."""
+        facts: dict[str, Any] = {"unit": unit, "target_epsilon": target_epsilon, "delta": delta}
+        chosen = [] if self.adapter is None else self.adapter.preparations(self, **facts)
+        # In this order: the adapter's gradients are those of normalised data.
+        return [*self.normaliser.preparations(**facts), *chosen]
+
+    def on_fit_start(self) -> None:
+        if self.adapter is not None:
+            self.adapter.begin_fit(self)
 
     def facts(self) -> dict[str, str | float | int]:
         """What results are listed by: the adapter and how many parameters it trains."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dp.adapters.adapter import Adapter, train_only
+from lightning_dp.adapters.attention import Attention
 from lightning_dp.adapters.biases import Biases
 from lightning_dp.adapters.full import Full
 from lightning_dp.adapters.lora import LoRA
@@ -22,7 +23,8 @@ from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.loop import Loop
 from lightning_dp.privacy.clipping.materialised import Materialised
 
-ATTENTION = {"blocks.0.attention.qkv", "blocks.0.attention.out"}
+QKV = {f"blocks.0.attention.qkv.lora_{ab}.{part}.weight" for part in "qkv" for ab in "AB"}
+OUT = {f"blocks.0.attention.out.lora_{ab}.default.weight" for ab in "AB"}
 MODULATION = {"blocks.0.modulation.linear", "final.modulation.linear"}
 ENCODERS = {"timestep.inner", "timestep.outer", "context.inner", "context.outer"}
 
@@ -82,14 +84,11 @@ def _losses(net: nn.Module, x: Tensor) -> Tensor:
         (Biases(), {name for name, _ in _net().named_parameters() if name.endswith(".bias")}),
         (OutputHead(), _with_parameters({"final"})),
         (Matching(patterns=[r"qkv\.weight$", "^skip"]), {"blocks.0.attention.qkv.weight", "skip.weight"}),
-        (
-            LoRA(rank=2),
-            {f"{layer}.lora_{ab}.default.weight" for layer in ATTENTION for ab in "AB"},
-        ),
-        (
-            Several(adapters=[LoRA(targets=["qkv"]), OutputHead()]),
-            {f"blocks.0.attention.qkv.lora_{ab}.default.weight" for ab in "AB"} | _with_parameters({"final"}),
-        ),
+        (Attention(), _with_parameters({"blocks.0", "context"})),
+        (Attention(blocks=[-1], embedder=False), _with_parameters({"blocks.0"})),
+        (LoRA(rank=2), QKV | OUT),
+        (LoRA(targets=["q", "out"]), OUT | {name for name in QKV if ".q." in name}),
+        (Several(adapters=[LoRA(targets=["qkv"]), OutputHead()]), QKV | _with_parameters({"final"})),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Adapter) else "",
 )
@@ -127,10 +126,11 @@ def test_a_fresh_lora_changes_no_output_and_keeps_the_first_weights():
     layer = net.blocks[0].attention.qkv
     assert layer.base_layer.weight is weight
     with torch.no_grad():
-        layer.lora_B["default"].weight.normal_()
+        for part in "qkv":
+            layer.lora_B[part].weight.normal_()
     z = torch.randn(2, 8)
-    low_rank = z @ layer.lora_A["default"].weight.T @ layer.lora_B["default"].weight.T
-    torch.testing.assert_close(layer(z), layer.base_layer(z) + 2.0 * low_rank)
+    low_rank = [z @ layer.lora_A[part].weight.T @ layer.lora_B[part].weight.T for part in "qkv"]
+    torch.testing.assert_close(layer(z), layer.base_layer(z) + 2.0 * torch.cat(low_rank, dim=1))
 
 
 def _collected(engine: ClippingEngine, net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -171,6 +171,9 @@ def test_what_trains_is_clipped_like_the_oracle(engine, adapter):
         (lambda: OutputHead().apply(nn.Linear(2, 2)), r"no part of Linear has a method output_modules"),
         (lambda: ModulationOnly().apply(nn.Linear(2, 2)), "finds nothing to train in Linear"),
         (lambda: LoRA(targets="atention.*").apply(_net()), "matches none of the linear layers"),
+        (lambda: Attention().apply(nn.Linear(2, 2)), "no part of Linear is a transformer block"),
+        (lambda: Attention(blocks=[1]).apply(_net()), "has 1, but SeriesDiT has 1 transformer blocks"),
+        (lambda: Attention(blocks=[]), "empty"),
         (lambda: LoRA(rank=0), "rank is 0"),
         (lambda: LoRA(scale=0.0), "scale is 0.0"),
         (lambda: LoRA(targets="("), "not a regular expression"),
@@ -189,5 +192,5 @@ def test_a_later_narrowing_freezes_the_rest():
     net = _net()
     lora = LoRA(rank=2, targets=".*attention.*")
     pairs = lora.inject(net, lora.candidates(net))
-    train_only(net, pairs[:2], chosen_by="Saliency")
-    assert _trainable(net) == {f"blocks.0.attention.qkv.lora_{ab}.default.weight" for ab in "AB"}
+    train_only(net, pairs[-1], chosen_by="Saliency")
+    assert _trainable(net) == OUT
