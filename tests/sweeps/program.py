@@ -18,6 +18,7 @@ parser.add_argument("--ckpt_path")
 parser.add_argument("--quality", type=float, default=1.0)
 parser.add_argument("--steps", type=int, default=3)
 parser.add_argument("--seconds", type=float, default=0.0, help="per step")
+parser.add_argument("--until", type=Path, help="stay, after the last step, until this file is there")
 parser.add_argument("--fail", type=float, help="the quality at which it fails")
 parser.add_argument("--nested")
 arguments, _ = parser.parse_known_args()
@@ -44,6 +45,8 @@ for step in range(arguments.steps):
         writer.writeheader()
         writer.writerows(rows)
     (folder / "checkpoints" / "last.ckpt").write_text(str(step))
+while arguments.until and not arguments.until.exists():
+    time.sleep(0.05)
 if arguments.quality == arguments.fail:
     print("the last words", file=sys.stderr)
     sys.exit(3)

@@ -59,7 +59,7 @@ def agent(file: Path, out: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def wait_for(path: Path, *, pattern: str, number: int = 1) -> list[Path]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while len(found := sorted(path.glob(pattern))) < number:
         assert time.monotonic() < deadline, f"no {pattern}"
         time.sleep(0.02)
@@ -146,17 +146,26 @@ def test_hopeless_trials_are_stopped_and_recorded_as_such(write, tmp_path):
     assert not (tmp_path / "out" / "trials" / "001-9" / "results.json").exists()
 
 
-def test_killed_agent_trial_alive(write, tmp_path):
+@pytest.fixture
+def gate(tmp_path) -> Path:
+    """Trials with `--until` this file stay at work until it is there."""
+    return tmp_path / "gate"
+
+
+def test_killed_agent_trial_alive(write, tmp_path, gate):
     """SIGKILL for the agent only: the next one waits for the trial that goes on, and starts nothing twice."""
-    file, out = write(options=("--steps=8", "--seconds=0.5")), tmp_path / "out"
+    file, out = write(options=(f"--until={gate}",)), tmp_path / "out"
     first = agent(file, out, "--workers=1")
     wait_for(out, pattern="trials/000-*/checkpoints/last.ckpt")
     first.kill()
     first.wait()
-    done = agent(file, out, "--workers=3")
-    _, err = done.communicate(timeout=60)
-    assert done.returncode == 0, err
-    assert "000-3 is still running" in err
+    second = agent(file, out, "--workers=3")
+    assert second.stderr is not None
+    said = iter(second.stderr.readline, "")
+    assert any("000-3 is still running" in line for line in said)
+    gate.touch()
+    _, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
     assert {name: len(lines) for name, lines in starts(out).items()} == {
         "000-3": 1,
         "001-1": 1,
@@ -164,33 +173,35 @@ def test_killed_agent_trial_alive(write, tmp_path):
     }
 
 
-def test_killed_agent_and_trial(write, tmp_path):
+def test_killed_agent_and_trial(write, tmp_path, gate):
     """SIGKILL for both: the trial goes on from its checkpoint."""
-    file, out = write(options=("--steps=8", "--seconds=0.5")), tmp_path / "out"
+    file, out = write(options=(f"--until={gate}",)), tmp_path / "out"
     first = agent(file, out, "--workers=1")
     wait_for(out, pattern="trials/000-*/checkpoints/last.ckpt")
     first.kill()
     first.wait()
     pid = int(starts(out)["000-3"][0].split()[0])
     os.kill(pid, signal.SIGKILL)
+    gate.touch()
     study = run(file, out, workers=3)
     assert states(study) == [TrialState.COMPLETE] * 3
     assert [line.split()[1] for line in starts(out)["000-3"]] == ["None", "last"]
     assert len(starts(out)["001-1"]) == 1
 
 
-def test_ctrl_c_lets_trials_close_their_account_and_go_on_later(write, tmp_path):
-    file, out = write(options=("--steps=6", "--seconds=0.5")), tmp_path / "out"
+def test_ctrl_c_lets_trials_close_their_account_and_go_on_later(write, tmp_path, gate):
+    file, out = write(options=(f"--until={gate}",)), tmp_path / "out"
     first = agent(file, out, "--workers=2")
     wait_for(out, pattern="trials/*/checkpoints/last.ckpt", number=2)
     first.send_signal(signal.SIGINT)
-    _, err = first.communicate(timeout=60)
+    _, err = first.communicate(timeout=120)
     assert first.returncode == 130
     assert "Traceback" not in err
     assert "3 trials left: the same command goes on" in err
     assert len(wait_for(out, pattern="trials/*/stopped.txt", number=2)) == 2
+    gate.touch()
     second = agent(file, out, "--workers=3")
-    _, err = second.communicate(timeout=60)
+    _, err = second.communicate(timeout=120)
     assert second.returncode == 0, err
     assert [lines[-1].split()[1] for lines in starts(out).values()] == ["last", "last", "None"]
 

@@ -1,10 +1,14 @@
 """A run folder is complete by itself, whatever loggers there are, and no logger takes private things away."""
 
+import csv
 import json
+import struct
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
+from tensorboardX.proto import event_pb2
 
 from lightning_dp.cli import main
 from lightning_dp.tracking.local_loggers import check_loggers
@@ -31,12 +35,38 @@ def strict(path: Path) -> dict:
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
-def test_tensorboard_beside_the_run_folder(tmp_path):
-    """Private, with a logger of the user's own: everything is where it always is, and there as well."""
-    folder = tmp_path / "run"
+def scalars(boards: Path) -> dict[str, dict[int, float]]:
+    """Name → step → value of TensorBoard's files, whose records are length, checksum, event, checksum."""
+    found = defaultdict(dict)
+    for events in boards.rglob("events.out.*"):
+        content = events.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = event_pb2.Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            for value in event.summary.value:
+                found[value.tag][event.step] = value.simple_value
+    return found
+
+
+def columns(table: Path) -> dict[str, dict[int, float]]:
+    """Name → step → value of a metrics.csv."""
+    found = defaultdict(dict)
+    for row in csv.DictReader(table.open()):
+        for name, text in row.items():
+            if text and name != "step":
+                found[name][int(row["step"])] = float(text)
+    return found
+
+
+def test_other_loggers_get_all_that_the_run_folder_has(tmp_path):
+    """Private, with loggers of the user's own: everything is where it always is, and there as well."""
+    folder, boards, tables = tmp_path / "run", tmp_path / "boards", tmp_path / "tables"
     options = [
-        "--trainer.logger=TensorBoardLogger",
-        f"--trainer.logger.save_dir={tmp_path / 'boards'}",
+        "--trainer.logger+=TensorBoardLogger",
+        f"--trainer.logger.save_dir={boards}",
+        "--trainer.logger+=CSVLogger",
+        f"--trainer.logger.save_dir={tables}",
         "--privacy.target_epsilon=null",
         "--privacy.noise_multiplier=1",
         "--privacy.expected_batch_size=12",
@@ -47,11 +77,16 @@ def test_tensorboard_beside_the_run_folder(tmp_path):
     assert results["epsilon"] == report["epsilon_spent"] > 0
     assert results["seed"] == 7
     assert results["facts"]["task"]
-    assert "privacy/epsilon" in (folder / "metrics.csv").read_text()
-    boards = (tmp_path / "boards").rglob("events.out.*")
-    assert any(b"privacy/epsilon" in events.read_bytes() for events in boards)
-    assert not list((tmp_path / "boards").rglob("privacy.json"))
-    assert not (folder / "wandb").exists()  # the user chose another
+    own = columns(folder / "metrics.csv")
+    assert list(own["privacy/epsilon"].values())[-1] == pytest.approx(results["epsilon"])
+    assert own["test/mse"] == {3: pytest.approx(results["metrics"]["test/mse"])}
+    (table,) = tables.rglob("metrics.csv")
+    assert columns(table) == own
+    board = scalars(boards)
+    for name, values in own.items():
+        assert board[name] == pytest.approx(values, rel=1e-5), name  # TensorBoard keeps 32 bits
+    assert not list(boards.rglob("privacy.json"))
+    assert not (folder / "wandb").exists()  # the user chose others
 
 
 def test_results_are_strict_json_without_privacy(tmp_path):

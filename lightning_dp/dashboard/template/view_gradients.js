@@ -35,7 +35,7 @@ LightningDP.views.push((() => {
       layout: {
         margin: { b: 96 }, legend, hovermode: "closest",
         xaxis: { type: "log", dtick: "D2", minorloglabels: "complete", title: { text: narrow ? "‖g‖" : "norm of one unit's gradient, before clipping" } },
-        yaxis: { type: "log", tickformat: ".2~%", title: { text: "share of units above" } },
+        yaxis: { type: "log", tickformat: ".2~p", title: { text: "share of units above" } },
         shapes: bounds.map((bound) => ({ type: "line", xref: "x", yref: "paper", x0: bound, x1: bound, y0: 0, y1: 1, line: { color: charts.muted(), width: 1.3, dash: "dot" } })),
         annotations: bounds.map((bound) => ({ xref: "x", yref: "paper", x: Math.log10(bound), y: 1, xanchor: "left", xshift: 4, yanchor: "top", showarrow: false, text: `C = ${format.compact(bound)}`, font: { size: 12, color: charts.muted() } })),
       },
