@@ -181,12 +181,59 @@ def test_the_table_and_the_details_repeat_each_run(visit, site, runs):
         text = dialog.inner_text()
         assert "(ε, δ) = (1, 0.00001) per window" in text
         metrics = known["vanilla-1-2"]["metrics"]
-        assert dialog.locator('[data-value="mse"]').inner_text() == shown(metrics["test/mse"])
+        cells = dict(
+            dialog.evaluate(
+                "node => [...node.querySelectorAll('[data-value]')].map((cell) =>"
+                " [cell.dataset.value, cell.innerText])"
+            )
+        )
+        expected = {
+            name.removeprefix("test/"): shown(value)
+            for name, value in metrics.items()
+            if name.startswith(("test/", "nonprivate/")) and name != "test/epsilon"
+        }
+        for name in ("mean_of_days", "last_value"):
+            expected[f"{name.replace('_', ' ')}, mse"] = shown(metrics[f"baseline/{name}/mse"])
+        assert cells == expected
+        report = json.loads((runs / "vanilla-1-2" / "privacy.json").read_text())
+        facts = dict(
+            dialog.evaluate(
+                "node => [...node.querySelectorAll('dl.facts > div')].map((line) =>"
+                " [line.firstChild.innerText, line.lastChild.innerText])"
+            )
+        )
+        for label, field in (
+            ("noise multiplier σ", "noise_multiplier"),
+            ("clip norm C", "max_grad_norm"),
+            ("sampling rate q", "sampling_rate"),
+            ("units", "num_units"),
+            ("steps charged", "steps_charged"),
+        ):
+            assert float(facts[label]) == report[field]
+        assert facts["ledger entry"] == f"6 {report['ledger_hash'][:12]}…"
         private = dialog.locator("section", has=page.locator("h3 .nonprivate")).first
         assert shown(metrics["nonprivate/train_loss"]) in private.inner_text()
         for name in ("config.yaml", "privacy.json", "results.json"):
             link = dialog.locator("a", has_text=name).get_attribute("href")
             assert (site / link).read_text() == (runs / "vanilla-1-2" / name).read_text()
+
+
+def test_saliency_ratios_are_compared_by_the_run_folders_numbers(visit, site, runs):
+    with visit(site, "view=saliency") as seen:
+        page = seen.page
+        for metric in ("accuracy", "fd_lite0"):
+            page.select_option('[data-choice="Metric"]', metric)
+            drawn(page)
+            (points,) = page.evaluate(
+                "document.querySelector('.chart').data.map((trace) =>"
+                " Array.from(trace.x, (x, i) => [x, Array.from(trace.y)[i]]))"
+            )
+            for at, value in points:
+                result = json.loads((runs / f"lora-{at}" / "results.json").read_text())
+                assert value == result["metrics"][f"test/{metric}"]
+                cell = page.locator(f'[data-line="lora, ε = 8"][data-ratio="{at}"]').inner_text()
+                assert float(cell.removesuffix(" (1)")) == pytest.approx(value, abs=5e-5)
+            assert [at for at, _ in points] == [0.1, 0.5]
 
 
 def test_curves_and_tails_are_the_files_own_points(visit, site, runs):
@@ -204,8 +251,17 @@ def test_curves_and_tails_are_the_files_own_points(visit, site, runs):
         drawn(page)
         report = json.loads((runs / "vanilla-8-0" / "diagnostics.json").read_text())
         row = page.locator('tr[data-run="vanilla-8-0"]')
-        p99 = report["partitions"]["all"]["quantiles"]["p99"]
-        assert row.locator('[data-field="p99"]').inner_text() == f"{p99:.4g}"
+        own = report["partitions"]["all"]
+        index = own["tail_index"]
+        for field, value in {
+            "clip_fraction": report["clip_fraction"],
+            "eta": report["eta"]["mean"],
+            "tail_ratio": own["tail_ratio"],
+            **own["quantiles"],
+        }.items():
+            assert row.locator(f'[data-field="{field}"]').inner_text() == f"{value:.4g}"
+        said = row.locator('[data-field="tail_index"]').inner_text()
+        assert said == f"{index['alpha']:.4g} ({index['low']:.4g} to {index['high']:.4g})"
         tails = dict(
             page.evaluate("document.querySelector('.chart').data.map((trace) => [trace.meta, trace.y])")
         )

@@ -25,7 +25,7 @@ LightningDP.charts = (() => {
       height: own.height ?? 400,
       hoverlabel: { bgcolor: token("--panel"), bordercolor: token("--axis"), font: { color: token("--ink"), size: 12.5 }, align: "left" },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: token("--axis"), activecolor: token("--ink") },
-      legend: { orientation: "h", x: 0, y: -0.2, yanchor: "top", font: { size: 12.5 }, ...own.legend },
+      legend: { orientation: "h", x: 0, y: -0.2, yanchor: "top", itemwidth: 42, font: { size: 12.5 }, ...own.legend },  // as wide as the longest stroke
       xaxis: { ...axis, ...own.xaxis, title: { ...axis.title, ...own.xaxis?.title } },
       yaxis: { ...axis, ...own.yaxis, title: { ...axis.title, ...own.yaxis?.title } },
     };

@@ -30,14 +30,14 @@ LightningDP.views.push((() => {
         const { share, norm } = found(run).partitions[partition].ecdf;
         // The last point has nothing above it, which a logarithm can't show.
         const kept = share.map((value, i) => [norm[i], 1 - value]).filter(([at, above]) => above > 0 && at > 0);
-        return { x: kept.map(([at]) => at), y: kept.map(([, above]) => above), hovertemplate: `${hover(run)}<br>%{y:.3~g} of units above %{x:.3~g}<extra></extra>` };
+        return { x: kept.map(([at]) => at), y: kept.map(([, above]) => above), hovertemplate: `${hover(run)}<br>%{y:.3~p} of units above %{x:.3~g}<extra></extra>` };
       }),
       layout: {
-        margin: { b: 96 }, legend, hovermode: "closest",
+        margin: { t: 26, b: 96 }, legend, hovermode: "closest",
         xaxis: { type: "log", dtick: "D2", minorloglabels: "complete", title: { text: narrow ? "‖g‖" : "norm of one unit's gradient, before clipping" } },
         yaxis: { type: "log", tickformat: ".2~p", title: { text: "share of units above" } },
         shapes: bounds.map((bound) => ({ type: "line", xref: "x", yref: "paper", x0: bound, x1: bound, y0: 0, y1: 1, line: { color: charts.muted(), width: 1.3, dash: "dot" } })),
-        annotations: bounds.map((bound) => ({ xref: "x", yref: "paper", x: Math.log10(bound), y: 1, xanchor: "left", xshift: 4, yanchor: "top", showarrow: false, text: `C = ${format.compact(bound)}`, font: { size: 12, color: charts.muted() } })),
+        annotations: bounds.map((bound) => ({ xref: "x", yref: "paper", x: Math.log10(bound), y: 1, xanchor: "center", yanchor: "bottom", showarrow: false, text: `C = ${format.compact(bound)}`, font: { size: 12, color: charts.muted() } })),
       },
     };
   };

@@ -41,7 +41,7 @@ LightningDP.views.push((() => {
     const ratios = statistics.distinct(cells.map((cell) => cell.at), (a, b) => a - b);
     return h("div", { class: "scroll" }, h("table", { class: "numbers" },
       h("caption", {}, `${metric.label}: mean ± standard error over `, term("seeds", "seeds"), ", number of runs in brackets"),
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "method and ε"), ratios.map((at) => h("th", { scope: "col" }, `ratio ${at}`)))),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "method and ε"), ratios.map((at) => h("th", { scope: "col" }, `${format.compact(100 * at)}%`)))),
       h("tbody", {}, statistics.distinct(cells.map((cell) => cell.line), byMethodAndEpsilon(cells)).map((name) => {
         const own = cells.filter((cell) => cell.line === name);
         return h("tr", {}, h("th", { scope: "row" }, LightningDP.swatch(own[0].method), name), ratios.map((at) => {
