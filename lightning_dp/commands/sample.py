@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-CHECKPOINT = Path("checkpoints") / "last.ckpt"
+from lightning_dp.commands.run_account import check_account, read_run
+from lightning_dp.tracking.layout import CHECKPOINT
+
 _IMAGES = "lightning_dp.images.module.LatentDiffusion"
 
 
@@ -65,10 +67,21 @@ def main(argv: list[str]) -> int:
     images.add_argument(
         "--guidance", type=float, help="w ≥ 1 of classifier-free guidance (default the run's)"
     )
+    images.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what a model that reads text draws, instead of its classes; repeat for several. Not a caption "
+        "of the private data",
+    )
     arguments = parser.parse_args(argv)
-    report = _read_run(arguments.run)
+    report = read_run(arguments.run)
+    check_account(arguments.run, report=report)
     if _kind(arguments.run) == _IMAGES:
-        return _sample_images(arguments, report)
+        return _sample_images(arguments)
+    if arguments.prompt:
+        raise ValueError("--prompt is of images; this run is on series.")
 
     # Late: --help, and a folder that can't be right, should not wait for torch.
     import torch
@@ -78,7 +91,7 @@ def main(argv: list[str]) -> int:
     from lightning_dp.timeseries.export import TableWriter, schema_of
     from lightning_dp.timeseries.masks import Synthesis
 
-    module, data = _load(arguments.run, report)
+    module, data = _load(arguments.run)
     synthetic = isinstance(getattr(data, "task", None), Synthesis)
     generator = torch.Generator()
     if arguments.seed is None:
@@ -116,18 +129,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _sample_images(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
-    import torch
-
+def _sample_images(arguments: argparse.Namespace) -> int:
     from lightning_dp.images.export import sample_run
 
     if arguments.num is None:
         raise ValueError("--num is missing; say how many images to make.")
-    checkpoint = torch.load(arguments.run / CHECKPOINT, map_location="cpu", weights_only=True)
-    _check_account(arguments.run, report=report, saved=checkpoint["callbacks"].get("DifferentialPrivacy"))
     folder = sample_run(
         arguments.run,
         num_samples=arguments.num,
+        prompts=arguments.prompt,
         out=arguments.output,
         file_format=arguments.format,
         guidance=arguments.guidance,
@@ -144,26 +154,8 @@ def _kind(folder: Path) -> str:
     return yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"]
 
 
-def _read_run(folder: Path) -> dict[str, Any]:
-    """The privacy report of a complete run folder."""
-    from lightning_dp.privacy.report import REPORT_NAME
-
-    for name, what in (
-        ("config.yaml", "its configuration"),
-        (REPORT_NAME, "the account of its privacy"),
-        (str(CHECKPOINT), "its weights"),
-    ):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"{folder} is not a complete run folder: {name}, {what}, is missing; name a folder that "
-                "'lightning-dp fit' has finished."
-            )
-    return json.loads((folder / REPORT_NAME).read_text())
-
-
-def _load(folder: Path, report: dict[str, Any]) -> tuple[Any, Any]:
+def _load(folder: Path) -> tuple[Any, Any]:
     """The model with its weights, and its data module, which has read nothing yet."""
-    import torch
     import yaml
     from jsonargparse import ArgumentParser
     from lightning.pytorch import LightningDataModule
@@ -176,29 +168,11 @@ def _load(folder: Path, report: dict[str, Any]) -> tuple[Any, Any]:
             f"{folder} holds a {kind.rpartition('.')[2]}, which can't be sampled: it is neither a "
             "TimeSeriesDiffusion nor a LatentDiffusion."
         )
-    checkpoint = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
-    _check_account(folder, report=report, saved=checkpoint["callbacks"].get("DifferentialPrivacy"))
     module = TimeSeriesDiffusion.load_from_checkpoint(folder / CHECKPOINT, map_location="cpu")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     parsed = parser.parse_object({"data": config["data"]})
     return module.eval(), parser.instantiate_classes(parsed).data
-
-
-def _check_account(folder: Path, *, report: dict[str, Any], saved: dict[str, Any] | None) -> None:
-    """Refuse weights that are not those which the privacy report speaks of."""
-    private = report.get("epsilon_spent") != "inf"
-    if private != bool(saved):
-        raise ValueError(
-            f"{folder} has weights trained {'with' if saved else 'without'} privacy and a privacy.json that "
-            f"says otherwise: one of the two is from another run, so no ε can be stated."
-        )
-    if saved and (saved["run"] != report.get("run") or saved["ledger"][0] > report.get("ledger_seq", -1)):
-        raise ValueError(
-            f"{folder} has weights of run {saved['run']}, ledger entry {saved['ledger'][0]}, and a "
-            f"privacy.json of run {report.get('run')}, entry {report.get('ledger_seq')}, which doesn't cover "
-            "them: restore the one that belongs to the weights."
-        )
 
 
 def _synthesis(

@@ -12,8 +12,10 @@ class ImageBatch(TypedDict, total=False):
         images: (B, C, H, W) float32 in [−1, 1]; absent where latents were cached.
         latents: (B, V, c, h, w) float32, one for each variant of the augmentation; absent before.
         labels: (B,) int64, −1 where the class is unknown.
+        captions: B texts, as private as their images; absent where the data has none.
     """
 
     images: Tensor
     latents: Tensor
     labels: Tensor
+    captions: list[str]

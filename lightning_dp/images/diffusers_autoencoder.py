@@ -1,16 +1,15 @@
 """Autoencoders of diffusers by path: a folder as diffusers saves it, or TAESD's two weight files."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderTiny
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_dp.images.autoencoder import Autoencoder
+from lightning_dp.images.diffusers_files import load_weights, read_config
 
 _CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 
@@ -67,18 +66,10 @@ def _folder(path: Path) -> Any:
             f"DiffusersAutoencoder.path={path} has no config.json: give the folder of an autoencoder as "
             "diffusers saves it (vae/ inside a pipeline), or TAESD's encoder file."
         )
-    name = json.loads(config.read_text()).get("_class_name")
+    name = read_config(config).get("_class_name")
     if name not in _CLASSES:
         raise ValueError(f"{config} describes a {name}; it has to be one of {', '.join(_CLASSES)}.")
-    try:
-        model: AutoencoderKL | AutoencoderTiny = getattr(diffusers, name).from_pretrained(
-            path, local_files_only=True, torch_dtype=torch.float32
-        )
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"the weights of {path} can't be loaded ({str(error)[:200]}): copy the folder again."
-        ) from error
-    return model
+    return load_weights(getattr(diffusers, name), path)
 
 
 def _tiny(encoder: Path) -> Any:

@@ -33,6 +33,7 @@ def draw(
     module: LatentDiffusion,
     labels: Tensor,
     *,
+    captions: Sequence[str] | None = None,
     guidance: float | None = None,
     seed: int | None = None,
 ) -> np.ndarray:
@@ -40,14 +41,14 @@ def draw(
 
     Args:
         module: trained.
-        labels: (n,) as in `LatentDiffusion.sample`.
+        labels, captions: (n,) as in `LatentDiffusion.sample`.
         guidance: w ≥ 1; None for the module's own.
         seed: None for fresh randomness.
     """
     generator = None
     if seed is not None:
         generator = torch.Generator(device=module.device).manual_seed(seed)
-    return to_bytes(module.sample(labels, guidance=guidance, generator=generator))
+    return to_bytes(module.sample(labels, captions=captions, guidance=guidance, generator=generator))
 
 
 def sample_run(
@@ -55,6 +56,7 @@ def sample_run(
     *,
     num_samples: int,
     out: Path,
+    prompts: Sequence[str] = (),
     file_format: Format = "png",
     guidance: float | None = None,
     seed: int | None = None,
@@ -63,8 +65,10 @@ def sample_run(
 
     Args:
         run: a run folder of `LatentDiffusion`.
-        num_samples: ≥ 1, spread over the classes.
+        num_samples: ≥ 1, spread over the classes, or the prompts.
         out: a folder that does not exist or is empty.
+        prompts: texts to draw instead of the classes, if the run's net reads text. Their numbers are then
+            the labels; about.json lists them.
         file_format: as in `export_images`.
         guidance: w ≥ 1; None for the run's own.
         seed: None for fresh randomness.
@@ -80,9 +84,17 @@ def sample_run(
     check_empty(out)
     module = load_module(run)
     class_names = load_data(run).class_names[: module.net.num_classes]
-    labels = balanced_labels(num_samples, num_classes=len(class_names))
-    images = draw(module, labels, guidance=guidance, seed=seed)
     about = {"run": run.name, "guidance": module.guidance if guidance is None else guidance, "seed": seed}
+    if prompts:
+        class_names = tuple(str(number) for number in range(len(prompts)))
+        labels = balanced_labels(num_samples, num_classes=len(prompts))
+        captions = [prompts[number] for number in labels.tolist()]
+        nothing = torch.full_like(labels, -1)
+        images = draw(module, nothing, captions=captions, guidance=guidance, seed=seed)
+        about["prompts"] = list(prompts)
+    else:
+        labels = balanced_labels(num_samples, num_classes=len(class_names))
+        images = draw(module, labels, guidance=guidance, seed=seed)
     return export_images(
         images,
         labels=labels.numpy(),

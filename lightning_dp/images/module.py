@@ -1,4 +1,4 @@
-"""The LightningModule of the image half: a class-conditional diffusion model of latents or pixels.
+"""The LightningModule of the image half: a diffusion model of latents or pixels, given a class or a caption.
 
 Ordinary Lightning code: training_step returns the mean of per-example losses, and a callback makes it
 private. The public stage trains it on public images; the private stage starts from those weights (the
@@ -7,6 +7,7 @@ callback `WeightsOrigin`) and trains what its adapter chooses. The autoencoder i
 Shapes: B images, C channels of side S, c latent channels of side s, V variants, K noise draws, R = B·K rows.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
 from lightning_dp.adapters.adapter import Adapter
+from lightning_dp.adapters.lora import BASE
 from lightning_dp.diffusion.objective import draw_timesteps, per_example_loss
 from lightning_dp.diffusion.prediction import Prediction, Velocity
 from lightning_dp.diffusion.sampler import Sampler
@@ -24,32 +26,33 @@ from lightning_dp.images.augmentation import Augmentation
 from lightning_dp.images.autoencoder import Autoencoder, Pixels
 from lightning_dp.images.batch import ImageBatch
 from lightning_dp.images.data.dataset import ImageDataset
+from lightning_dp.images.pretrained import PretrainedNet
 from lightning_dp.images.sample_grid import SampleGrid
 from lightning_dp.nets.image_net import ImageNet
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.units import PrivacyUnit
 
-_FROZEN = "autoencoder."
-
 
 class LatentDiffusion(LightningModule):
-    """Diffusion of an image's latents, given its class or nothing.
+    """Diffusion of an image's latents, given its class, its caption or nothing.
 
     Args:
-        net: predicts the diffusion target of (B, c, s, s); an `ImageDiT` or one of the UNets.
-        autoencoder: frozen, with public weights; None diffuses the pixels.
+        net: predicts the diffusion target of (B, c, s, s); an `ImageDiT`, one of the UNets, or the UNet of a
+            public checkpoint (`StableDiffusionUNet`).
+        autoencoder: frozen, with public weights; None takes that of the net's checkpoint, or diffuses the
+            pixels where there is none.
         adapter: what of `net` trains; None is all of it.
-        schedule: noise levels; None for `Cosine()`.
-        prediction: what `net` predicts; None for `Velocity()`.
+        schedule: noise levels; None for those of the net's checkpoint, else `Cosine()`.
+        prediction: what `net` predicts; None for that of the net's checkpoint, else `Velocity()`.
         sampler: how samples are drawn; None for `Sampler(num_steps=15)`.
         noise_draws: K ≥ 1 timesteps, noises and variants per image, in one gradient of that image (DPDM's
             noise multiplicity, arXiv 2210.09929, and augmentation multiplicity, arXiv 2204.13650).
         augmentation: variants of an image to draw from; None is the image alone.
         min_snr_gamma: γ of min-SNR weighting, or None.
-        label_dropout: share of rows in [0, 1] that are trained without their label, for guidance (Ho &
-            Salimans, arXiv 2207.12598).
+        label_dropout: share of rows in [0, 1] that are trained without their label or caption, for guidance
+            (Ho & Salimans, arXiv 2207.12598).
         guidance: w ≥ 1 of sampling: (1 − w)·f(x, no class) + w·f(x, class); 1 is none.
-        max_sampling_rows: images per call of the net while sampling, for memory.
+        max_sampling_rows: images per call of the net while sampling, and of the autoencoder, for memory.
         optimizer: from parameters to an optimizer.
         lr_scheduler: from an optimizer to a scheduler that is stepped once per optimizer step, or None.
 
@@ -86,7 +89,9 @@ class LatentDiffusion(LightningModule):
                 raise ValueError(
                     f"LatentDiffusion.{field} is {value}; it has to lie in [{low}, {high}]: {usual}."
                 )
-        autoencoder = Pixels(num_channels=net.in_channels) if autoencoder is None else autoencoder
+        own = net.companions if isinstance(net, PretrainedNet) else None
+        if autoencoder is None:
+            autoencoder = own.autoencoder if own else Pixels(num_channels=net.in_channels)
         if autoencoder.num_channels != net.in_channels:
             raise ValueError(
                 f"the net's in_channels is {net.in_channels} and the autoencoder makes latents of "
@@ -97,16 +102,17 @@ class LatentDiffusion(LightningModule):
         self.save_hyperparameters(ignore=None if from_config else _LIVE_ARGUMENTS)
         self.net = net
         self.autoencoder = autoencoder.requires_grad_(False).eval()
-        # A checkpoint may lack the autoencoder, where its weights have a file of their own.
-        self.strict_loading = autoencoder.in_checkpoints
+        self.text_encoder = own.text_encoder if own else None
+        # Names before an adapter adds its own: these have a file of their own.
+        self._pretrained = {name for name, _ in net.named_parameters()} if own else set()
         self.adapter = adapter
-        self.schedule = Cosine() if schedule is None else schedule
-        self.prediction = prediction or Velocity()
+        self.schedule = schedule or (own.schedule if own else Cosine())
+        self.prediction = prediction or (own.prediction if own else Velocity())
         self.sampler = sampler or Sampler(num_steps=15)
         self.noise_draws = noise_draws
         self.augmentation = augmentation
         self.min_snr_gamma = min_snr_gamma
-        self._label_dropout = label_dropout if net.num_classes else 1.0
+        self._label_dropout = label_dropout
         self.guidance = guidance
         self.max_sampling_rows = max_sampling_rows
         self.optimizer = optimizer
@@ -132,9 +138,11 @@ class LatentDiffusion(LightningModule):
             self.adapter.begin_fit(self)
 
     def train(self, mode: bool = True) -> "LatentDiffusion":
-        """As usual, but the frozen autoencoder stays in evaluation mode."""
+        """As usual, but the frozen autoencoder and text encoder stay in evaluation mode."""
         super().train(mode)
         self.autoencoder.eval()
+        if self.text_encoder is not None:
+            self.text_encoder.eval()
         return self
 
     # training
@@ -142,11 +150,15 @@ class LatentDiffusion(LightningModule):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Latents of every variant of each image: (B, C, S, S) in [−1, 1] to (B, V, c, s, s)."""
+        parts = images.split(self.max_sampling_rows)
+        return torch.cat([torch.stack(self._encode_variants(part), dim=1) for part in parts])
+
+    def _encode_variants(self, images: Tensor) -> list[Tensor]:
+        """Latents (b, c, s, s) of each variant."""
         if self.augmentation is None:
-            return self.autoencoder.encode(images)[:, None]
+            return [self.autoencoder.encode(images)]
         variants = range(self.augmentation.num_variants)
-        encoded = [self.autoencoder.encode(self.augmentation.apply(images, variant=v)) for v in variants]
-        return torch.stack(encoded, dim=1)
+        return [self.autoencoder.encode(self.augmentation.apply(images, variant=v)) for v in variants]
 
     def per_example_losses(self, batch: ImageBatch) -> Tensor:
         """(B,) losses, each a function of its own image, its own noise and the weights only."""
@@ -157,13 +169,13 @@ class LatentDiffusion(LightningModule):
         variant = torch.randint(num_variants, (len(owner),), device=device)  # (R,)
         clean = latents[owner, variant]  # (R, c, s, s)
         dropped = torch.rand(len(owner), device=device) < self._label_dropout  # (R,)
-        labels = torch.where(dropped, -1, batch["labels"][owner])  # (R,)
         timesteps = draw_timesteps(
             num_images, draws=draws, num_steps=self.schedule.num_steps, device=device
         )  # (R,)
         alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=4)  # (R, 1, 1, 1)
         noise = torch.randn_like(clean)  # (R, c, s, s)
-        output = self.net(alpha * clean + sigma * noise, timesteps, labels=labels)
+        condition = self._condition(batch, owner=owner, dropped=dropped)
+        output = self.net(alpha * clean + sigma * noise, timesteps, **condition)
         losses = per_example_loss(
             output,
             self.prediction.target(clean, noise, alpha=alpha, sigma=sigma),
@@ -173,6 +185,18 @@ class LatentDiffusion(LightningModule):
             min_snr_gamma=self.min_snr_gamma,
         )  # (R,)
         return losses.unflatten(0, (-1, draws)).mean(dim=1)  # (B,)
+
+    def _condition(self, batch: ImageBatch, *, owner: Tensor, dropped: Tensor) -> dict[str, Tensor]:
+        """What the net is told of each row: its image's label, and its caption where there is one."""
+        if self.net.num_classes:
+            labels = torch.where(dropped, -1, batch["labels"][owner])  # (R,)
+        else:
+            labels = torch.full_like(owner, -1)  # (R,)
+        if "captions" not in batch:
+            return {"labels": labels}
+        assert self.text_encoder is not None  # see setup
+        states = self.text_encoder(["", *batch["captions"]])  # (1 + B, L, W)
+        return {"labels": labels, "states": states[torch.where(dropped, 0, owner + 1)]}  # (R, L, W)
 
     def setup(self, stage: str) -> None:
         """Net, autoencoder and data agree on sizes and classes; nothing was charged or read yet."""
@@ -189,6 +213,17 @@ class LatentDiffusion(LightningModule):
             raise ValueError(
                 f"the net's num_classes is {self.net.num_classes}, but the data has {data.num_classes} "
                 "classes: give net.num_classes that number, or 0 to learn no classes."
+            )
+        if isinstance(self.net, PretrainedNet) and self.net.class_names not in ((), data.class_names):
+            raise ValueError(
+                f"the net's class_names are {list(self.net.class_names)}, but the data has "
+                f"{list(data.class_names)}: give net.class_names those, in that order, or [] to learn no "
+                "classes."
+            )
+        if getattr(data, "has_captions", False) and self.text_encoder is None:
+            raise ValueError(
+                f"the images of {data.dataset_id} come with captions, but {type(self.net).__name__} reads "
+                "none: take StableDiffusionUNet, or set the source's captions off."
             )
 
     def on_train_start(self) -> None:
@@ -229,13 +264,19 @@ class LatentDiffusion(LightningModule):
 
     @torch.no_grad()
     def sample(
-        self, labels: Tensor, *, guidance: float | None = None, generator: torch.Generator | None = None
+        self,
+        labels: Tensor,
+        *,
+        captions: Sequence[str] | None = None,
+        guidance: float | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """One image per label; free post-processing of the weights.
 
         Args:
             labels: (n,) int64 in [0, num_classes), −1 for no class. Choose them without looking at private
                 labels: how often a class occurs is private too.
+            captions: n texts to follow instead of the labels; not those of private images.
             guidance: w ≥ 1; None for the module's own.
             generator: for reproducible draws, on the module's device; None for torch's global one.
 
@@ -243,24 +284,36 @@ class LatentDiffusion(LightningModule):
             (n, C, S, S) in [−1, 1].
 
         Raises:
-            ValueError: a label the net does not know.
+            ValueError: a label the net does not know, or captions where it reads none.
         """
         if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < self.net.num_classes:
             raise ValueError(
                 f"labels go from {int(labels.min())} to {int(labels.max())}, but this model knows "
                 f"{self.net.num_classes} classes, counted from 0, and −1 for none."
             )
+        if captions is not None and self.text_encoder is None:
+            raise ValueError(f"{type(self.net).__name__} reads no captions: ask for classes instead.")
         weight = self.guidance if guidance is None else guidance
         side = (self.net.in_channels, self.net.size, self.net.size)
         pieces = []
-        for part in labels.to(self.device).split(self.max_sampling_rows):
-            noise = torch.randn(len(part), *side, generator=generator, device=self.device)  # (b, c, s, s)
+        for start in range(0, len(labels), self.max_sampling_rows):
+            rows = slice(start, start + self.max_sampling_rows)
+            condition = {"labels": labels[rows].to(self.device)}
+            nothing = torch.full_like(condition["labels"], -1)  # (b,)
+            if captions is not None and self.text_encoder is not None:
+                condition["states"] = self.text_encoder(captions[rows])  # (b, L, W)
+            noise = torch.randn(len(nothing), *side, generator=generator, device=self.device)  # (b, c, s, s)
 
-            def denoise(noisy: Tensor, timesteps: Tensor, part: Tensor = part) -> Tensor:
-                output = self.net(noisy, timesteps, labels=part)  # (b, c, s, s)
+            def denoise(
+                noisy: Tensor,
+                timesteps: Tensor,
+                condition: dict[str, Tensor] = condition,
+                nothing: Tensor = nothing,
+            ) -> Tensor:
+                output = self.net(noisy, timesteps, **condition)  # (b, c, s, s)
                 if weight == 1:
                     return output
-                plain = self.net(noisy, timesteps, labels=torch.full_like(part, -1))  # (b, c, s, s)
+                plain = self.net(noisy, timesteps, labels=nothing)  # (b, c, s, s)
                 return plain + weight * (output - plain)
 
             latents = self.sampler.sample(
@@ -281,14 +334,32 @@ class LatentDiffusion(LightningModule):
             "guidance": self.guidance,
             "trainable_parameters": sum(p.numel() for p in self.parameters() if p.requires_grad),
         }
+        if isinstance(self.net, PretrainedNet):
+            facts["pretrained"] = self.net.source
         return {**facts, **(self.adapter.facts() if self.adapter is not None else {"adapter": "Full"})}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out an autoencoder that has a file of its own."""
-        if not self.autoencoder.in_checkpoints:
-            names = [name for name in checkpoint["state_dict"] if name.startswith(_FROZEN)]
-            for name in names:
-                del checkpoint["state_dict"][name]
+        """Leave out what has a file of its own and does not train."""
+        for name in self._in_other_files():
+            del checkpoint["state_dict"][name]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Complete it by what it left out, so that anything else that is missing is noticed."""
+        checkpoint["state_dict"] = {**self._in_other_files(), **checkpoint["state_dict"]}
+
+    def _in_other_files(self) -> dict[str, Tensor]:
+        whole = [] if self.autoencoder.in_checkpoints else ["autoencoder."]
+        whole += ["text_encoder."]
+        frozen = {
+            f"net.{name}"
+            for name, parameter in self.net.named_parameters()
+            if name.replace(BASE, "") in self._pretrained and not parameter.requires_grad
+        }
+        return {
+            name: value
+            for name, value in self.state_dict().items()
+            if name in frozen or name.startswith(tuple(whole))
+        }
 
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)

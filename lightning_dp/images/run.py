@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
@@ -17,10 +18,10 @@ MODULE = f"{LatentDiffusion.__module__}.{LatentDiffusion.__name__}"
 
 
 def load_module(run: Path) -> LatentDiffusion:
-    """The module of a run, with the weights of its last checkpoint, ready to sample.
+    """The module of a run with the weights of its last checkpoint, ready to sample; on a GPU if there is one.
 
     Earlier stages' files are not needed: all weights are in the checkpoint, but those of a
-    `DiffusersAutoencoder`.
+    `DiffusersAutoencoder` and the frozen ones of a public checkpoint folder.
 
     Raises:
         ValueError: the folder is no run of the image half.
@@ -37,8 +38,9 @@ def load_module(run: Path) -> LatentDiffusion:
     if "weights" in autoencoder:
         autoencoder["weights"] = None
     module = instantiate_module(LatentDiffusion, settings)
-    module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
-    return module.eval()
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    return module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_data(run: Path) -> ImageData:

@@ -236,3 +236,64 @@ def test_joined_sets_take_the_classes_of_another(tmp_path):
         Joined(sources=sources, class_names=["coat"], labels={"cap": [0]})
     with pytest.raises(ValueError, match=r"'shoe' the numbers \[3\]"):
         Joined(sources=sources, class_names=["coat"], labels={"shoe": [3]})
+
+
+def _tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def test_captions_of_tar_shards(tmp_path):
+    _tar(tmp_path / "train-0.tar", {"1.png": _png(10), "1.txt": " grün\n".encode(), "2.png": _png(20)})
+    assert TarShards(str(tmp_path)).open("train").captions is None
+    source = TarShards(str(tmp_path), captions=True)
+    assert source.has_captions
+    with pytest.raises(ValueError, match=r"train-0\.tar, 2 has no caption in its \.txt .*captions to false"):
+        source.open("train")
+    _tar(tmp_path / "train-0.tar", {"1.png": _png(10), "1.txt": b"green", "2.png": _png(20), "2.txt": b""})
+    assert source.open("train").captions == ["green", ""]
+
+
+def test_captions_of_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    def write(*texts: str | None) -> None:
+        column = pyarrow.array(texts, pyarrow.string())
+        table = pyarrow.table({"image": [_png(10)] * len(texts), "text": column})
+        parquet.write_table(table, tmp_path / "train-0.parquet")
+
+    write("a", "b")
+    source = Parquet(str(tmp_path), caption_column="text")
+    assert source.has_captions
+    assert source.open("train").captions == ["a", "b"]
+    write("a", None)
+    with pytest.raises(ValueError, match=r"row 1 has no caption in the column 'text'.*caption_column"):
+        source.open("train")
+    with pytest.raises(ValueError, match=r"no column 'words'.*caption_column"):
+        Parquet(str(tmp_path), caption_column="words").open("train")
+
+
+def test_captions_of_an_image_folder(tmp_path):
+    for name in ("cat/1.png", "dog/1.png"):
+        write_png(tmp_path / "train" / name)
+    source = ImageFolder(str(tmp_path), captions=True)
+    with pytest.raises(ValueError, match=r"neither metadata\.jsonl nor metadata\.csv, and captions is true"):
+        source.open("train")
+    metadata = tmp_path / "train" / "metadata.csv"
+    metadata.write_text('file_name,text\ndog/1.png,"a dog, asleep"\ncat/1.png,a cat\n')
+    assert source.open("train").captions == ["a cat", "a dog, asleep"]
+    rows = [{"file_name": "cat/1.png", "text": "a cat"}, {"file_name": "dog/1.png"}]
+    metadata = tmp_path / "train" / "metadata.jsonl"
+    metadata.write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(ValueError, match=r"dog/1\.png has no caption in the metadata file .*add it"):
+        source.open("train")
+    metadata.write_text('{"text": "whose?"}')
+    with pytest.raises(ValueError, match=r"metadata\.jsonl, row 1 names no image"):
+        source.open("train")
+    metadata.write_text("{")
+    with pytest.raises(ValueError, match=r"metadata\.jsonl can't be read"):
+        source.open("train")

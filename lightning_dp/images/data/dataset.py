@@ -1,6 +1,7 @@
 """Images as privacy units: one image an item, or one user with λ of their images."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,18 +50,24 @@ class ImageDataset(Dataset[ImageBatch]):
         rows = np.asarray(indices, dtype=np.int64)
         if self._of_user is not None:
             rows = np.concatenate([self._draw(self._of_user[index]) for index in indices])
-        labels = self._labels[torch.from_numpy(rows)]
+        batch = ImageBatch(labels=self._labels[torch.from_numpy(rows)])
+        if self.pixels.captions is not None:
+            batch["captions"] = [self.pixels.captions[row] for row in rows]
         if self._latents is not None:
-            return ImageBatch(latents=self._latents[torch.from_numpy(rows)], labels=labels)
-        return ImageBatch(images=to_floats(self.pixels.get(rows)), labels=labels)
+            batch["latents"] = self._latents[torch.from_numpy(rows)]
+        else:
+            batch["images"] = to_floats(self.pixels.get(rows))
+        return batch
 
     @staticmethod
     def collate(items: ImageBatch | list[ImageBatch]) -> ImageBatch:
         """What `__getitems__` returned as it is; single items behind one another."""
         if isinstance(items, dict):
             return items
-        names = items[0].keys()
-        return ImageBatch(**{name: torch.cat([item[name] for item in items]) for name in names})  # type: ignore[literal-required, typeddict-item]
+        columns: Any = {name: [item[name] for item in items] for name in items[0]}  # type: ignore[literal-required]
+        captions = [text for own in columns.pop("captions", []) for text in own]
+        batch: Any = {name: torch.cat(parts) for name, parts in columns.items()}
+        return {**batch, "captions": captions} if captions else batch
 
     def encode_with(self, encode_fn: Callable[[Tensor], Tensor]) -> None:
         """From now on hold `latents` instead of `images`, computed here, once.

@@ -26,6 +26,7 @@ class ImageData(LightningDataModule):
         image_channels: 1 or 3.
         class_names: of the labels.
         num_classes: their number.
+        has_captions: whether each image has a text of its own.
         public: whether no image is private.
     """
 
@@ -99,6 +100,7 @@ class ImageData(LightningDataModule):
         self.num_classes = len(source.class_names)
         self.size = size
         self.image_channels = self.rules.num_channels
+        self.has_captions = source.has_captions
         self.public = public or source.public
         self._train: ImageDataset | None = None
         self._test: ImageDataset | None = None
@@ -131,11 +133,12 @@ class ImageData(LightningDataModule):
     def privacy_unit(self) -> PrivacyUnit:
         """The image, or the user with all of their images."""
         dataset = self.train_dataset
+        what = "label and caption" if self.has_captions else "label"
         if self.unit == "image":
             return PrivacyUnit(
                 name="record",
                 num_units=len(dataset),
-                description=f"one image of {self.dataset_id} with its label",
+                description=f"one image of {self.dataset_id} with its {what}",
             )
         return PrivacyUnit(
             name="user",
@@ -152,7 +155,10 @@ class ImageData(LightningDataModule):
         rows = num_units * (self.images_per_user if self.unit == "user" else 1)
         shape = (rows, self.image_channels, self.size, self.size)
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        return ImageBatch(images=to_floats(pixels), labels=torch.arange(rows) % max(1, self.num_classes))
+        batch = ImageBatch(images=to_floats(pixels), labels=torch.arange(rows) % max(1, self.num_classes))
+        if self.has_captions:
+            batch["captions"] = [f"made up, number {row}" for row in range(rows)]
+        return batch
 
     def facts(self) -> dict[str, str | float | int]:
         """Plain names for tables of results."""

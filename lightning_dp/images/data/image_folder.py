@@ -5,7 +5,8 @@ from typing import final
 
 import numpy as np
 
-from lightning_dp.images.data.own_files import SUFFIXES, existing_folder, name_of
+from lightning_dp.images.data.metadata_file import read_captions
+from lightning_dp.images.data.own_files import SUFFIXES, captions_of, existing_folder, name_of
 from lightning_dp.images.data.source import ImageSource, Split
 from lightning_dp.images.data.table import EncodedTable
 
@@ -21,15 +22,24 @@ class ImageFolder(ImageSource):
         path: the folder.
         users: whether the folder below the class names the user.
         labelled: False takes all images below as one unlabelled set; users then are the first folders.
+        captions: whether metadata.jsonl or metadata.csv in the folder of a split has a text for each image,
+            as private as the image, by file_name ("CLASS/NAME.png") and text.
         dataset_id: name in ledgers and results; None = the folder's name.
     """
 
     def __init__(
-        self, path: str, *, users: bool = False, labelled: bool = True, dataset_id: str | None = None
+        self,
+        path: str,
+        *,
+        users: bool = False,
+        labelled: bool = True,
+        captions: bool = False,
+        dataset_id: str | None = None,
     ) -> None:
         self._root = existing_folder(path, field="ImageFolder.path")
         self._users = users
         self._labelled = labelled
+        self.has_captions = captions
         self.dataset_id = name_of(path, dataset_id)
         folder = self._folder("train")
         assert folder is not None
@@ -49,12 +59,23 @@ class ImageFolder(ImageSource):
             raise ValueError(f"{folder} holds no image: it looks for {', '.join(SUFFIXES)}.")
         labels = np.array([self._label(path, folder) for path in files])
         users = [self._user(path, folder) for path in files] if self._users else None
+        names = [str(path) for path in files]
+        captions = None
+        if self.has_captions:
+            texts = read_captions(folder)
+            captions = captions_of(
+                [texts.get(path) for path in files],
+                names=names,
+                where="the metadata file",
+                fix="captions to false",
+            )
         return EncodedTable(
-            [str(path) for path in files],
+            names,
             load_fn=lambda index: files[index].read_bytes(),
             labels=labels,
             class_names=self.class_names,
             users=users,
+            captions=captions,
         )
 
     def _folder(self, split: Split) -> Path | None:

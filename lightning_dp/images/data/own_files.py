@@ -38,6 +38,27 @@ def files_of(folder: Path, *, split: Split, suffix: str) -> list[Path]:
     return files
 
 
+def captions_of(values: Sequence[object], *, names: Sequence[str], where: str, fix: str) -> list[str]:
+    """A text for each image; "" is one, and says nothing.
+
+    Args:
+        values: N texts, or something else where one is missing.
+        names: N names for the message.
+        where: what holds the texts, such as ".txt".
+        fix: the option that asks for them, set so that it doesn't.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, str):
+            raise ValueError(
+                f"{name} has no caption in {where} (it has {value!r}): add it, an empty text where there is "
+                f"nothing to say, or set {fix}."
+            )
+    return [str(value) for value in values]
+
+
 def class_numbers(
     values: Sequence[object], *, class_names: Sequence[str], names: Sequence[str]
 ) -> np.ndarray:

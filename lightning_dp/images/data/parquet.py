@@ -5,7 +5,7 @@ from typing import Any, final
 
 import numpy as np
 
-from lightning_dp.images.data.own_files import class_numbers, existing_folder, files_of, name_of
+from lightning_dp.images.data.own_files import captions_of, class_numbers, existing_folder, files_of, name_of
 from lightning_dp.images.data.source import ImageSource, Split
 from lightning_dp.images.data.table import EncodedTable
 
@@ -20,6 +20,7 @@ class Parquet(ImageSource):
         image_column: bytes, or a struct with a field `bytes`.
         label_column: a number or one of `class_names`.
         user_column: who the image belongs to, or None.
+        caption_column: a text for each image, as private as the image, or None.
         dataset_id: name in ledgers and results; None = the folder's name.
     """
 
@@ -31,11 +32,14 @@ class Parquet(ImageSource):
         image_column: str = "image",
         label_column: str = "label",
         user_column: str | None = None,
+        caption_column: str | None = None,
         dataset_id: str | None = None,
     ) -> None:
         self._folder = existing_folder(path, field="Parquet.path")
         self.class_names = tuple(class_names)
         self._image, self._label, self._user = image_column, label_column, user_column
+        self._caption = caption_column
+        self.has_captions = caption_column is not None
         self.dataset_id = name_of(path, dataset_id)
 
     def open(self, split: Split) -> EncodedTable | None:
@@ -46,6 +50,7 @@ class Parquet(ImageSource):
             self._image,
             *([self._label] if self.class_names else []),
             *([self._user] if self._user else []),
+            *([self._caption] if self._caption else []),
         ]
         names: list[str] = []
         columns: dict[str, list[Any]] = {column: [] for column in wanted}
@@ -58,12 +63,19 @@ class Parquet(ImageSource):
         labels = np.full(len(images), -1)
         if self.class_names:
             labels = class_numbers(columns[self._label], class_names=self.class_names, names=names)
+        captions = None
+        if self._caption is not None:
+            where = f"the column {self._caption!r}"
+            captions = captions_of(
+                columns[self._caption], names=names, where=where, fix="caption_column to null"
+            )
         return EncodedTable(
             names,
             load_fn=lambda index: images[index] or b"",
             labels=labels,
             class_names=self.class_names,
             users=[str(user) for user in columns[self._user]] if self._user else None,
+            captions=captions,
         )
 
 
@@ -78,7 +90,7 @@ def _read(path: str, *, columns: list[str]) -> dict[str, list[Any]]:
         if missing:
             raise ValueError(
                 f"{path} has no column {missing[0]!r} (it has {', '.join(present)}): name the right one in "
-                "image_column, label_column or user_column."
+                "image_column, label_column, user_column or caption_column."
             )
         return parquet.read_table(path, columns=columns).to_pydict()
     except (ArrowException, OSError) as error:

@@ -93,6 +93,7 @@ class Pixels:
     Attributes:
         labels: (N,) int64.
         users: (N,) names, or None.
+        captions: N texts, or None.
         skipped: how many could not be decoded.
     """
 
@@ -139,6 +140,8 @@ class Pixels:
         self.skipped = len(self._table) - len(rows)
         self.labels = self._table.labels[self._rows]
         self.users = None if self._table.users is None else self._table.users[self._rows]
+        captions = self._table.captions
+        self.captions = None if captions is None else [captions[row] for row in rows]
 
     def __len__(self) -> int:
         return len(self._rows)

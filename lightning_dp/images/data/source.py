@@ -18,9 +18,11 @@ class ImageSource(ABC):
         dataset_id: the name under which ledgers and results know it.
         class_names: of its labels, in their order; a public fact.
         public: whether anyone may see the images.
+        has_captions: whether its tables hold a text for each image.
     """
 
     public: bool = False
+    has_captions: bool = False
     dataset_id: str
     class_names: tuple[str, ...]
 
@@ -72,6 +74,7 @@ class Joined(ImageSource):
         self.sources = list(sources)
         self.class_names = tuple(class_names)
         self.public = all(source.public for source in sources)
+        self.has_captions = all(source.has_captions for source in sources)
         self.dataset_id = dataset_id or "+".join(source.dataset_id for source in sources)
 
     def open(self, split: Split) -> ImageTable | None:

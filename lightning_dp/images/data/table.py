@@ -22,14 +22,21 @@ class ImageTable(ABC):
         labels: (N,) int64, −1 where unknown.
         class_names: what 0, 1, … mean; a public fact, not counted from the labels.
         users: N names of whom each image is about or from, or None where that is unknown.
+        captions: N texts, each as private as its image, or None where there are none.
     """
 
     def __init__(
-        self, labels: np.ndarray, *, class_names: Sequence[str], users: Sequence[str] | None = None
+        self,
+        labels: np.ndarray,
+        *,
+        class_names: Sequence[str],
+        users: Sequence[str] | None = None,
+        captions: Sequence[str] | None = None,
     ) -> None:
         self.labels = np.asarray(labels, dtype=np.int64)
         self.class_names = tuple(class_names)
         self.users = None if users is None else np.asarray(users, dtype=str)
+        self.captions = None if captions is None else list(captions)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,7 +109,7 @@ class EncodedTable(ImageTable):
     Args:
         names: N names for messages.
         load_fn: the bytes of image i.
-        labels, class_names, users: as in `ImageTable`.
+        labels, class_names, users, captions: as in `ImageTable`.
     """
 
     def __init__(
@@ -113,8 +120,9 @@ class EncodedTable(ImageTable):
         labels: np.ndarray,
         class_names: Sequence[str],
         users: Sequence[str] | None = None,
+        captions: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(labels, class_names=class_names, users=users)
+        super().__init__(labels, class_names=class_names, users=users, captions=captions)
         self._names = list(names)
         self._load_fn = load_fn
 
@@ -154,7 +162,10 @@ class JoinedTable(ImageTable):
         users = None
         if all(table.users is not None for table in tables):
             users = np.concatenate([np.asarray(table.users) for table in tables]).tolist()
-        super().__init__(labels, class_names=class_names, users=users)
+        captions = None
+        if all(table.captions is not None for table in tables):
+            captions = [text for table in tables for text in table.captions or ()]
+        super().__init__(labels, class_names=class_names, users=users, captions=captions)
         self._tables = list(tables)
         self._starts = np.cumsum([0, *(len(table) for table in tables)])
         assert len(self.labels) == self._starts[-1]

@@ -9,7 +9,14 @@ from typing import Any, final
 
 import numpy as np
 
-from lightning_dp.images.data.own_files import SUFFIXES, class_numbers, existing_folder, files_of, name_of
+from lightning_dp.images.data.own_files import (
+    SUFFIXES,
+    captions_of,
+    class_numbers,
+    existing_folder,
+    files_of,
+    name_of,
+)
 from lightning_dp.images.data.source import ImageSource, Split
 from lightning_dp.images.data.table import EncodedTable
 
@@ -22,6 +29,7 @@ class _Sample:
     key: str
     image: tuple[int, int] | None = None  # offset and size in the shard
     label: Any = None
+    caption: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -37,6 +45,7 @@ class TarShards(ImageSource):
         class_names: what the labels mean, as a public fact; [] leaves everything unlabelled.
         label_key: of KEY.json, where there is no KEY.cls.
         user_key: of KEY.json, who the image belongs to, or None.
+        captions: whether KEY.txt holds a text for the image, as private as the image.
         dataset_id: name in ledgers and results; None = the folder's name.
     """
 
@@ -47,11 +56,13 @@ class TarShards(ImageSource):
         class_names: Sequence[str] = (),
         label_key: str = "label",
         user_key: str | None = None,
+        captions: bool = False,
         dataset_id: str | None = None,
     ) -> None:
         self._folder = existing_folder(path, field="TarShards.path")
         self.class_names = tuple(class_names)
         self._label_key, self._user_key = label_key, user_key
+        self.has_captions = captions
         self.dataset_id = name_of(path, dataset_id)
 
     def open(self, split: Split) -> EncodedTable | None:
@@ -76,6 +87,10 @@ class TarShards(ImageSource):
                     "or set user_key to null."
                 )
             users = [str(sample.facts[self._user_key]) for sample in samples]
+        captions = None
+        if self.has_captions:
+            texts = [sample.caption for sample in samples]
+            captions = captions_of(texts, names=names, where="its .txt", fix="captions to false")
 
         def load(index: int) -> bytes:
             sample = samples[index]
@@ -85,7 +100,14 @@ class TarShards(ImageSource):
                 file.seek(offset)
                 return file.read(size)
 
-        return EncodedTable(names, load_fn=load, labels=labels, class_names=self.class_names, users=users)
+        return EncodedTable(
+            names,
+            load_fn=load,
+            labels=labels,
+            class_names=self.class_names,
+            users=users,
+            captions=captions,
+        )
 
 
 def _index(shard: Path) -> list[_Sample]:
@@ -102,7 +124,7 @@ def _index(shard: Path) -> list[_Sample]:
                 sample = samples.setdefault(key, _Sample(shard=shard, key=key))
                 if f".{kind.lower()}" in SUFFIXES:
                     sample.image = (member.offset_data, member.size)
-                elif kind in ("cls", "json"):
+                elif kind in ("cls", "json", "txt"):
                     file = archive.extractfile(member)
                     assert file is not None
                     _describe(sample, kind, file.read().decode(errors="replace").strip())
@@ -116,6 +138,9 @@ def _index(shard: Path) -> list[_Sample]:
 def _describe(sample: _Sample, kind: str, text: str) -> None:
     if kind == "cls":
         sample.label = text
+        return
+    if kind == "txt":
+        sample.caption = text
         return
     try:
         facts = json.loads(text)

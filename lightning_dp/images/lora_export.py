@@ -1,0 +1,75 @@
+"""LoRA weights of a run on a Stable Diffusion checkpoint, as `pipeline.load_lora_weights` reads them."""
+
+import shutil
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from lightning_dp.images.export import check_empty
+from lightning_dp.images.module import LatentDiffusion
+from lightning_dp.images.run import load_module
+from lightning_dp.images.stable_diffusion import StableDiffusionUNet
+from lightning_dp.privacy.report import REPORT_NAME
+
+_A, _B = ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+def export_run(run: Path, *, out: Path) -> int:
+    """Write a finished run's weights and its privacy report; reads no image of the data.
+
+    Args:
+        run: a run folder of `LatentDiffusion` with a `StableDiffusionUNet` and LoRA.
+        out: a folder that does not exist or is empty.
+
+    Returns:
+        How many layers have weights in it.
+
+    Raises:
+        ValueError: the run is of another kind, or the folder is in use.
+    """
+    check_empty(out)
+    number = save_lora(load_module(run), out=out)
+    shutil.copyfile(run / REPORT_NAME, out / REPORT_NAME)
+    return number
+
+
+def save_lora(module: LatentDiffusion, *, out: Path) -> int:
+    """Write pytorch_lora_weights.safetensors, rank and scale included; return the number of layers.
+
+    Layers whose B is 0 add nothing, and are left out.
+
+    Raises:
+        ValueError: the net is none that diffusers knows, or more than LoRA has been trained.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    net = module.net
+    if not isinstance(net, StableDiffusionUNet):
+        raise ValueError(
+            f"the run trained a {type(net).__name__}, which diffusers has no pipeline for; weights of a "
+            "StableDiffusionUNet can be exported, and 'lightning-dp sample' draws from any run."
+        )
+    others = [name for name, p in net.named_parameters() if p.requires_grad and not name.endswith((_A, _B))]
+    if others:
+        raise ValueError(
+            f"the run trained {others[0]} and {len(others) - 1} others, which are no LoRA weights, so a LoRA "
+            "file would leave them out: export runs whose adapter is a LoRA; 'lightning-dp sample' draws "
+            "from any."
+        )
+    weights: dict[str, Tensor] = {}
+    paths: list[str] = []
+    rank, scale = 0, 0.0
+    state = net.unet.state_dict()
+    for path, layer in net.unet.named_modules():
+        if isinstance(layer, LoraLayer):
+            a, b = (state[path + name].cpu().contiguous() for name in (_A, _B))
+            if b.any():
+                weights |= {f"{path}.lora_A.weight": a, f"{path}.lora_B.weight": b}
+                paths.append(path)
+                rank, scale = layer.r["default"], layer.lora_alpha["default"]
+    if not weights:
+        raise ValueError("the run's LoRA is still at its start, where it adds nothing: train it first.")
+    about = {"r": rank, "lora_alpha": scale, "lora_dropout": 0.0, "bias": "none", "target_modules": paths}
+    StableDiffusionPipeline.save_lora_weights(out, unet_lora_layers=weights, unet_lora_adapter_metadata=about)
+    return len(paths)
