@@ -18,6 +18,7 @@ _COMMANDS = {
     "sample": "write synthetic series, or predictions, with a privacy report beside them",
     "export": "write the LoRA weights of a run on Stable Diffusion as diffusers loads them",
     "ledger": "what has been spent on each data set",
+    "evolve": "make synthetic data by Private Evolution: noisy votes, no training",
     "evaluate": "measure the samples of image runs: distances, downstream accuracy, memorisation",
 }
 _LIGHTNING = {

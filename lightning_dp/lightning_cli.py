@@ -99,13 +99,13 @@ def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
             )
     except (ArgumentError, ValueError) as error:
         if isinstance(error, ArgumentError) or _NESTED in str(error):
-            raise ValueError(_innermost(str(error))) from error
+            raise ValueError(innermost(str(error))) from error
         raise
     finally:
         sys.argv = before
 
 
-def _innermost(message: str) -> str:
+def innermost(message: str) -> str:
     """The deepest part of a nested parser message: what is wrong, without the ways it might be right."""
     lines = [line for line in message.splitlines() if line.strip()]
     noise = ("Given value", "Expected a <class 'NoneType'>", "Subtypes:", "Errors:", _NESTED)

@@ -16,15 +16,14 @@ from lightning_dp.images.export import balanced_labels, draw
 from lightning_dp.images.features import Inception, available_extractor
 from lightning_dp.images.memorisation import memorisation
 from lightning_dp.images.metrics import cached_features, distances, inception_score
-from lightning_dp.images.module import LatentDiffusion
 from lightning_dp.images.run import load_data, load_module
-from lightning_dp.images.sample_grid import sample_grid
+from lightning_dp.images.sample_grid import grid_of_classes
 from lightning_dp.privacy.report import json_ready, read_privacy_report, replace_text
+from lightning_dp.tracking.layout import SAMPLES
 
 Part = Literal["distances", "cnn", "wideresnet", "memorisation"]
 _CLASSIFIERS: dict[str, type[nn.Module]] = {"cnn": SmallCNN, "wideresnet": WideResNet}
 _MEMORISATION_ROWS = 1000
-_COLUMNS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class Evaluation:
     Attributes:
         parts: `distances` to the test split, accuracy of a `cnn` or `wideresnet` trained on samples, and
             `memorisation`, which reads private train images and stays `nonprivate/`.
-        num_samples: images that are sampled, class-balanced.
+        num_samples: images that are sampled, class-balanced; of a finished set of samples at most so many.
         distance_samples: of them, how many are compared with the test split; features are slow on a CPU.
         epochs: of a classifier.
         guidance: w ≥ 1; None for the module's own.
@@ -68,32 +67,48 @@ def evaluate_run(run: Path, *, evaluation: Evaluation) -> dict[str, float]:
     image other than through the weights.
 
     Args:
-        run: a run folder of `LatentDiffusion`.
+        run: a run folder of `LatentDiffusion`, or one that holds a finished set of samples.
         evaluation: what to measure.
 
     Returns:
         The metrics, `test/…`, `nonprivate/…` and `seconds/…`.
     """
-    module, data = load_module(run), load_data(run)
-    metrics, samples, labels = measure(module, data=data, evaluation=evaluation)
-    names = list(data.class_names[: module.net.num_classes])
-    (run / "plots").mkdir(exist_ok=True)
-    shown = [row for number in range(len(names)) for row in np.flatnonzero(labels == number)[:_COLUMNS]]
-    if len(shown) == _COLUMNS * len(names) > 0:
-        sample_grid(samples[shown], row_names=names).savefig(run / "plots" / "sample_grid.png")
-    _add_to_results(run, metrics=metrics, dataset=data.dataset_id, evaluation=evaluation)
+    metrics: dict[str, float] = {}
+    data = load_data(run)
+    clock = _Clock(metrics)
+    samples, labels, num_classes = _samples_of(run, data=data, evaluation=evaluation)
+    clock.note("sampling")
+    metrics |= measure(samples, labels, num_classes=num_classes, data=data, evaluation=evaluation)
+    names = list(data.class_names[:num_classes])
+    if names:
+        grid_of_classes(samples, labels, class_names=names, path=run / "plots" / "sample_grid.png")
+    _add_to_results(
+        run, metrics=metrics, dataset=data.dataset_id, evaluation=evaluation, num_samples=len(samples)
+    )
     return metrics
 
 
+def _samples_of(run: Path, *, data: ImageData, evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray, int]:
+    """(N, C, S, S) uint8 and labels (N,), saved or drawn, and how many classes they know."""
+    if (run / SAMPLES).is_file():
+        if evaluation.guidance is not None:
+            raise ValueError(f"guidance is {evaluation.guidance}, but {run} holds samples and no model.")
+        with np.load(run / SAMPLES, allow_pickle=False) as content:
+            pixels, labels = (content[name][: evaluation.num_samples] for name in ("images", "labels"))
+        samples = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
+        return samples, labels, data.num_classes
+    module = load_module(run)
+    wanted = balanced_labels(evaluation.num_samples, num_classes=module.net.num_classes)
+    samples = draw(module, wanted, guidance=evaluation.guidance, seed=evaluation.seed)
+    return samples, wanted.numpy(), module.net.num_classes
+
+
 def measure(
-    module: LatentDiffusion, *, data: ImageData, evaluation: Evaluation
-) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """The metrics, and the samples (N, C, S, S) uint8 with their labels (N,)."""
+    samples: np.ndarray, labels: np.ndarray, *, num_classes: int, data: ImageData, evaluation: Evaluation
+) -> dict[str, float]:
+    """The metrics of samples (N, C, S, S) uint8 with labels (N,)."""
     metrics: dict[str, float] = {}
     clock = _Clock(metrics)
-    labels = balanced_labels(evaluation.num_samples, num_classes=module.net.num_classes)
-    samples = draw(module, labels, guidance=evaluation.guidance, seed=evaluation.seed)
-    clock.note("sampling")
     test, test_labels = _pixels(data.test_dataset), data.test_dataset.pixels.labels
     if "distances" in evaluation.parts:
         extractor = available_extractor()
@@ -106,15 +121,13 @@ def measure(
         clock.note("distances")
     for name, net_fn in _CLASSIFIERS.items():
         if name in evaluation.parts:
-            if module.net.num_classes == 0:
-                raise ValueError(
-                    f"the run's model knows no classes, so no {name} can be trained on its samples."
-                )
+            if num_classes == 0:
+                raise ValueError(f"the run's samples have no classes, so no {name} can be trained on them.")
             net = train_classifier(
                 samples,
-                labels.numpy(),
+                labels,
                 net_fn=net_fn,
-                num_classes=module.net.num_classes,
+                num_classes=num_classes,
                 epochs=evaluation.epochs,
                 seed=evaluation.seed,
             )
@@ -125,7 +138,7 @@ def measure(
         train = _pixels(data.train_dataset)
         metrics |= memorisation(samples[rows], train=train, test=test[rows])
         clock.note("memorisation")
-    return metrics, samples, labels.numpy()
+    return metrics
 
 
 class _Clock:
@@ -145,7 +158,9 @@ def _pixels(dataset: ImageDataset) -> np.ndarray:
     return dataset.pixels.get(np.arange(len(dataset.pixels)))
 
 
-def _add_to_results(run: Path, *, metrics: dict[str, float], dataset: str, evaluation: Evaluation) -> None:
+def _add_to_results(
+    run: Path, *, metrics: dict[str, float], dataset: str, evaluation: Evaluation, num_samples: int
+) -> None:
     path = run / "results.json"
     report = read_privacy_report(run)
     results = (
@@ -163,8 +178,8 @@ def _add_to_results(run: Path, *, metrics: dict[str, float], dataset: str, evalu
     results["metrics"] = {**results.get("metrics", {}), **metrics}
     results["evaluation"] = {
         "compared_with": f"the test split of {dataset}",
-        "samples": evaluation.num_samples,
-        "distance_samples": min(evaluation.distance_samples, evaluation.num_samples),
+        "samples": num_samples,
+        "distance_samples": min(evaluation.distance_samples, num_samples),
         "epochs": evaluation.epochs,
         "guidance": evaluation.guidance,
         "seed": evaluation.seed,

@@ -26,7 +26,9 @@ def load_module(run: Path) -> LatentDiffusion:
     Raises:
         ValueError: the folder is no run of the image half.
     """
-    _config(run)
+    model = (_config(run).get("model") or {}).get("class_path")
+    if model != MODULE:
+        raise ValueError(f"{run} is a run of {model}; images are drawn from runs of {MODULE}.")
     checkpoint = read_checkpoint(run / CHECKPOINT)
     settings = dict(checkpoint.get("hyper_parameters", {}))
     if settings.pop("_instantiator", None) is None:
@@ -58,7 +60,4 @@ def _config(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{run} is no run folder: it has no config.yaml.")
     config: dict[str, Any] = yaml.safe_load(path.read_text())
-    model = (config.get("model") or {}).get("class_path")
-    if model != MODULE:
-        raise ValueError(f"{run} is a run of {model}; images come from runs of {MODULE}.")
     return config

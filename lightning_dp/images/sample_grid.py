@@ -43,6 +43,23 @@ def draw_samples(module: Any, *, class_names: list[str], path: Path) -> None:
     sample_grid(images, row_names=class_names[:rows]).savefig(path)
 
 
+def grid_of_classes(samples: np.ndarray, labels: np.ndarray, *, class_names: list[str], path: Path) -> None:
+    """Save the grid of the first ten samples of each class; nothing where a class has fewer.
+
+    Args:
+        samples: (N, C, S, S) uint8.
+        labels: (N,).
+        class_names: [] for a grid of the first hundred.
+        path: of the picture.
+    """
+    rows = min(len(class_names), _MOST_ROWS) or _COLUMNS
+    own = [np.flatnonzero(labels == number)[:_COLUMNS] for number in range(rows)]
+    shown = np.concatenate(own) if class_names else np.arange(len(samples))[: rows * _COLUMNS]
+    if len(shown) == rows * _COLUMNS:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sample_grid(samples[shown], row_names=class_names[:rows]).savefig(path)
+
+
 def sample_grid(images: np.ndarray, *, row_names: list[str]) -> Figure:
     """Ten images a row, enlarged without smoothing, with the rows' names.
 

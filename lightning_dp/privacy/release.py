@@ -282,6 +282,35 @@ class Vote(Mechanism[int]):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class VoteCounts(Mechanism[np.ndarray]):
+    """Votes for each option after noise, (num_options,) fp64; neither whole nor always above 0.
+
+    As in `Vote` a unit has one vote, shared over its values, and NaN abstains; here all counts are
+    published. The sensitivity is 1, in ℓ1 and so in ℓ2.
+
+    Attributes:
+        num_options: ≥ 1, public; a value is the number of an option.
+    """
+
+    num_options: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_count("num_options", self.num_options)
+
+    @property
+    def sensitivity(self) -> float:
+        return 1.0
+
+    def sums(self, values: PerUnit) -> np.ndarray:
+        return _shares(values, np.arange(self.num_options + 1) - 0.5)
+
+    def answer(self, noisy: np.ndarray) -> np.ndarray:
+        return noisy
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class VectorSum(Mechanism[np.ndarray]):
     """Σ over units of a vector each, (dimension,) fp64, clipped to an ℓ2 norm of `max_norm`.
 

@@ -1,0 +1,333 @@
+"""Private Evolution (Lin et al., arXiv 2305.15560; with simulators arXiv 2502.05505): no training.
+
+A generation of public samples; each private unit votes for the nearest of its class; the noisy counts
+choose parents; an API makes the next generation of them. Private rows meet the samples in the votes and
+nowhere else, so the cost is that of T noisy histograms, whatever API and embedding are.
+
+Scope: any kind of data, in one process. What a row, a sample and a finished set are is the task's part.
+"""
+
+import csv
+import json
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+from torch import Tensor
+
+from lightning_dp.evolution.account import VotesAccount
+from lightning_dp.evolution.api import SampleAPI
+from lightning_dp.evolution.embedding import Embedding
+from lightning_dp.evolution.plan import VotesPlan, VotesPrivacy
+from lightning_dp.evolution.population import Population, balanced
+from lightning_dp.evolution.state import State, has_state, read_state
+from lightning_dp.evolution.task import EvolutionTask
+from lightning_dp.evolution.voting import nearest, per_unit
+from lightning_dp.privacy.ledger import Ledger, LedgerError
+from lightning_dp.privacy.release import PerUnit
+from lightning_dp.privacy.report import (
+    json_ready,
+    read_privacy_report,
+    replace_text,
+    write_privacy_report,
+)
+from lightning_dp.tracking.run_folder import environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generations:
+    """How a population evolves; public choices, none of which changes ε but the number of iterations.
+
+    Attributes:
+        iterations: T ≥ 1 votes; the noise of each grows with √T.
+        population: samples of one generation, spread evenly over the classes. Each should get several
+            times the noise in votes: units ÷ population against σ.
+        num_samples: size of the finished set, balanced over the classes.
+        threshold: H ≥ 0, in standard deviations of the noise; taken off every count.
+        first_degree, last_degree: of variation, in [0, 1]; in equal steps from one to the other, the last
+            one for the finished set.
+        keep_parents: whether a parent that was chosen lives on beside its variations. Off is the paper's.
+    """
+
+    iterations: int = 10
+    population: int = 2000
+    num_samples: int = 10_000
+    threshold: float = 2.0
+    first_degree: float = 1.0
+    last_degree: float = 0.1
+    keep_parents: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "population", "num_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"generations.{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.threshold < float("inf"):
+            raise ValueError(
+                f"generations.threshold is {self.threshold}; it counts standard deviations of the noise and "
+                "can't be negative: 2 is usual."
+            )
+        for name in ("first_degree", "last_degree"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"generations.{name} is {getattr(self, name)}; it must lie in [0, 1].")
+
+    def degree(self, iteration: int) -> float:
+        """Of the variations that follow vote number `iteration`, from 1."""
+        done = (iteration - 1) / (self.iterations - 1) if self.iterations > 1 else 1.0
+        return self.first_degree + (self.last_degree - self.first_degree) * done
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvolutionRun:
+    """Where a run lives.
+
+    Attributes:
+        dir: its folder; None makes `runs/<time>-<random>`.
+        method: a short name for tables; None takes the folder's name.
+    """
+
+    dir: str | None = None
+    method: str | None = None
+
+
+@final
+class PrivateEvolution:
+    """One run, into one folder.
+
+    Guarantee: everything in the folder is (ε, δ)-DP for adding or removing one privacy unit: a unit has one
+    vote per iteration, shared over its rows, so it moves the counts by at most 1 in ℓ2, and each vote is
+    one Gaussian release, charged to the ledger before the first private row is read.
+
+    Args:
+        task: the private data.
+        api: makes samples.
+        embedding: where distances are measured.
+        generations: how the population evolves.
+        privacy: what may be spent.
+        folder: of the run.
+        method: its name in tables.
+        seed: of everything that is not noise.
+
+    Raises:
+        ValueError: no noise meets the target; nothing was read.
+    """
+
+    def __init__(
+        self,
+        task: EvolutionTask,
+        *,
+        api: SampleAPI,
+        embedding: Embedding,
+        generations: Generations,
+        privacy: VotesPrivacy,
+        folder: Path,
+        method: str = "private evolution",
+        seed: int = 0,
+    ) -> None:
+        if generations.population < len(task.class_names):
+            raise ValueError(
+                f"generations.population is {generations.population}, but there are {len(task.class_names)} "
+                "classes: each needs at least one sample."
+            )
+        self.plan: VotesPlan = privacy.plan(generations.iterations)
+        self._task = task
+        self._api = api
+        self._embedding = embedding
+        self._generations = generations
+        self._privacy = privacy
+        self._folder = folder
+        self._method = method
+        self._seed = seed
+        self._electorate: _Electorate | None = None
+        self._facts: dict[str, object] = {}
+
+    def run(self, *, config: str = "", resume: bool = False) -> None:
+        """Evolve and write the run folder.
+
+        Args:
+            config: the whole configuration, kept as config.yaml.
+            resume: go on from the folder's state. Votes that were charged and lost stay charged, so a
+                resumed run takes fewer.
+
+        Raises:
+            ValueError: the folder holds another run, or what the API makes is not what the data holds.
+            LedgerError: the budget does not cover the plan; nothing was read.
+        """
+        if not resume and has_state(self._folder):
+            raise ValueError(
+                f"{self._folder} holds a run already: go on with it by --resume, or choose another folder"
+            )
+        before = read_state(self._folder) if resume else None
+        account = VotesAccount(
+            Ledger(self._privacy.ledger),
+            self.plan,
+            dataset=self._privacy.dataset or self._task.dataset_id,
+            unit=self._task.unit_name,
+            run=before.run if before else uuid.uuid4().hex,
+            parent=before.ledger if before else None,
+        )
+        with account:
+            self._task.prepare()
+            state = before or self._start(account, config=config)
+            while account.left:
+                state = self._iterate(state, account)
+            if state.population.votes is None:
+                raise LedgerError(
+                    f"run {state.run} was charged for all its {self.plan.iterations} votes and lost every "
+                    "one of them in crashes; they stay charged. Start a new run to spend more."
+                )
+            self._finish(state.population, account)
+        self._report(account, run=state.run, status="finished")
+        self._write_results()
+
+    def _start(self, account: VotesAccount, *, config: str) -> State:
+        labels = balanced(self._generations.population, num_classes=len(self._task.class_names))
+        samples = self._api.random(labels, rng=self._rng(0))
+        if samples.shape[1:] != self._task.sample_shape:
+            raise ValueError(
+                f"{type(self._api).__name__} makes samples of shape {samples.shape[1:]}, and the data has "
+                f"{self._task.sample_shape}: give both the same size and mode."
+            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / "config.yaml").write_text(config)
+        (self._folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+        population = Population(samples=samples, labels=labels)
+        state = State(run=account.run, ledger=account.head, iteration=0, population=population)
+        state.save(self._folder)
+        return state
+
+    def _iterate(self, state: State, account: VotesAccount) -> State:
+        """The next generation, and what the private units think of it."""
+        number = state.iteration + 1
+        labels = balanced(self._generations.population, num_classes=len(self._task.class_names))
+        candidates = state.population
+        if state.iteration:
+            candidates = self._children(state.population, labels, after=state.iteration)
+        embedded = self._embedding.embed(candidates.samples)
+        votes = account.vote(
+            lambda: self._ballots(embedded, candidates.labels), num_options=len(candidates.labels)
+        )
+        population = Population(samples=candidates.samples, labels=candidates.labels, votes=votes)
+        # The report first: it covers whatever the state holds, wherever a crash comes.
+        self._report(account, run=state.run, status="running")
+        self._log(population, account, iteration=number)
+        state = State(run=state.run, ledger=account.head, iteration=number, population=population)
+        state.save(self._folder)
+        return state
+
+    def _children(self, population: Population, labels: np.ndarray, *, after: int) -> Population:
+        """Variations of parents that the votes choose, and the parents themselves where they are kept."""
+        rng = self._rng(after)
+        parents = population.choose(labels, threshold=self._threshold, rng=rng)
+        samples = population.samples[parents]
+        varied = np.ones(len(parents), dtype=bool)
+        if self._generations.keep_parents:
+            varied[np.unique(parents, return_index=True)[1]] = False
+        if varied.any():
+            degree = self._generations.degree(after)
+            samples[varied] = self._api.vary(samples[varied], labels[varied], degree=degree, rng=rng)
+        return Population(samples=samples, labels=labels)
+
+    def _ballots(self, candidates: Tensor, labels: np.ndarray) -> PerUnit:
+        """For each unit the candidates that its rows vote for; only ever called after a charge."""
+        if self._electorate is None:
+            rows = self._task.read()
+            known = rows.labels if self._task.class_names else np.full(len(rows.labels), -1)
+            self._electorate = _Electorate(
+                embedded=self._embedding.embed(rows.samples),
+                labels=known,
+                owners=rows.owners,
+                num_units=rows.unit.num_units,
+            )
+            self._facts = self.plan.to_dict(rows.unit)
+        own = self._electorate
+        votes = nearest(own.embedded, candidates, private_labels=own.labels, candidate_labels=labels)
+        return per_unit(votes, owners=own.owners, num_units=own.num_units)
+
+    def _finish(self, population: Population, account: VotesAccount) -> None:
+        """The finished set: post-processing of the last votes."""
+        labels = balanced(self._generations.num_samples, num_classes=len(self._task.class_names))
+        finished = self._children(population, labels, after=self._generations.iterations)
+        self._task.write(self._folder, finished.samples, labels)
+
+    def _rng(self, iteration: int) -> np.random.Generator:
+        """Of the public choices after a vote, the same whether or not the run was resumed there."""
+        return np.random.default_rng([self._seed, iteration])
+
+    @property
+    def _threshold(self) -> float:
+        return self._generations.threshold * self.plan.noise_multiplier
+
+    # what the folder says
+
+    def _report(self, account: VotesAccount, *, run: str, status: str) -> None:
+        seq, digest = account.head
+        # A process that takes no vote has not read N, but finds it in the report of the one that did.
+        facts = self._facts or read_privacy_report(self._folder)
+        spent = {
+            "status": status,
+            "epsilon_spent": self.plan.epsilon_after(account.spent),
+            "steps_charged": account.spent,
+            "run": run,
+            "ledger_seq": seq,
+            "ledger_hash": digest,
+        }
+        write_privacy_report(self._folder, {**facts, **spent})
+
+    def _log(self, population: Population, account: VotesAccount, *, iteration: int) -> None:
+        """One line of metrics.csv, from noisy votes."""
+        survivors = population.weights(threshold=self._threshold) > 0
+        line = {
+            "step": iteration,
+            "privacy/epsilon": self.plan.epsilon_after(account.spent),
+            "privacy/steps": account.spent,
+            "evolution/degree": self._generations.degree(iteration),
+            "evolution/survivors": float(survivors.mean()),
+        }
+        path = self._folder / "metrics.csv"
+        new = not path.is_file()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(line))
+            if new:
+                writer.writeheader()
+            writer.writerow(line)
+
+    def _write_results(self) -> None:
+        report = read_privacy_report(self._folder)
+        results = {
+            "method": self._method,
+            "dataset": self._task.dataset_id,
+            "seed": self._seed,
+            "facts": {
+                **self._task.facts(),
+                **self._api.facts(),
+                "embedding": type(self._embedding).__name__,
+                **asdict(self._generations),
+            },
+            "epsilon": report["epsilon_spent"],
+            "delta": report["delta"],
+            "unit": report["unit"],
+            "epsilon_of_unit": report["epsilon_of_unit"],
+            "noise_multiplier": report["noise_multiplier"],
+            "steps": report["steps_charged"],
+            "ledger": [report["ledger_seq"], report["ledger_hash"]],
+            "metrics": {},
+        }
+        replace_text(self._folder / "results.json", json.dumps(json_ready(results), indent=2) + "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Electorate:
+    """The private rows as voters; never leaves the process.
+
+    Attributes:
+        embedded: (R, D).
+        labels, owners: (R,).
+        num_units: N.
+    """
+
+    embedded: Tensor
+    labels: np.ndarray
+    owners: np.ndarray
+    num_units: int
