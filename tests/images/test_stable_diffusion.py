@@ -489,3 +489,34 @@ def test_what_does_not_fit_the_data_is_refused_before_it_is_read(checkpoint, tmp
     deaf = LatentDiffusion(CrossAttentionUNet(in_channels=3, size=16, num_classes=0, **levels))
     with pytest.raises(ValueError, match="come with captions, but CrossAttentionUNet reads none"):
         _fit(tmp_path, deaf, _data(captioned))
+
+
+# the recipe
+
+
+def test_the_recipe_takes_a_step_in_bf16(checkpoint, tmp_path):
+    recipe = Path(__file__).parents[2] / "conf" / "experiment" / "stable_diffusion.yaml"
+    own = yaml.safe_load(recipe.read_text())["model"]["init_args"]["net"]["init_args"]
+    for number, image in enumerate(_colour(12)[0]):
+        folder = tmp_path / "mine" / "train" / own["class_names"][number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    settings = [
+        f"--model.init_args.net.init_args.path={checkpoint}",
+        "--model.init_args.net.init_args.size=8",
+        f"--data.init_args.source.init_args.path={tmp_path / 'mine'}",
+        "--data.init_args.size=16",
+        "--privacy.delta=1e-2",
+        "--privacy.target_epsilon=null",
+        "--privacy.noise_multiplier=4",
+        "--privacy.expected_batch_size=4",
+        "--trainer.max_steps=1",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        "--run.wandb=disabled",
+        f"--run.dir={tmp_path / 'run'}",
+    ]
+    assert main(["fit", f"--config={recipe}", *settings]) == 0
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(bool(value.isfinite().all()) for value in saved.values())
+    assert any(bool(value.any()) for name, value in saved.items() if "lora_B" in name)

@@ -1,6 +1,6 @@
 """A list of images with their labels, wherever they lie: what a source opens and a data module checks.
 
-Scope: access by number. Sizes, modes and labels are checked in `checked.py`.
+Scope: access by number. Sizes and modes are checked in `pixels.py`, labels in `image_data.py`.
 """
 
 import io
@@ -76,6 +76,12 @@ class ArrayTable(ImageTable):
         source: str,
         users: Sequence[str] | None = None,
     ) -> None:
+        labels = np.asarray(labels)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"{source} holds labels of shape {labels.shape} and type {labels.dtype}; they have to be whole "
+                "numbers of shape (N,), counted from 0, or −1 where unknown."
+            )
         super().__init__(labels, class_names=class_names, users=users)
         if (
             images.dtype != np.uint8
