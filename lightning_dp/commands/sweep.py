@@ -69,6 +69,11 @@ def _add_common(parser: argparse.ArgumentParser, sweep_help: str = "sweep file")
         help="for every trial, e.g. trainer.max_steps=4; a list gives a parameter of the file other values",
     )
     parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="of a grid: give points whose trials have failed a new one, which is charged again",
+    )
+    parser.add_argument(
         "--no-check",
         action="store_true",
         help="start without making every configuration once and without saying what the sweep will cost",
@@ -87,8 +92,9 @@ def _run(arguments: argparse.Namespace) -> int:
     sweep = _read(arguments)
     placement = Placement.of_this_machine(workers=arguments.workers)
     out = _folder(arguments, sweep.name)
-    costs = [] if arguments.no_check else _costs(sweep, out=out, limit=arguments.limit)
-    study = SweepStudy(sweep, folder=out, limit=arguments.limit)
+    how = {"limit": arguments.limit, "retry_failed": arguments.retry_failed}
+    costs = [] if arguments.no_check else _costs(sweep, out=out, **how)
+    study = SweepStudy(sweep, folder=out, **how)
     ended = sum(trial.state.is_finished() for trial in study.trials())
     view = View(workers=placement.workers, total=study.num_trials, ended=ended)
     print(
@@ -102,7 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
     trials = study.trials()
     if fit_arguments(sweep.command) is not None:
         _print_table(out)
-    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    failed = study.failed()
     for trial in failed:
         print(f"failed: {study.trial_folder(trial.number)}: {trial.user_attrs.get('reason', '')}")
     if pruned := sum(trial.state == TrialState.PRUNED for trial in trials):
@@ -133,14 +139,15 @@ def _launch(arguments: argparse.Namespace) -> int:
     else:
         sweep = _read(arguments)
         out = _folder(arguments, sweep.name).resolve()
-        costs = [] if arguments.no_check else _costs(sweep, out=out, limit=arguments.limit)
+        how = {"limit": arguments.limit, "retry_failed": arguments.retry_failed}
+        costs = [] if arguments.no_check else _costs(sweep, out=out, **how)
         if costs and arguments.cluster == "slurm" and arguments.agents > 1:
             raise ValueError(
                 f"--agents is {arguments.agents} and the trials are private: jobs on several machines can't "
                 f"share one ledger, so take --agents 1 --workers {arguments.agents}"
             )
         # Made here, so that the agents agree on where it is kept.
-        SweepStudy(sweep, folder=out, limit=arguments.limit, across_hosts=arguments.cluster == "slurm")
+        SweepStudy(sweep, folder=out, **how, across_hosts=arguments.cluster == "slurm")
         command = [*python, "lightning_dp", "sweep", "run", str(Path(arguments.sweep).resolve())]
         command += [f"--out={out}", f"--workers={arguments.workers}", "--no-check"]
         command += [f"--limit={arguments.limit}"] if arguments.limit else []
@@ -170,7 +177,7 @@ def _folder(arguments: argparse.Namespace, name: str) -> Path:
     return arguments.out or Path("runs") / ("sweep-" + re.sub(r"[^\w.-]+", "-", name))
 
 
-def _costs(sweep: Any, *, out: Path, limit: int | None) -> list[Any]:
+def _costs(sweep: Any, *, out: Path, limit: int | None, retry_failed: bool) -> list[Any]:
     """Make every configuration once, and say what the private ones will charge together."""
     from optuna.trial import TrialState
 
@@ -185,7 +192,7 @@ def _costs(sweep: Any, *, out: Path, limit: int | None) -> list[Any]:
 
     grid, interrupted = sweep.method == "grid", False
     if grid and study_exists(out):
-        study = SweepStudy(sweep, folder=out, limit=limit)
+        study = SweepStudy(sweep, folder=out, limit=limit, retry_failed=retry_failed)
         points = study.unfinished_points() or []
         # A part of what these cost is in the ledger already.
         interrupted = any(trial.state == TrialState.RUNNING for trial in study.trials())

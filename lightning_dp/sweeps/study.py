@@ -55,12 +55,21 @@ class SweepStudy:
         folder: of the sweep; made if need be.
         limit: most trials in all, or None for the whole grid, or the file's `run_cap`.
         across_hosts: whether agents on several machines share the folder; settled by the first one.
+        retry_failed: whether points of a grid whose trials have failed get a new trial.
 
     Raises:
         ValueError: the folder holds another sweep, or nothing ends a random or Bayesian search.
     """
 
-    def __init__(self, sweep: Sweep, *, folder: Path, limit: int | None, across_hosts: bool = False) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        *,
+        folder: Path,
+        limit: int | None,
+        across_hosts: bool = False,
+        retry_failed: bool = False,
+    ) -> None:
         caps = [cap for cap in (limit, sweep.run_cap) if cap is not None]
         self._cap = min(caps) if caps else None
         if sweep.method != "grid" and self._cap is None:
@@ -74,9 +83,9 @@ class SweepStudy:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            self._study = self._open(across_hosts=across_hosts)
+            self._study = self._open(across_hosts=across_hosts, retry_failed=retry_failed)
 
-    def _open(self, *, across_hosts: bool) -> optuna.Study:
+    def _open(self, *, across_hosts: bool, retry_failed: bool) -> optuna.Study:
         metric = self.sweep.metric
         study = optuna.create_study(
             study_name=_NAME,
@@ -96,7 +105,11 @@ class SweepStudy:
             )
         if self.sweep.method == "grid":
             # A process may have been killed half way through this, so it is done as often as it is needed.
-            known = {trial.user_attrs.get("point") for trial in study.get_trials(deepcopy=False)}
+            known = {
+                trial.user_attrs.get("point")
+                for trial in study.get_trials(deepcopy=False)
+                if not (retry_failed and trial.state == TrialState.FAIL)
+            }
             for number, point in enumerate(self.sweep.points()):
                 if number not in known:
                     values = {_name(path): json.dumps(value) for path, value in point.items()}
@@ -109,19 +122,35 @@ class SweepStudy:
 
     @property
     def num_trials(self) -> int:
-        """How many there will be: the grid's points, or as many as a search may draw."""
+        """How many there will be: the grid's points and repetitions, or as many as a search may draw."""
         sizes = [] if self._cap is None else [self._cap]
         if self.sweep.method == "grid":
-            sizes.append(sum(1 for _ in self.sweep.points()))
+            sizes.append(len(self.trials()))
         return min(sizes)
 
     def unfinished_points(self) -> list[dict[ParameterPath, Any]] | None:
         """The points of a grid that are still to be run, interrupted ones included; None for a search."""
         if self.sweep.method != "grid":
             return None
-        points = list(self.sweep.points())[: self._cap]
-        ended = {t.user_attrs.get("point") for t in self.trials() if t.state.is_finished()}
-        return [point for number, point in enumerate(points) if number not in ended]
+        points = list(self.sweep.points())
+        return [
+            points[trial.user_attrs["point"]]
+            for trial in self.trials()[: self._cap]
+            if not trial.state.is_finished()
+        ]
+
+    def failed(self) -> list[FrozenTrial]:
+        """The trials that have failed, but for those whose point another trial has brought to an end."""
+        ended = {
+            trial.user_attrs.get("point", trial.number)
+            for trial in self.trials()
+            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        }
+        return [
+            trial
+            for trial in self.trials()
+            if trial.state == TrialState.FAIL and trial.user_attrs.get("point", trial.number) not in ended
+        ]
 
     def interrupted(self) -> Iterator[tuple[optuna.trial.Trial, Claim]]:
         """Trials that nobody looks after any more, each now claimed by this process."""

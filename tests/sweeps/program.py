@@ -20,6 +20,7 @@ parser.add_argument("--steps", type=int, default=3)
 parser.add_argument("--seconds", type=float, default=0.0, help="per step")
 parser.add_argument("--until", type=Path, help="stay, after the last step, until this file is there")
 parser.add_argument("--fail", type=float, help="the quality at which it fails")
+parser.add_argument("--unless", type=Path, help="do not fail where this file is")
 parser.add_argument("--nested")
 arguments, _ = parser.parse_known_args()
 
@@ -47,7 +48,7 @@ for step in range(arguments.steps):
     (folder / "checkpoints" / "last.ckpt").write_text(str(step))
 while arguments.until and not arguments.until.exists():
     time.sleep(0.05)
-if arguments.quality == arguments.fail:
+if arguments.quality == arguments.fail and not (arguments.unless and arguments.unless.exists()):
     print("the last words", file=sys.stderr)
     sys.exit(3)
 (folder / "results.json").write_text(json.dumps({"metrics": {"test/loss": arguments.quality}}))

@@ -45,6 +45,12 @@ def write(tmp_path):
     return write_
 
 
+@pytest.fixture
+def gate(tmp_path) -> Path:
+    """Trials with `--until` this file stay at work until it is there; with `--unless` it they don't fail."""
+    return tmp_path / "gate"
+
+
 def run(file: Path, out: Path, *, workers: int = 2, limit: int | None = None, **how: bool) -> SweepStudy:
     study = SweepStudy(read_sweep(file), folder=out, limit=limit, **how)
     view = View(workers=workers, total=study.num_trials, ended=0)
@@ -100,6 +106,25 @@ def test_ended_trials_are_never_repeated_and_failed_ones_are_kept(write, tmp_pat
     assert all(len(lines) == 1 for lines in starts(tmp_path / "out").values())
 
 
+def test_failed_trials_are_repeated_only_when_asked(write, tmp_path, gate):
+    """The cause is gone: the point gets another trial, and the failed ones stay on record."""
+    file, out = write(options=("--fail=1", f"--unless={gate}")), tmp_path / "out"
+    assert states(run(file, out)) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert len(run(file, out, retry_failed=True).failed()) == 2  # once more
+    gate.touch()
+    done = agent(file, out)
+    said, _ = done.communicate(timeout=120)
+    assert done.returncode == 1
+    assert said.count("failed: ") == 2
+    done = agent(file, out, "--retry-failed")
+    said, err = done.communicate(timeout=120)
+    assert done.returncode == 0, err
+    assert "failed: " not in said
+    assert {name: len(lines) for name, lines in starts(out).items()} == dict.fromkeys(
+        ["000-3", "001-1", "002-2", "003-1", "004-1"], 1
+    )
+
+
 def test_a_trial_without_the_metric_has_failed(write, tmp_path):
     study = run(write(metric={"name": "test/other", "goal": "minimize"}), tmp_path / "out", limit=1)
     assert study.trials()[0].user_attrs["reason"] == "it ended with test/other missing"
@@ -144,12 +169,6 @@ def test_hopeless_trials_are_stopped_and_recorded_as_such(write, tmp_path):
     assert states(study) == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
     assert (tmp_path / "out" / "trials" / "001-9" / "stopped.txt").exists()  # it could close its account
     assert not (tmp_path / "out" / "trials" / "001-9" / "results.json").exists()
-
-
-@pytest.fixture
-def gate(tmp_path) -> Path:
-    """Trials with `--until` this file stay at work until it is there."""
-    return tmp_path / "gate"
 
 
 def test_killed_agent_trial_alive(write, tmp_path, gate):

@@ -199,19 +199,40 @@ def test_without_a_server_the_grid_and_the_results_are_the_same(by_agent, place)
         assert here["facts"] == there["facts"]
         assert here["epsilon"] == there["epsilon"]
         assert here["metrics"].keys() == there["metrics"].keys()
+        figures = [
+            {path.name for path in (run / "plots").glob("*.png")}
+            for run in (folder, place / "runs" / "sweep-sweep0" / by_point[point])
+        ]
+        assert figures == [{"forecast_fan.png"}] * 2
         for name, value in here["metrics"].items():
             if not name.startswith("test/"):  # those are noisy, and the noise is never the same
                 assert value == pytest.approx(there["metrics"][name]), name
 
 
+CRASH = """\
+from lightning.pytorch import Callback
+
+
+class CrashAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise RuntimeError("out of memory")
+"""
+
+
 def test_a_crash_does_not_end_the_agent_and_a_stop_closes_the_account(own_place):
+    (own_place / "crash.py").write_text(CRASH)
+    crash = [{"class_path": "crash.CrashAt", "init_args": {"step": step}} for step in (2, -1)]
     file = changed_smoke(
         own_place,
         "crash_and_stop.yaml",
         parameters={
             "config": {"value": "conf/model/dit_vanilla.yaml"},
             "seed_everything": {"value": 0},
-            "privacy.num_units": {"values": [4, None]},  # fewer units than a batch has: refused
+            "trainer.callbacks+": {"values": crash},
         },
         command=["--trainer.max_steps=100000"],
     )
@@ -220,21 +241,32 @@ def test_a_crash_does_not_end_the_agent_and_a_stop_closes_the_account(own_place)
         make_sweep(own_place, file, variables)
         with agent(own_place, variables) as process:
             deadline = time.monotonic() + TIMEOUT
-            while not any("privacy/steps" in row for run in server.runs.values() for row in run.history):
+            while len(server.sweeps["sweep0"].given) < 2 or not trained(server, trial=1):
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
             server.sweeps["sweep0"].to_stop = list(server.runs)
             assert process.wait(timeout=TIMEOUT) == 0
-    assert len(server.sweeps["sweep0"].given) == 2
-    (name,) = server.runs  # what was refused has left no run
-    report = json.loads((own_place / "runs" / "sweep-sweep0" / name / "privacy.json").read_text())
-    assert report["status"] == "interrupted"
+    crashed, stopped = server.sweeps["sweep0"].given
+    assert server.runs[crashed].exit_code == 1
+    # Both trials closed their account: what is charged is what the folder says.
     ledger = Ledger(own_place / "stop.sqlite")
     ((dataset, unit),) = ledger.accounts()
-    charged = sum(event.steps for event in ledger.events(dataset, unit=unit))
-    assert charged == report["steps_charged"] > 0
-    assert ledger.entries()[-1].kind == "close"
+    charged = ledger.events_by_run(dataset, unit=unit)
+    assert len(charged) == 2
+    for name, least in ((crashed, 2), (stopped, 1)):
+        folder = own_place / "runs" / "sweep-sweep0" / name
+        report = json.loads((folder / "privacy.json").read_text())
+        assert report["status"] == "interrupted"
+        assert sum(event.steps for event in charged[report["run"]]) == report["steps_charged"] >= least
+        assert not (folder / "results.json").exists()
+    assert [entry.kind for entry in ledger.entries()].count("close") == 2
+
+
+def trained(server: WandbServer, *, trial: int) -> bool:
+    """Whether the server has heard of a step of the trial."""
+    name = list(server.sweeps["sweep0"].given)[trial]
+    return name in server.runs and any("privacy/steps" in row for row in server.runs[name].history)
 
 
 def test_two_ranks_in_each_trial(own_place):
