@@ -96,10 +96,10 @@ def _run(arguments: argparse.Namespace) -> int:
     costs = [] if arguments.no_check else _costs(sweep, out=out, **how)
     study = SweepStudy(sweep, folder=out, **how)
     ended = sum(trial.state.is_finished() for trial in study.trials())
-    view = View(workers=placement.workers, total=study.num_trials, ended=ended)
     print(
         f"{out}: {study.num_trials} trials" + (f", {ended} of them ended before" if ended else ""), flush=True
     )
+    view = View(workers=placement.workers, total=study.num_trials, ended=ended)
     interrupted = False
     try:
         SweepRunner(study, placement=placement, view=view).run()
