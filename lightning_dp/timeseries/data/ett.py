@@ -45,7 +45,12 @@ class ETT(WindowDataModule):
 
     ETT is a single series: a user is undefined, so the unit is the window, and what one event costs
     follows from `privacy_unit().windows_per_event`. Covariates are the 6 calendar features.
+
+    Attributes:
+        public: True: anyone may see the series, so figures that draw it may be sent to W&B.
     """
+
+    public = True
 
     def __init__(
         self,
