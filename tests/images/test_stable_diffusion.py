@@ -201,6 +201,8 @@ def test_one_private_step_changes_the_adapter_and_not_one_bit_else(
         assert item["captions"] == [texts[3]]
         assert "latents" in item
         assert data.privacy_unit().description == "one image of mine with its label and caption"
+    else:  # a pair that was not chosen adds nothing, and is not in the file
+        assert 2 * save_lora(module, out=tmp_path / "lora") == len(weights)
 
 
 @pytest.mark.parametrize("captions", [None, ["dark", "", "a bright dark thing", "dark dark", "x", "photo"]])
@@ -316,6 +318,16 @@ def test_a_checkpoint_holds_what_trained_and_nothing_of_it_may_be_missing(run, t
     torch.save(saved, moved / "checkpoints" / "last.ckpt")
     with pytest.raises(RuntimeError, match="Missing key"):
         load_module(moved)
+
+
+def test_a_run_is_resumed_from_what_trained(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_DP_LEDGER", str(run.parent / "ledger.sqlite"))
+    resumed = Path(shutil.copytree(run, tmp_path / "resumed"))
+    options = [f"--run.dir={resumed}", "--ckpt_path=last", "--trainer.max_steps=3"]
+    assert main(["fit", f"--config={run / 'config.yaml'}", *options]) == 0
+    before, after = load_module(run).state_dict(), load_module(resumed).state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if "lora_" in name}
 
 
 def test_saved_lora_loads_in_diffusers_and_draws_the_same(run, checkpoint, tmp_path, capsys):
