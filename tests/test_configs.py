@@ -9,11 +9,12 @@ import yaml
 from lightning_dp.cli import main
 
 ROOT = Path(__file__).parents[1]
-# Controls are laid over a whole recipe, in test_controls.py; images have images/test_image_configs.py.
+# Controls and adapters are laid over a whole recipe, in test_controls.py and adapters/test_fragments.py;
+# images have images/test_image_configs.py.
 RECIPES = sorted(
     path
     for path in ROOT.glob("conf/**/*.yaml")
-    if path.parent.name != "controls" and "lightning_dp.images" not in path.read_text()
+    if path.parent.name not in ("controls", "adapter") and "lightning_dp.images" not in path.read_text()
 )
 # What a fragment lacks is taken from these, so that each is run in a whole recipe.
 PARTNERS = {
@@ -44,7 +45,13 @@ def test_recipe_runs_one_step(path, tmp_path):
     # A model without a class, as of a normaliser, is laid over the partner.
     whole = {key for key in keys if key != "model" or "class_path" in keys[key]}
     configs = [partner for key, partner in PARTNERS.items() if key not in whole]
-    arguments = [f"--config={config}" for config in [*configs, path]]
-    units = [] if "privacy" not in keys else ["--privacy.expected_batch_size=8"]
+    start = f"runs/{path.stem}_public"
+    own = tmp_path / path.name
+    own.write_text(path.read_text().replace(f"start_from: {start}", f"start_from: {tmp_path / start}"))
+    if own.read_text() != path.read_text():
+        public = path.with_name(f"{path.stem}_public.yaml")
+        assert main(["fit", f"--config={public}", f"--run.dir={tmp_path / start}", *ONE_STEP]) == 0
+    arguments = [f"--config={config}" for config in [*configs, own]]
+    units = [] if not keys.get("privacy") else ["--privacy.expected_batch_size=8"]
     assert main(["fit", *arguments, f"--run.dir={tmp_path / 'run'}", *ONE_STEP, *units]) == 0
     assert (tmp_path / "run" / "results.json").exists()

@@ -23,6 +23,10 @@ class Prediction(ABC):
         """The network's estimate of x_0."""
 
     @abstractmethod
+    def output(self, clean: Tensor, noisy: Tensor, *, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The output that stands for an estimate of x_0: the inverse of `clean`, for σ > 0."""
+
+    @abstractmethod
     def snr_weight(self, snr: Tensor) -> Tensor:
         """What multiplies ‖x̂_0 − x_0‖² in this target's squared error, as a function of α²/σ²."""
 
@@ -37,6 +41,9 @@ class Epsilon(Prediction):
 
     def clean(self, output: Tensor, noisy: Tensor, *, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (noisy - sigma * output) / alpha
+
+    def output(self, clean: Tensor, noisy: Tensor, *, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (noisy - alpha * clean) / sigma
 
     def snr_weight(self, snr: Tensor) -> Tensor:
         return snr
@@ -53,6 +60,9 @@ class Velocity(Prediction):
     def clean(self, output: Tensor, noisy: Tensor, *, alpha: Tensor, sigma: Tensor) -> Tensor:
         return alpha * noisy - sigma * output
 
+    def output(self, clean: Tensor, noisy: Tensor, *, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha * noisy - clean) / sigma
+
     def snr_weight(self, snr: Tensor) -> Tensor:
         return snr + 1
 
@@ -67,6 +77,9 @@ class Sample(Prediction):
 
     def clean(self, output: Tensor, noisy: Tensor, *, alpha: Tensor, sigma: Tensor) -> Tensor:
         return output
+
+    def output(self, clean: Tensor, noisy: Tensor, *, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return clean
 
     def snr_weight(self, snr: Tensor) -> Tensor:
         return snr.new_ones(()).expand_as(snr)

@@ -7,6 +7,7 @@ Shapes: B windows, L steps, C channels, F covariates, K noise draws, n samples, 
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
 from lightning_dp.adapters.adapter import Adapter
+from lightning_dp.callbacks.selection_report import SelectionReport
 from lightning_dp.diffusion.objective import draw_timesteps, per_example_loss
 from lightning_dp.diffusion.prediction import Prediction, Velocity
 from lightning_dp.diffusion.sampler import Sampler
@@ -24,6 +26,7 @@ from lightning_dp.nets.denoising_net import DenoisingNet
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.units import PrivacyUnit
 from lightning_dp.timeseries.batch import Batch
+from lightning_dp.timeseries.day_ensemble import DayEnsemble
 from lightning_dp.timeseries.metrics import CRPS, MAE, MSE, Coverage, scored_positions, sum_over_channels
 from lightning_dp.timeseries.normalise import Frame, Normaliser, visible_mask
 from lightning_dp.timeseries.prediction_report import PredictionReport
@@ -41,6 +44,8 @@ class TimeSeriesDiffusion(LightningModule):
             the same in two halves, `encode` and `denoise`, for sampling; see `SeriesDiT`. Its attribute
             `rows_per_example` says how many layer rows it makes of one.
         normaliser: the frame in which the series is diffused.
+        ensemble: what the window's own days say, as the denoiser whose output `net` only corrects; None lets
+            it learn everything.
         schedule: noise levels; None for `Cosine()`.
         prediction: what `net` predicts; None for `Velocity()`.
         sampler: how samples are drawn; None for `Sampler()`.
@@ -68,6 +73,7 @@ class TimeSeriesDiffusion(LightningModule):
         net: DenoisingNet,
         *,
         normaliser: Normaliser,
+        ensemble: DayEnsemble | None = None,
         schedule: NoiseSchedule | None = None,
         prediction: Prediction | None = None,
         sampler: Sampler | None = None,
@@ -122,6 +128,7 @@ class TimeSeriesDiffusion(LightningModule):
                 self.hparams[name] = _accepted_only(self.hparams[name], part)
         self.net = net
         self.normaliser = normaliser
+        self.ensemble = ensemble
         self.schedule = Cosine() if schedule is None else schedule
         self.prediction = prediction or Velocity()
         self.sampler = sampler or Sampler()
@@ -180,6 +187,7 @@ class TimeSeriesDiffusion(LightningModule):
         noise = torch.randn_like(clean)  # (R, L, C)
         noisy = torch.where(_rows(batch["target"], draws), alpha * clean + sigma * noise, 0.0)  # (R, L, C)
         output = self.net(noisy, timesteps, **{name: _rows(value, draws) for name, value in inputs.items()})
+        output = output + self._of_days(batch, frame)(noisy, alpha, sigma)  # (R, L, C)
         losses = per_example_loss(
             output,
             self.prediction.target(clean, noise, alpha=alpha, sigma=sigma),
@@ -207,6 +215,7 @@ class TimeSeriesDiffusion(LightningModule):
         timesteps = torch.full((len(noisy),), self.schedule.num_steps - 1, device=noisy.device)  # (B,)
         alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=3)
         output = self.net(noisy, timesteps, **inputs)  # (B, L, C)
+        output = output + self._of_days(batch, frame)(noisy, alpha, sigma)
         clean = self.prediction.clean(output, noisy, alpha=alpha, sigma=sigma)  # (B, L, C)
         forecast = (frame.center + frame.scale * clean).clamp(*self.bounds)  # (B, L, C)
         return torch.where(visible_mask(batch), batch["values"], forecast)
@@ -234,6 +243,7 @@ class TimeSeriesDiffusion(LightningModule):
             part = slice(start, start + chunk)
             told = {name: value[part] for name, value in inputs.items()}
             known = self.net.encode(**told)
+            of_days = self._of_days(batch, frame, part=part)
             # Without guidance the unconditional output has no weight, and isn't computed.
             nothing = torch.zeros(len(visible[part]), dtype=torch.bool, device=self.device)
             blank = self.net.encode(**_told_only(told, nothing)) if self.guidance_scale != 1 else None
@@ -246,13 +256,14 @@ class TimeSeriesDiffusion(LightningModule):
                 known: Any = known,
                 blank: Any = blank,
                 target: Tensor = target,
+                of_days: _OfDays = of_days,
             ) -> Tensor:
                 noisy = torch.where(target, noisy, 0.0)  # (b·n, L, C)
                 output = self.net.denoise(noisy, timesteps[:1], known=known)  # (b·n, L, C)
-                if blank is None:
-                    return output
-                unconditional = self.net.denoise(noisy, timesteps[:1], known=blank)  # (b·n, L, C)
-                return unconditional + self.guidance_scale * (output - unconditional)
+                if blank is not None:
+                    unconditional = self.net.denoise(noisy, timesteps[:1], known=blank)  # (b·n, L, C)
+                    output = unconditional + self.guidance_scale * (output - unconditional)
+                return output + of_days(noisy, *self.schedule.alpha_sigma(timesteps[:1], ndim=3))
 
             clean = self.sampler.sample(
                 denoise, noise, schedule=self.schedule, prediction=self.prediction, generator=generator
@@ -317,7 +328,7 @@ class TimeSeriesDiffusion(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Every test stands beside its baselines, or its distances from real windows, and a picture."""
-        return [PredictionReport(), SynthesisReport()]
+        return [PredictionReport(), SynthesisReport(), SelectionReport()]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
@@ -341,6 +352,24 @@ class TimeSeriesDiffusion(LightningModule):
             "covariates": batch["covariates"],
         }
 
+    def _of_days(self, batch: Batch, frame: Frame, *, part: slice = slice(None)) -> "_OfDays":
+        """(x_t, α, σ) → what the net's output is added to; x_t holds n copies of each window of `part`."""
+        ensemble = self.ensemble
+        if ensemble is None:
+            return lambda noisy, alpha, sigma: 0.0
+        of_windows = ensemble.of(
+            batch["values"][part],
+            visible_mask(batch)[part],
+            frame=Frame(*(value[part] for value in frame)),
+            target=batch["target"][part],
+        )
+
+        def output(noisy: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+            clean = ensemble.clean(noisy, of_windows, alpha=alpha, sigma=sigma)  # (R, L, C)
+            return self.prediction.output(clean, noisy, alpha=alpha, sigma=sigma)
+
+        return output
+
     def _start_errors(self) -> None:
         data: Any = getattr(self.trainer, "datamodule", None)
         missing = [name for name in ("metric_mean", "metric_std") if not hasattr(data, name)]
@@ -362,9 +391,12 @@ class TimeSeriesDiffusion(LightningModule):
             metric.update(forecast, values, mask=scored_positions(batch))
 
 
+_OfDays = Callable[[Tensor, Tensor, Tensor], Tensor | float]
+
 _LIVE_ARGUMENTS = [
     "net",
     "normaliser",
+    "ensemble",
     "schedule",
     "prediction",
     "sampler",
