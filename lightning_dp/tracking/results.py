@@ -26,6 +26,7 @@ _NO_SETTINGS = {"task", "trainable_parameters"}
 _ORDER = ("mse", "mae", "crps", "fid", "kid", "accuracy")
 _UPPER_CASE = {"mse", "mae", "crps", "fid", "kid", "rmse"}
 _LOWER_IS_BETTER = ("mse", "mae", "crps", "fid", "kid", "fd_", "rmse", "loss", "error")
+_INTERVAL_COVERAGE = re.compile(r"coverage_(\d+)")
 _HIGHER_IS_BETTER = ("accuracy", "precision", "recall", "density", "coverage", "auc", "r2", "inception_score")
 
 
@@ -271,14 +272,22 @@ def figure(rows: Sequence[Row], *, metric: str) -> Figure:
 
 
 def metric_label(metric: str) -> str:
-    """How tables and axes write a metric: acronyms in capitals, all else as it is logged."""
-    return metric.upper() if metric in _UPPER_CASE else metric
+    """How tables and axes write a metric: words for underscores, acronyms in capitals.
+
+    >>> metric_label("crps_sum"), metric_label("coverage_90")
+    ('CRPS sum', 'coverage of 90 %')
+    """
+    if share := _INTERVAL_COVERAGE.fullmatch(metric):
+        return f"coverage of {share[1]} %"
+    return " ".join(word.upper() if word in _UPPER_CASE else word for word in metric.split("_"))
 
 
 def better(metric: str) -> str:
-    """`lower`, `higher` or "" where the name does not tell."""
+    """`lower`, `higher` or "" where the name does not tell; intervals should cover what they say."""
     if metric.startswith(_LOWER_IS_BETTER):
         return "lower"
+    if _INTERVAL_COVERAGE.fullmatch(metric):
+        return ""
     return "higher" if metric.startswith(_HIGHER_IS_BETTER) else ""
 
 

@@ -12,7 +12,15 @@ from scipy import stats
 
 from lightning_dp.cli import main
 from lightning_dp.tracking.paired import holm, paired_tests
-from lightning_dp.tracking.results import RunResult, compare, read_results, repeated_seeds, series_names
+from lightning_dp.tracking.results import (
+    RunResult,
+    better,
+    compare,
+    metric_label,
+    read_results,
+    repeated_seeds,
+    series_names,
+)
 from lightning_dp.tracking.tables import comparison_tables, latex, markdown, paired_table
 
 
@@ -156,6 +164,20 @@ def test_holm_is_step_down_and_monotone():
     assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
     # The table's p values are the corrected ones.
     assert holm([]) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "label", "direction"),
+    [
+        ("mse", "MSE", "lower"),
+        ("crps_sum", "CRPS sum", "lower"),
+        ("coverage_90", "coverage of 90 %", ""),  # of an interval: 1 is as wrong as 0.8
+        ("coverage", "coverage", "higher"),  # of images
+        ("trainable", "trainable", ""),
+    ],
+)
+def test_metrics_have_words_and_a_direction(metric, label, direction):
+    assert (metric_label(metric), better(metric)) == (label, direction)
 
 
 def test_latex_is_booktabs_and_escaped(tmp_path):
