@@ -12,7 +12,7 @@ def main(argv: list[str]) -> int:
         prog="lightning-dp export",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
-            "Write the LoRA weights of a finished run on a Stable Diffusion checkpoint in diffusers' format:\n"
+            "Write the LoRA weights of a run on a Stable Diffusion checkpoint in diffusers' format:\n"
             "  FOLDER/pytorch_lora_weights.safetensors   the low-rank matrices, their rank and scale\n"
             "  FOLDER/privacy.json                       what may be claimed of them\n\n"
             "Weights are what the run's ε speaks of, so writing and using them costs no further ε. Use them\n"

@@ -79,8 +79,8 @@ class ArrayTable(ImageTable):
         labels = np.asarray(labels)
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise ValueError(
-                f"{source} holds labels of shape {labels.shape} and type {labels.dtype}; they have to be whole "
-                "numbers of shape (N,), counted from 0, or −1 where unknown."
+                f"{source} holds labels of shape {labels.shape} and type {labels.dtype}; they have to be "
+                "whole numbers of shape (N,), counted from 0, or −1 where unknown."
             )
         super().__init__(labels, class_names=class_names, users=users)
         if (
