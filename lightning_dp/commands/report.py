@@ -17,21 +17,25 @@ def main(argv: list[str]) -> int:
         prog="lightning-dp report",
         description="Compare finished runs: mean ± standard error over runs of the same method and ε, "
         "and paired tests of methods at equal ε.",
-        epilog="example: lightning-dp report runs/demo --metric mse --plot mse.png",
+        epilog="example: lightning-dp report runs/demo --columns mse crps --format latex",
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold runs")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the metric against ε")
     parser.add_argument("--metric", help="what to test and to draw (default: mse, or the first there is)")
+    parser.add_argument(
+        "--columns", nargs="+", default=[], metavar="METRIC", help="of the tables (default: every metric)"
+    )
     parser.add_argument("--format", choices=list(_FORMATS), default="markdown", help="of the tables")
     arguments = parser.parse_args(argv)
     results = read_results(arguments.runs)
     metrics = metrics_in_order(name for result in results for name in result.scores)
     metric = arguments.metric or next(iter(metrics), "mse")
-    if arguments.metric and metric not in metrics:
-        raise ValueError(f"no run has the metric {metric!r}; choose one of {', '.join(metrics) or 'none'}")
+    for name in [*arguments.columns, *([arguments.metric] if arguments.metric else [])]:
+        if name not in metrics:
+            raise ValueError(f"no run has the metric {name!r}; choose one of {', '.join(metrics) or 'none'}")
     rows = compare(results)
-    tables = comparison_tables(rows)
+    tables = comparison_tables(rows, only=arguments.columns)
     if tests := paired_tests(results, metric=metric):
         tables.append(paired_table(tests, metric=metric))
     print(_FORMATS[arguments.format](tables))

@@ -311,7 +311,7 @@ def epsilon_text(epsilon: float | None) -> str:
         return "undefined"
     if math.isnan(epsilon):
         return "unknown"
-    return "∞" if math.isinf(epsilon) else f"{epsilon:.3g}"
+    return "∞" if math.isinf(epsilon) else f"{float(f'{epsilon:.3g}'):,g}"
 
 
 def as_number(value: Any) -> float:

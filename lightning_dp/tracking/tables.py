@@ -1,7 +1,7 @@
 """Comparisons as text: one table per data set and task, in Markdown or in LaTeX (booktabs)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from lightning_dp.tracking.paired import PairedTest
@@ -48,12 +48,12 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def comparison_tables(rows: Sequence[Row]) -> list[Table]:
-    """Mean ± standard error of every metric, one table per data set and task."""
+def comparison_tables(rows: Sequence[Row], *, only: Collection[str] = ()) -> list[Table]:
+    """Mean ± standard error of every metric, or of `only` some; one table per data set and task."""
     tables = []
     for dataset, task in dict.fromkeys((row.dataset, row.task) for row in rows):
         own = [row for row in rows if (row.dataset, row.task) == (dataset, task)]
-        metrics = metrics_in_order(name for row in own for name in row.mean)
+        metrics = metrics_in_order(name for row in own for name in row.mean if not only or name in only)
         units = {row.unit for row in own if row.unit}
         several = len(units) > 1
         per_unit = f" per {next(iter(units))}" if len(units) == 1 else ""

@@ -16,6 +16,7 @@ from lightning_dp.tracking.results import (
     RunResult,
     better,
     compare,
+    epsilon_text,
     metric_label,
     read_results,
     repeated_seeds,
@@ -180,6 +181,10 @@ def test_metrics_have_words_and_a_direction(metric, label, direction):
     assert (metric_label(metric), better(metric)) == (label, direction)
 
 
+def test_large_epsilon_is_written_out():
+    assert [epsilon_text(epsilon) for epsilon in (8479.4, 0.4567, 8.0)] == ["8,480", "0.457", "8"]
+
+
 def test_latex_is_booktabs_and_escaped(tmp_path):
     runs = [result(tmp_path, method="50% a_b & c", seed=seed, mse=0.4 + seed / 10) for seed in (0, 1)]
     text = latex(comparison_tables(compare(runs)))
@@ -215,5 +220,11 @@ def test_the_command_prints_both_and_knows_its_metrics(tmp_path, capsys):
     assert "Paired tests of CRPS" in printed
     assert main(["report", str(tmp_path), "--format=latex", "--metric=accuracy"]) == 0
     assert "Paired tests of accuracy" in capsys.readouterr().out
+    assert main(["report", str(tmp_path), "--columns", "accuracy"]) == 0
+    header = capsys.readouterr().out.splitlines()[2]
+    assert "accuracy" in header
+    assert "CRPS" not in header
+    assert main(["report", str(tmp_path), "--columns", "crps", "fid"]) == 2
+    assert "no run has the metric 'fid'" in capsys.readouterr().err
     assert main(["report", str(tmp_path), "--metric=fid"]) == 2
     assert "choose one of crps, accuracy" in capsys.readouterr().err
