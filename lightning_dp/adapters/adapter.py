@@ -64,6 +64,10 @@ class Adapter(ABC):
             ValueError: there should have been a release, and was none.
         """
 
+    def report(self) -> dict[str, Any]:
+        """What was chosen by score, JSON-ready; {} for an adapter that chooses otherwise."""
+        return {}
+
     def facts(self) -> dict[str, str | float | int]:
         """Plain names for tables of results."""
         facts: dict[str, str | float | int] = {"adapter": type(self).__name__}

@@ -7,7 +7,7 @@ state: a resumed fit, a checkpoint and a sampler know it.
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, final
+from typing import Any, final, get_args
 
 import numpy as np
 import torch
@@ -80,6 +80,10 @@ class SaliencyLoRA(Adapter):
             raise ValueError(f"SaliencyLoRA.noise_multiplier is {noise_multiplier}, but it must be above 0")
         if budget_share is not None and not 0 < budget_share < 1:
             raise ValueError(f"SaliencyLoRA.budget_share is {budget_share}, but it is a share in (0, 1)")
+        if pieces not in get_args(Pieces):
+            raise ValueError(
+                f"SaliencyLoRA.pieces is {pieces!r}, but it has to be one of {', '.join(get_args(Pieces))}"
+            )
         for name, value in (("noise_draws", noise_draws), ("units_per_batch", units_per_batch)):
             if value < 1:
                 raise ValueError(f"SaliencyLoRA.{name} is {value}, but it must be at least 1")
@@ -94,6 +98,7 @@ class SaliencyLoRA(Adapter):
         self.units_per_batch = units_per_batch
         self._pairs: list[Pair] = []
         self._selection: Selection | None = None
+        self._mechanism: VectorSum | None = None
 
     def choose(self, module: nn.Module) -> Iterable[nn.Parameter]:
         """All candidates' pairs: an optimizer has to know them before one can choose; see `begin_fit`."""
@@ -116,15 +121,12 @@ class SaliencyLoRA(Adapter):
         """The release of the scores; none where they are free."""
         if isinstance(self.score, FreeScore):
             return []
-        return [
-            Saliency(
-                self,
-                self.score,
-                module,
-                rows_per_unit=unit.rows_per_unit,
-                noise_multiplier=self._noise_multiplier(target_epsilon, delta),
-            )
-        ]
+        noise_multiplier = self._noise_multiplier(target_epsilon, delta)
+        release = Saliency(
+            self, self.score, module, rows_per_unit=unit.rows_per_unit, noise_multiplier=noise_multiplier
+        )
+        self._mechanism = release.mechanism
+        return [release]
 
     def begin_fit(self, module: Any) -> None:
         """Freeze the pairs that were not chosen.
@@ -162,13 +164,15 @@ class SaliencyLoRA(Adapter):
         return found * (sizes.mean() / sizes).sqrt()  # matrices of equal size stay as they are
 
     def report(self) -> dict[str, Any]:
-        """What was chosen and how, JSON-ready."""
+        paid = self._mechanism
         return {
             "score": type(self.score).__name__,
-            "paid_for": isinstance(self.score, PrivateScore),
             "ratio": self.ratio,
             "pieces": self.pieces,
             "size_normalised": self.size_normalised,
+            "noise_multiplier": None if paid is None else paid.noise_multiplier,
+            "sensitivity": None if paid is None else paid.sensitivity,
+            "noise": None if paid is None else paid.noise_multiplier * paid.sensitivity,
             "matrices": self.selection.report(),
         }
 

@@ -37,6 +37,9 @@ class Several(Adapter):
         for adapter in self.adapters:
             adapter.begin_fit(module)
 
+    def report(self) -> dict[str, Any]:
+        return {name: value for adapter in self.adapters for name, value in adapter.report().items()}
+
     def facts(self) -> dict[str, str | float | int]:
         names = "+".join(str(adapter.facts()["adapter"]) for adapter in self.adapters)
         merged = {name: value for adapter in self.adapters for name, value in adapter.facts().items()}

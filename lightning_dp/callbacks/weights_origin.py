@@ -108,9 +108,11 @@ class WeightsOrigin(Callback):
             raise ValueError(
                 f"WeightsOrigin.start_from: {self._missing} is not a file; give a run's folder or checkpoint"
             )
-        if self.start_from is None or not trainer.is_global_zero:
+        if self.start_from is None:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # ranks agree on it together
+        if not trainer.is_global_zero:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / FILE, json.dumps(self.report(), indent=2) + "\n")
 

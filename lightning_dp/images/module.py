@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_dp.adapters.adapter import Adapter
 from lightning_dp.adapters.lora import BASE
+from lightning_dp.callbacks.selection_report import SelectionReport
 from lightning_dp.diffusion.objective import draw_timesteps, per_example_loss
 from lightning_dp.diffusion.prediction import Prediction, Velocity
 from lightning_dp.diffusion.sampler import Sampler
@@ -249,7 +250,7 @@ class LatentDiffusion(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Every test leaves a picture of samples."""
-        return [SampleGrid()]
+        return [SampleGrid(), SelectionReport()]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])

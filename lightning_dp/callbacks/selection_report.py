@@ -1,0 +1,31 @@
+"""Which matrices an adapter chose by their scores, in the run folder: a table and a picture."""
+
+import json
+from pathlib import Path
+from typing import Any, final
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_dp.privacy.report import replace_text
+from lightning_dp.tracking.selection_figure import selection_figure
+
+
+@final
+class SelectionReport(Callback):
+    """Writes `saliency.json` and `plots/saliency.png` once the choice is made.
+
+    Both are made of what the release published, or of nothing private. Does nothing where the module's
+    adapter chooses by no score.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        adapter: Any = getattr(pl_module, "adapter", None)
+        report = {} if adapter is None else adapter.report()
+        if not report:
+            return
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # ranks agree on it together
+        if not trainer.is_global_zero:
+            return
+        (folder / "plots").mkdir(parents=True, exist_ok=True)
+        replace_text(folder / "saliency.json", json.dumps(report, indent=2) + "\n")
+        selection_figure(report).savefig(folder / "plots" / "saliency.png")
