@@ -94,14 +94,14 @@ class SweepRunner:
             self._start(process)
 
     def _start(self, process: TrialProcess) -> None:
-        before = process.epsilon_spent()
-        process.start()
-        if before is None:
+        # Of what an earlier start has cost only the ledger knows: a killed trial's folder is behind it.
+        if not process.has_begun():
             self._view.event(process, "starts")
-        elif (process.folder / "checkpoints").exists():
-            self._view.event(process, f"goes on from its checkpoint; ε = {before} was charged before")
+        elif process.has_checkpoint():
+            self._view.event(process, "goes on from its checkpoint")
         else:
-            self._view.event(process, f"starts again; ε = {before} was charged before and stays charged")
+            self._view.event(process, "starts again; what it had reserved in the ledger stays charged")
+        process.start()
 
     def _look(self) -> None:
         for worker, (trial, process) in list(self._running.items()):

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, final
 
-from lightning_dp.privacy.report import json_ready, read_privacy_report, replace_text
+from lightning_dp.privacy.report import json_ready, replace_text
 from lightning_dp.sweeps.claim import Claim
 from lightning_dp.tracking.layout import CHECKPOINT
 
@@ -66,7 +66,7 @@ class TrialProcess:
 
     def start(self) -> None:
         """Start it, from its last checkpoint where there is one."""
-        resume = ["--ckpt_path=last"] if (self.folder / CHECKPOINT).exists() else []
+        resume = ["--ckpt_path=last"] if self.has_checkpoint() else []
         record = self.folder / "trial.json"
         starts = json.loads(record.read_text())["starts"] if record.exists() else []
         starts.append(datetime.now(UTC).isoformat(timespec="seconds"))
@@ -108,6 +108,14 @@ class TrialProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, kind)
 
+    def has_begun(self) -> bool:
+        """Whether it was started before."""
+        return (self.folder / "trial.json").exists()
+
+    def has_checkpoint(self) -> bool:
+        """Whether a start goes on from where an earlier one was."""
+        return (self.folder / CHECKPOINT).exists()
+
     def has_results(self) -> bool:
         """Whether it got to its end."""
         return (self.folder / "results.json").exists()
@@ -136,10 +144,6 @@ class TrialProcess:
                 if row.get(column):
                     shown[name] = float(row[column])
         return shown
-
-    def epsilon_spent(self) -> Any:
-        """ε that its report says; None without one."""
-        return read_privacy_report(self.folder).get("epsilon_spent")
 
     def last_errors(self) -> list[str]:
         """The end of what it wrote to stderr, without progress bars."""

@@ -192,7 +192,7 @@ def test_killed_agent_trial_alive(write, tmp_path, gate):
     }
 
 
-def test_killed_agent_and_trial(write, tmp_path, gate):
+def test_killed_agent_and_trial(write, tmp_path, gate, capsys):
     """SIGKILL for both: the trial goes on from its checkpoint."""
     file, out = write(options=(f"--until={gate}",)), tmp_path / "out"
     first = agent(file, out, "--workers=1")
@@ -203,6 +203,7 @@ def test_killed_agent_and_trial(write, tmp_path, gate):
     os.kill(pid, signal.SIGKILL)
     gate.touch()
     study = run(file, out, workers=3)
+    assert "000-3 goes on from its checkpoint" in capsys.readouterr().err
     assert states(study) == [TrialState.COMPLETE] * 3
     assert [line.split()[1] for line in starts(out)["000-3"]] == ["None", "last"]
     assert len(starts(out)["001-1"]) == 1
