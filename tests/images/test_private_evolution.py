@@ -28,9 +28,11 @@ from lightning_dp.images.evolution.diffusion_api import DiffusionAPI
 from lightning_dp.images.evolution.pixel_embedding import PixelEmbedding
 from lightning_dp.images.evolution.public_images import PublicImages
 from lightning_dp.images.evolution.task import ImageTask
+from lightning_dp.privacy import release
 from lightning_dp.privacy.accounting import GaussianEvent, epsilon_pld
 from lightning_dp.privacy.ledger import BudgetExceeded, Ledger, LedgerError
 from lightning_dp.privacy.release import VoteCounts
+from lightning_dp.privacy.secure_noise import SecureGaussianNoise
 from lightning_dp.privacy.units import PrivacyUnit
 
 NUM_UNITS, DELTA, SIGMA = 400, 1e-3, 4.0
@@ -276,6 +278,85 @@ def test_a_budget_that_does_not_cover_the_plan_reads_nothing(tmp_path):
     less = VotesPrivacy(noise_multiplier=8.0, delta=DELTA)
     run_of(tmp_path / "less", task=task, iterations=1, privacy=less).run()
     assert task.charged_at_reading == [1]
+
+
+# --- record and replay ----------------------------------------------------------------------------------
+
+
+class Tape:
+    """In the place of the votes' noise: keeps raw counts, and says again what an earlier run published."""
+
+    def __init__(self, published: list[torch.Tensor] | None = None) -> None:
+        self.raw: list[torch.Tensor] = []
+        self.published: list[torch.Tensor] = []
+        self._frozen = published
+
+    def add_to(self, sums: torch.Tensor, *, scale: float) -> torch.Tensor:
+        self.raw.append(sums.clone())
+        own = SecureGaussianNoise().add_to(sums.clone(), scale=scale)
+        self.published.append(own if self._frozen is None else self._frozen[len(self.published)])
+        return self.published[-1].clone()
+
+
+class Neighbour(Crowd):
+    """The crowd, and one unit more."""
+
+    def __init__(self, rows: list[list[float]], label: int) -> None:
+        super().__init__()
+        self._extra, self._label = np.array(rows), label
+
+    def read(self) -> PrivateRows:
+        rows = super().read()
+        extra = len(self._extra)
+        return PrivateRows(
+            samples=np.concatenate([rows.samples, self._extra]),
+            labels=np.concatenate([rows.labels, np.full(extra, self._label)]),
+            owners=np.concatenate([rows.owners, np.full(extra, NUM_UNITS)]),
+            unit=replace(rows.unit, num_units=NUM_UNITS + 1),
+        )
+
+
+def _replayed(folder: Path, monkeypatch, task: Crowd, published=None) -> Tape:
+    tape = Tape(published)
+    monkeypatch.setattr(release, "SecureGaussianNoise", lambda: tape)
+    run_of(folder, task=task).run()
+    return tape
+
+
+@pytest.mark.parametrize(
+    "rows", [[[0.1, 0.2]], [[1e30, 1e30]], [[math.nan] * 2], [[3, -2], [-9, 9], [math.inf, 0]]]
+)
+def test_all_that_is_seen_follows_from_the_noisy_votes(tmp_path, monkeypatch, rows):
+    """A run on a neighbour that publishes the same counts leaves the same samples, state and metrics."""
+    on_d = _replayed(tmp_path / "D", monkeypatch, Crowd())
+    theirs = _replayed(tmp_path / "neighbour", monkeypatch, Neighbour(rows, 0), published=on_d.published)
+    moved = [float((a - b).norm()) for a, b in zip(on_d.raw, theirs.raw, strict=True)]
+    assert len(moved) == 6
+    assert max(moved) <= 1 + 1e-9
+    assert max(moved) > 0.5 or not np.isfinite(rows).any()
+    for a, b in zip(finished(tmp_path / "D"), finished(tmp_path / "neighbour"), strict=True):
+        assert np.array_equal(a, b)
+    before, after = (read_state(tmp_path / name).population for name in ("D", "neighbour"))
+    assert np.array_equal(before.votes, after.votes)
+    assert np.array_equal(before.samples, after.samples)
+    metrics = [(tmp_path / name / "metrics.csv").read_text() for name in ("D", "neighbour")]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_private_row_among_the_samples_is_seen(tmp_path, monkeypatch):
+    """The planted fault: what is finished takes one private row along."""
+    finish = PrivateEvolution._finish
+
+    def leaks(self, population, account):
+        rows = self._task.read()
+        population.samples[-1] = rows.samples[-1]
+        finish(self, population, account)
+
+    monkeypatch.setattr(PrivateEvolution, "_finish", leaks)
+    monkeypatch.setattr(Population, "choose", lambda self, labels, **_: np.arange(len(labels)) % 40)
+    on_d = _replayed(tmp_path / "D", monkeypatch, Crowd())
+    _replayed(tmp_path / "neighbour", monkeypatch, Neighbour([[7, 7]], 0), published=on_d.published)
+    assert not np.array_equal(finished(tmp_path / "D")[0], finished(tmp_path / "neighbour")[0])
 
 
 # --- crashes --------------------------------------------------------------------------------------------
