@@ -46,6 +46,8 @@ from lightning_dp.privacy.ledger import (
     filter_epsilon,
 )
 from lightning_dp.privacy.ledger import lease as lease_module
+from lightning_dp.privacy.ledger import storage as storage_module
+from lightning_dp.privacy.ledger.anchor import read_anchor
 from lightning_dp.privacy.ledger.filter import ORDERS
 from lightning_dp.privacy.ledger.replay import Replay
 from lightning_dp.privacy.ledger.rows import SCHEMA
@@ -990,6 +992,28 @@ def test_two_leases_see_each_other(ledger: Ledger) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX only")
+@pytest.mark.parametrize("place", ["before the file", "before the first look inside"])
+def test_another_process_may_begin_the_ledger_meanwhile(
+    path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The long crash run found this: no file or an empty one, then an anchor that remembers entries."""
+    begun = []
+
+    def read_anchor_once_it_has_begun(at: Path, *, tail: int | None = None) -> dict[int, str] | None:
+        if not begun and (place == "before the file" or path.exists()):
+            begun.append(place)
+            other = in_process(f"ledger.register({DATA!r}, unit={UNIT!r}, delta={DELTA})", path)
+            assert other.wait() == 0
+        return read_anchor(at, tail=tail)
+
+    monkeypatch.setattr(storage_module, "read_anchor", read_anchor_once_it_has_begun)
+    mine = Ledger(path, lock_timeout=5)
+    mine.register("mine", unit=UNIT, delta=DELTA)
+    assert begun
+    assert {dataset for dataset, _ in mine.accounts()} == {DATA, "mine"}
+    mine.verify()
+
+
 @pytest.mark.parametrize("how", ["plan", "reserve"])
 def test_of_processes_that_race_for_the_last_of_a_budget_one_wins(ledger: Ledger, how: str) -> None:
     ledger.set_limit(DATA, unit=UNIT, limit_epsilon=limit_for(10))

@@ -205,9 +205,10 @@ class LedgerFile:
         return connection
 
     def _make_file(self, *, create: bool) -> None:
+        anchored = read_anchor(self.path)  # before the look at the file, which another process may make
         if self.path.exists():
             return
-        if read_anchor(self.path):
+        if anchored:
             raise LedgerCorrupt(
                 f"The ledger {self.path} is gone, but its anchor {anchor_path(self.path).name} remembers it."
                 " Put the ledger back. To give up what it recorded, and with it every claim about the data "
@@ -274,13 +275,16 @@ class LedgerFile:
         _logger.warning("A new privacy ledger begins at %s", self.path)
 
     def _is_ledger(self, connection: Connection) -> bool:
-        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        # The anchor first, and one snapshot: another process may begin the ledger between two looks at it.
+        anchored = read_anchor(self.path)
+        with _snapshot(connection):
+            (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if (application_id, version) == (APPLICATION_ID, FORMAT):
             return True
         if (application_id, version, objects) == (0, 0, 0):
-            if read_anchor(self.path):
+            if anchored:
                 raise LedgerCorrupt(
                     f"The ledger {self.path} is empty, but its anchor remembers entries: it was cut off. "
                     "Put back the newest complete copy.",
@@ -292,3 +296,16 @@ class LedgerFile:
             "a newer lightning-dp, or put back the newest complete copy.",
             seq=1,
         )
+
+
+@contextlib.contextmanager
+def _snapshot(connection: Connection) -> Iterator[None]:
+    """What is read inside is of one moment."""
+    if connection.in_transaction:
+        yield
+        return
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.rollback()
