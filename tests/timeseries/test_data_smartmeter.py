@@ -87,7 +87,7 @@ def test_windows_say_how_often_one_half_hour_is_used(made_up, arguments, count, 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"context_days": 0}, "context_days is 0"),
+        ({"context_days": -1}, "context_days is -1"),
         ({"context_days": 92}, "4464 half-hours and its series 4416"),
         ({"val_households": 498}, "val_households is 498"),
         ({"unit": "household"}, "unit is 'household'"),

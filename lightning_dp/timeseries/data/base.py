@@ -61,7 +61,7 @@ class WindowDataModule(LightningDataModule, ABC):
         """Keep what all share.
 
         Args:
-            context_length: ≥ 1, time steps before the horizon.
+            context_length: ≥ 0, time steps before the horizon; 0 leaves nothing to go by, as in a synthesis.
             horizon: ≥ 1, last time steps of a window.
             batch_size: ≥ 1, train items of a batch.
             num_workers: ≥ 0, loader processes.
@@ -72,7 +72,7 @@ class WindowDataModule(LightningDataModule, ABC):
         """
         super().__init__()
         for field, value, least in (
-            ("context_length", context_length, 1),
+            ("context_length", context_length, 0),
             ("horizon", horizon, 1),
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),

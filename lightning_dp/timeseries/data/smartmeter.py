@@ -62,7 +62,7 @@ class SmartMeter(WindowDataModule):
         """Declare the task; nothing is read yet.
 
         Args:
-            context_days: ≥ 1, known days of a window; the protocol has 2 and 7.
+            context_days: ≥ 0, known days of a window; the protocol has 2 and 7, and 0 for a synthesis.
             horizon: ≥ 1, half-hours to forecast.
             unit: what a train item is: `user` (a household, by λ windows), `window`, or `disjoint`.
             windows_per_user: λ ≥ 1, windows that a household contributes to a batch; of `user` only.
@@ -79,7 +79,7 @@ class SmartMeter(WindowDataModule):
         Raises:
             ValueError: a count is out of range, or the unit is unknown.
         """
-        self.check_count("context_days", context_days)
+        self.check_count("context_days", context_days, least=0)
         super().__init__(
             context_length=context_days * _STEPS_PER_DAY,
             horizon=horizon,

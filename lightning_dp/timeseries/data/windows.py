@@ -50,7 +50,7 @@ class WindowDataset(Dataset[Batch]):
             series: a store, which may be empty; or arrays as `ArrayStore` takes them, in which case the
                 arguments `covariates`, `first_row`, `end_row`, `channel_names` and `source` are its own.
             covariates: of arrays.
-            context_length: ≥ 1, known time steps at the start of a window.
+            context_length: ≥ 0, known time steps at the start of a window.
             horizon: ≥ 1, time steps to predict at its end.
             stride: ≥ 1, time steps between neighbouring windows.
             clock_offset: windows start where the store's clock is clock_offset + k · stride, so that no
@@ -144,7 +144,7 @@ class UserWindowDataset(Dataset[Batch]):
         Args:
             series: a store, every series of which holds a window; or one array (T, C) per user.
             covariates: of arrays.
-            context_length: ≥ 1, known time steps at the start of a window.
+            context_length: ≥ 0, known time steps at the start of a window.
             horizon: ≥ 1, time steps to predict at its end.
             windows_per_user: λ ≥ 1, rows that one user fills in a batch.
             stride: ≥ 1, time steps between possible starts.
@@ -301,6 +301,10 @@ def _as_store(
 
 
 def _check_lengths(*, context_length: int, horizon: int, stride: int) -> None:
-    for field, value in (("context_length", context_length), ("horizon", horizon), ("stride", stride)):
-        if value < 1:
-            raise ValueError(f"{field} is {value}; it counts time steps and must be at least 1.")
+    for field, value, least in (
+        ("context_length", context_length, 0),
+        ("horizon", horizon, 1),
+        ("stride", stride, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{field} is {value}; it counts time steps and must be at least {least}.")
