@@ -80,10 +80,13 @@ class VotesAccount:
             raise LedgerError(f"all {self._plan.iterations} votes of the plan are spent")
         mechanism = VoteCounts(noise_multiplier=self._plan.noise_multiplier, num_options=num_options)
         note = f"vote {self.spent + 1} of {self._plan.iterations}"
-        released = mechanism.release(ballots, self._lease, note=note)
-        self.spent += 1
-        self.head = (released.seq, released.hash)
-        return released.value
+
+        def paid() -> PerUnit:
+            self.spent += 1  # whatever comes of it
+            self.head = self._lease.head
+            return ballots()
+
+        return mechanism.release(paid, self._lease, note=note).value
 
     def __enter__(self) -> Self:
         return self

@@ -167,19 +167,28 @@ class PrivateEvolution:
             run=before.run if before else uuid.uuid4().hex,
             parent=before.ledger if before else None,
         )
-        with account:
-            self._task.prepare()
-            state = before or self._start(account, config=config)
-            while account.left:
-                state = self._iterate(state, account)
-            if state.population.votes is None:
-                raise LedgerError(
-                    f"run {state.run} was charged for all its {self.plan.iterations} votes and lost every "
-                    "one of them in crashes; they stay charged. Start a new run to spend more."
-                )
-            self._finish(state.population, account)
-        self._report(account, run=state.run, status="finished")
+        try:
+            with account:
+                self._task.prepare()
+                population = self._evolve(before or self._start(account, config=config), account)
+        except BaseException:
+            if account.spent:
+                self._report(account, status="interrupted")
+            raise
+        self._report(account, status="finished")
+        self._finish(population)
         self._write_results()
+
+    def _evolve(self, state: State, account: VotesAccount) -> Population:
+        """The last generation with its votes."""
+        while account.left:
+            state = self._iterate(state, account)
+        if state.population.votes is None:
+            raise LedgerError(
+                f"run {state.run} was charged for all its {self.plan.iterations} votes and lost every one of "
+                "them in crashes; they stay charged. Start a new run to spend more."
+            )
+        return state.population
 
     def _start(self, account: VotesAccount, *, config: str) -> State:
         labels = balanced(self._generations.population, num_classes=len(self._task.class_names))
@@ -210,7 +219,7 @@ class PrivateEvolution:
         )
         population = Population(samples=candidates.samples, labels=candidates.labels, votes=votes)
         # The report first: it covers whatever the state holds, wherever a crash comes.
-        self._report(account, run=state.run, status="running")
+        self._report(account, status="running")
         self._log(population, account, iteration=number)
         state = State(run=state.run, ledger=account.head, iteration=number, population=population)
         state.save(self._folder)
@@ -245,7 +254,7 @@ class PrivateEvolution:
         votes = nearest(own.embedded, candidates, private_labels=own.labels, candidate_labels=labels)
         return per_unit(votes, owners=own.owners, num_units=own.num_units)
 
-    def _finish(self, population: Population, account: VotesAccount) -> None:
+    def _finish(self, population: Population) -> None:
         """The finished set: post-processing of the last votes."""
         labels = balanced(self._generations.num_samples, num_classes=len(self._task.class_names))
         finished = self._children(population, labels, after=self._generations.iterations)
@@ -261,7 +270,7 @@ class PrivateEvolution:
 
     # what the folder says
 
-    def _report(self, account: VotesAccount, *, run: str, status: str) -> None:
+    def _report(self, account: VotesAccount, *, status: str) -> None:
         seq, digest = account.head
         # A process that takes no vote has not read N, but finds it in the report of the one that did.
         facts = self._facts or read_privacy_report(self._folder)
@@ -269,7 +278,7 @@ class PrivateEvolution:
             "status": status,
             "epsilon_spent": self.plan.epsilon_after(account.spent),
             "steps_charged": account.spent,
-            "run": run,
+            "run": account.run,
             "ledger_seq": seq,
             "ledger_hash": digest,
         }
