@@ -127,13 +127,23 @@ class RunFolder(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to spoil a private run by going on without privacy."""
-        was_private = bool(checkpoint.get("callbacks", {}).get("DifferentialPrivacy"))
-        if trainer.state.fn == TrainerFn.FITTING and was_private and not self._private:
+        """Refuse to spoil a private run by going on without privacy; a test elsewhere keeps its ε."""
+        state = checkpoint.get("callbacks", {}).get("DifferentialPrivacy")
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._keep_account(trainer, run=state["run"] if state else None)
+        elif state and not self._private:
             raise ValueError(
                 "the checkpoint of --ckpt_path was trained with privacy and this fit has 'privacy: null': "
                 "what follows would not be private; keep the run's own config.yaml"
             )
+
+    def _keep_account(self, trainer: Trainer, *, run: str | None) -> None:
+        """Copy the report of the run folder that the weights lie in, if it is the report of these weights."""
+        origin = Path(str(trainer.ckpt_path)).parents[1]
+        report = read_privacy_report(origin)
+        is_of_weights = bool(report) and report.get("run") == run
+        if trainer.is_global_zero and is_of_weights and not read_privacy_report(self.folder):
+            write_privacy_report(self.folder, {**report, "weights_of": str(origin)})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plain names for whatever groups and plots runs: dots and nesting get in the way there."""

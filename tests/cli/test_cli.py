@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,22 @@ def test_test_command_evaluates_the_checkpoint(finished):
     after = json.loads((finished / "results.json").read_text())
     assert after["metrics"]["test/mse"] == pytest.approx(before["metrics"]["test/mse"], rel=1e-5)
     assert after["epsilon"] == before["epsilon"]
+
+
+def test_a_test_in_another_folder_keeps_the_epsilon_of_its_weights_and_of_no_other(finished, tmp_path):
+    test = ["test", f"--config={finished / 'config.yaml'}"]
+    checkpoint = finished / "checkpoints" / "last.ckpt"
+    assert main([*test, f"--run.dir={tmp_path / 'kept'}", f"--ckpt_path={checkpoint}"]) == 0
+    kept = json.loads((tmp_path / "kept" / "results.json").read_text())
+    assert kept["epsilon"] == json.loads((finished / "results.json").read_text())["epsilon"]
+    # The same weights in the folder of a run that was not theirs.
+    stranger = tmp_path / "stranger"
+    (stranger / "checkpoints").mkdir(parents=True)
+    shutil.copy(checkpoint, stranger / "checkpoints")
+    (stranger / "privacy.json").write_text('{"run": "another", "epsilon_spent": 0.1, "epsilon": 0.1}')
+    moved = stranger / "checkpoints" / "last.ckpt"
+    assert main([*test, f"--run.dir={tmp_path / 'unknown'}", f"--ckpt_path={moved}"]) == 0
+    assert "unknown" in json.loads((tmp_path / "unknown" / "results.json").read_text())["epsilon"]
 
 
 def test_predict_command_saves_forecasts(finished):
