@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from adapter_support import copied, fit, moved, small_module
 from torch import Tensor, nn
 
 from lightning_dp.adapters.adapter import Adapter, train_only
@@ -14,9 +15,13 @@ from lightning_dp.adapters.lora import LoRA
 from lightning_dp.adapters.matching import Matching
 from lightning_dp.adapters.modulation import ModulationOnly
 from lightning_dp.adapters.output_head import OutputHead
+from lightning_dp.adapters.saliency import SaliencyLoRA
 from lightning_dp.adapters.several import Several
 from lightning_dp.nets.conditioning.adaln_zero import AdaLNZero
+from lightning_dp.nets.conditioning.dp_aware_adaln_zero import DPAwareAdaLNZero
+from lightning_dp.nets.image_dit import ImageDiT
 from lightning_dp.nets.series_dit import SeriesDiT
+from lightning_dp.nets.unet import CrossAttentionUNet, UNet
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import Flat
@@ -194,3 +199,76 @@ def test_a_later_narrowing_freezes_the_rest():
     pairs = lora.inject(net, lora.candidates(net))
     train_only(net, pairs[-1], chosen_by="Saliency")
     assert _trainable(net) == OUT
+
+
+# --- image networks ------------------------------------------------------------------------------------
+
+UNET = {
+    "in_channels": 1,
+    "size": 8,
+    "num_classes": 3,
+    "block_out_channels": (8, 8),
+    "attention": (False, True),
+}
+
+
+def test_attention_of_unets_is_whole_transformers_and_no_convolution_between_them():
+    net = CrossAttentionUNet(**UNET, num_heads=2, condition_size=6)
+    Attention().apply(net)
+    trainable = _trainable(net)
+    kinds = ("norm.", "proj_in.", "attn1.to_q", "attn2.to_v", "ff.net.2", "norm3.", "proj_out.")
+    for block in ("down_blocks.1.attentions.0", "mid_block.attentions.0", "up_blocks.0.attentions.1"):
+        assert all(any(name.startswith(f"unet.{block}.") and k in name for name in trainable) for k in kinds)
+    assert "label.weight" in trainable
+    assert not any("resnets" in name or "conv_in" in name or "time_embedding" in name for name in trainable)
+
+    plain = UNet(**UNET, head_size=4)
+    Attention(embedder=False).apply(plain)
+    trainable = _trainable(plain)
+    layers = {"group_norm", "to_q", "to_k", "to_v", "to_out.0"}
+    inside = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    blocks = {f"unet.{place}.attentions" for place in ("down_blocks.1", "mid_block", "up_blocks.0")}
+    assert {name.rpartition(".attentions.")[2][2:] for name in trainable} == inside
+    assert {name.rpartition(".attentions.")[0] + ".attentions" for name in trainable} == blocks
+
+
+def test_transformer_blocks_count_from_the_input_to_the_output():
+    net = UNet(**UNET, head_size=4)
+    Attention(blocks=[0, -1], embedder=False).apply(net)
+    blocks = {name.partition(".attentions.")[0] for name in _trainable(net)}
+    assert blocks == {"unet.down_blocks.1", "unet.up_blocks.0"}
+    Attention(blocks=[1]).apply(net)
+    assert {name.partition(".attentions.")[0] for name in _trainable(net)} == {
+        "unet.mid_block",
+        "unet.class_embedding.weight",
+    }
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        Full(),
+        Attention(),
+        ModulationOnly(),
+        Biases(),
+        OutputHead(),
+        LoRA(),
+        SaliencyLoRA(ratio=0.5, noise_multiplier=2.0),
+    ],
+    ids=lambda adapter: type(adapter).__name__,
+)
+def test_every_adapter_trains_a_network_with_bounds(adapter, tmp_path):
+    """DP-aware conditioning belongs to the net: the adapter trains it, or trains beside it."""
+    bounds = DPAwareAdaLNZero(c_max=2.0, gamma_max=0.5, beta_max=0.5, alpha_max=0.5)
+    net = ImageDiT(
+        bounds, in_channels=1, size=8, num_classes=3, patch_size=4, hidden_size=16, depth=1, num_heads=2
+    )
+    module = small_module(adapter, net=net)
+    before = copied(module)
+    fit(module, tmp_path, steps=1)
+    trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert moved(module, before) == trainable
+    condition = 100 * torch.randn(5, 16)
+    steering = module.net.blocks[0].modulation(condition)
+    assert max(part.gate.abs().max() for part in steering) <= 0.5
+    assert max((part.scale - 1).abs().max() for part in steering) <= 0.5 + 1e-6

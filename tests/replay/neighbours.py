@@ -128,6 +128,7 @@ def _view(pool: Dataset, slots: Slots, fetches: Fetches) -> Dataset:
 
         def __getitems__(self, indices: Sequence[int]) -> Any:
             chosen = [slots[index] for index in indices]
+            fetches.draws.end()  # of a release that reads batch after batch
             fetches.keys.append([slot.key for slot in chosen])
             if hasattr(pool, "__getitems__"):
                 items = self._read(chosen, lambda: pool.__getitems__([slot.item for slot in chosen]))
@@ -136,6 +137,8 @@ def _view(pool: Dataset, slots: Slots, fetches: Fetches) -> Dataset:
             for place, slot in enumerate(chosen):
                 if slot.spoil is not None:
                     items = _spoilt(items, place, of=len(chosen), value=slot.spoil)
+            if fetches.coins is None:  # before training, what a release draws belongs to the units it reads
+                fetches.draws.begin("release", keys=[slot.key for slot in chosen])
             return items
 
         def _read(self, chosen: list[Slot], read: Callable[[], Any]) -> Any:

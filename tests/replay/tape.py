@@ -143,6 +143,7 @@ class Recorder(Callback):
         keys = [self._slots[index].key for index in sampler._units]
         coins = KeyedCoins(self._seed, keys, first_draw=self._first_step)
         sampler._generator = coins  # type: ignore[assignment]
+        self._fetches.draws.end()  # of a release before training
         self._fetches.coins = coins
         self._fetches.keys.clear()
         self._clock.step = self._first_step
