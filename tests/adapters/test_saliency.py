@@ -109,7 +109,7 @@ def test_selection_and_training_together_cost_the_target(tmp_path):
     assert alone == pytest.approx(0.2, rel=1e-3)
     report = json.loads((tmp_path / "saliency.json").read_text())
     assert report["noise_multiplier"] == prior.noise_multiplier
-    assert report["sensitivity"] == 1.0
+    assert report["sensitivity"] == 0.01
     assert [matrix["chosen"] for matrix in report["matrices"]] == adapter.selection.chosen.tolist()
     assert (tmp_path / "plots" / "saliency.png").stat().st_size > 5000
 

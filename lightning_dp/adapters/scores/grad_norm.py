@@ -15,10 +15,11 @@ class GradNorm(PrivateScore):
     it is, so the sensitivity is C.
 
     Args:
-        max_norm: C > 0, in the gradient's unit. Norms all point the same way, so a small one costs little.
+        max_norm: C > 0, in the gradient's unit. Below the usual norm all units count the same and the noise
+            shrinks with C as they do, so that a small one is safe; above it noise outweighs them.
     """
 
-    def __init__(self, *, max_norm: float = 1.0) -> None:
+    def __init__(self, *, max_norm: float = 0.01) -> None:
         check_max_norm(type(self).__name__, max_norm)
         self.max_norm = max_norm
 
@@ -32,4 +33,4 @@ class GradNorm(PrivateScore):
 def check_max_norm(score: str, max_norm: float) -> None:
     """Raise ValueError unless it is positive and finite."""
     if not 0 < max_norm < float("inf"):
-        raise ValueError(f"{score}.max_norm is {max_norm}, but it must be a number above 0: 1 is usual")
+        raise ValueError(f"{score}.max_norm is {max_norm}, but it must be a number above 0: 0.01 is usual")

@@ -12,14 +12,14 @@ from lightning_dp.adapters.scores.score import PrivateScore, clipped_rows
 class Squared(PrivateScore):
     """Σ over units of the squared norm of each matrix's part in the unit's clipped gradient.
 
-    The squares are ≥ 0 and add up to at most C², so that is the sensitivity, in ℓ1 and so in ℓ2. Units with
-    large gradients count for more than in `GradNorm`.
+    The squares are ≥ 0 and add up to at most C², so that is the sensitivity, in ℓ1 and so in ℓ2. Large
+    parts of a gradient count for more than in `GradNorm`.
 
     Args:
-        max_norm: C > 0, in the gradient's unit.
+        max_norm: C > 0, in the gradient's unit; as for `GradNorm`.
     """
 
-    def __init__(self, *, max_norm: float = 1.0) -> None:
+    def __init__(self, *, max_norm: float = 0.01) -> None:
         check_max_norm(type(self).__name__, max_norm)
         self.max_norm = max_norm
 
