@@ -90,10 +90,10 @@ class ConditioningReference(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._unhook()
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # the ranks agree on it together
         if not trainer.is_global_zero or not self._values["c_max"]:
             return
         limits = {name: self._quantile(pieces) for name, pieces in self._values.items() if pieces}
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         heading = (
             f"# {100 * self.quantile:g} % quantiles in the last {self.last_steps} steps of a public run\n"
         )

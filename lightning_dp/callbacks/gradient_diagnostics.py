@@ -121,6 +121,7 @@ class GradientDiagnostics(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # the ranks agree on it together
         names = {name for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
         cond = condition_parameters(pl_module) & names
         self._partitions = {"all": names}
@@ -272,7 +273,7 @@ class GradientDiagnostics(Callback):
             "every_n_steps": self.every_n_steps,
             **self._record.summary(counts),
         }
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = self._folder
         (folder / "plots").mkdir(parents=True, exist_ok=True)
         replace_text(folder / FILE, json.dumps(report, allow_nan=False) + "\n")
         for name, draw in (
