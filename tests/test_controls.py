@@ -57,6 +57,10 @@ def test_a_control_trains(name, tmp_path):
     if kind == "operator":
         assert all(type(bound) is OPERATORS[choice] for bound in bounds)
         assert projected
+    elif name == "smartmeter_medium":
+        assert projected
+        assert modulation.project.max_norm == pytest.approx(0.9 * 4.12)
+        assert [bound.limit for bound in bounds] == pytest.approx([0.9 * 0.91, 0.9 * 0.43, 0.9 * 0.66])
     elif kind == "tightness":
         loose = yaml.safe_load(CONTROLS["tightness_loose"].read_text())
         limits = loose["model"]["init_args"]["net"]["init_args"]["conditioning"]["init_args"]
