@@ -19,10 +19,10 @@ from lightning_dp.adapters.lora import USUAL_TARGETS, LoRA, Pair
 from lightning_dp.adapters.scores.grad_norm import GradNorm
 from lightning_dp.adapters.scores.score import Denoiser, FreeScore, PrivateScore
 from lightning_dp.adapters.selection import NAME, Pieces, Selection
-from lightning_dp.privacy.plan import calibrate_noise_multiplier
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.release import VectorSum
+from lightning_dp.privacy.release_cost import ReleaseCost
 from lightning_dp.privacy.units import PrivacyUnit
 
 
@@ -71,15 +71,6 @@ class SaliencyLoRA(Adapter):
             raise ValueError(
                 f"SaliencyLoRA.ratio is {ratio}, but it is a share in (0, 1]: 0.2 to 0.5 is usual"
             )
-        if noise_multiplier is not None and budget_share is not None:
-            raise ValueError(
-                "SaliencyLoRA has both noise_multiplier and budget_share, but one follows from the other: "
-                "leave one out"
-            )
-        if noise_multiplier is not None and not 0 < noise_multiplier < float("inf"):
-            raise ValueError(f"SaliencyLoRA.noise_multiplier is {noise_multiplier}, but it must be above 0")
-        if budget_share is not None and not 0 < budget_share < 1:
-            raise ValueError(f"SaliencyLoRA.budget_share is {budget_share}, but it is a share in (0, 1)")
         if pieces not in get_args(Pieces):
             raise ValueError(
                 f"SaliencyLoRA.pieces is {pieces!r}, but it has to be one of {', '.join(get_args(Pieces))}"
@@ -92,8 +83,12 @@ class SaliencyLoRA(Adapter):
         self.score = score or GradNorm()
         self.pieces: Pieces = pieces
         self.size_normalised = size_normalised
-        self.noise_multiplier = noise_multiplier
-        self.budget_share = 0.1 if budget_share is None else budget_share
+        self._cost = ReleaseCost(
+            type(self).__name__,
+            noise_multiplier=noise_multiplier,
+            budget_share=budget_share,
+            usual_share=0.1,
+        )
         self.noise_draws = noise_draws
         self.units_per_batch = units_per_batch
         self._pairs: list[Pair] = []
@@ -121,7 +116,7 @@ class SaliencyLoRA(Adapter):
         """The release of the scores; none where they are free."""
         if isinstance(self.score, FreeScore):
             return []
-        noise_multiplier = self._noise_multiplier(target_epsilon, delta)
+        noise_multiplier = self._cost.noise_multiplier(target_epsilon=target_epsilon, delta=delta)
         release = Saliency(
             self, self.score, module, rows_per_unit=unit.rows_per_unit, noise_multiplier=noise_multiplier
         )
@@ -193,18 +188,6 @@ class SaliencyLoRA(Adapter):
     def _chosen_pairs(self) -> list[Pair]:
         chosen = self.selection.chosen.tolist()
         return [pair for pair, wanted in zip(self._pairs, chosen, strict=True) if wanted]
-
-    def _noise_multiplier(self, target_epsilon: float | None, delta: float) -> float:
-        if self.noise_multiplier is not None:
-            return self.noise_multiplier
-        if target_epsilon is None:
-            raise ValueError(
-                "SaliencyLoRA.budget_share is a share of privacy.target_epsilon, which is not set: give "
-                "SaliencyLoRA.noise_multiplier"
-            )
-        return calibrate_noise_multiplier(
-            target_epsilon=self.budget_share * target_epsilon, delta=delta, sampling_rate=1.0, num_steps=1
-        )
 
 
 @final

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_dp.adapters.adapter import Adapter
 from lightning_dp.adapters.lora import BASE
+from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.selection_report import SelectionReport
 from lightning_dp.diffusion.objective import draw_timesteps, per_example_loss
 from lightning_dp.diffusion.prediction import Prediction, Velocity
@@ -26,6 +27,7 @@ from lightning_dp.diffusion.schedule import Cosine, NoiseSchedule
 from lightning_dp.images.augmentation import Augmentation
 from lightning_dp.images.autoencoder import Autoencoder, Pixels
 from lightning_dp.images.batch import ImageBatch
+from lightning_dp.images.class_gaussians import ClassGaussians
 from lightning_dp.images.data.dataset import ImageDataset
 from lightning_dp.images.pretrained import PretrainedNet
 from lightning_dp.images.sample_grid import SampleGrid
@@ -42,6 +44,8 @@ class LatentDiffusion(LightningModule):
             public checkpoint (`StableDiffusionUNet`).
         autoencoder: frozen, with public weights; None takes that of the net's checkpoint, or diffuses the
             pixels where there is none.
+        prior: what means and covariances of the classes say, as the denoiser whose output `net` corrects;
+            None lets the net say it all.
         adapter: what of `net` trains; None is all of it.
         schedule: noise levels; None for those of the net's checkpoint, else `Cosine()`.
         prediction: what `net` predicts; None for that of the net's checkpoint, else `Velocity()`.
@@ -66,6 +70,7 @@ class LatentDiffusion(LightningModule):
         net: ImageNet,
         *,
         autoencoder: Autoencoder | None = None,
+        prior: ClassGaussians | None = None,
         adapter: Adapter | None = None,
         schedule: NoiseSchedule | None = None,
         prediction: Prediction | None = None,
@@ -106,6 +111,7 @@ class LatentDiffusion(LightningModule):
         self.text_encoder = own.text_encoder if own else None
         # Names before an adapter adds its own: these have a file of their own.
         self._pretrained = {name for name, _ in net.named_parameters()} if own else set()
+        self.prior = prior
         self.adapter = adapter
         self.schedule = schedule or (own.schedule if own else Cosine())
         self.prediction = prediction or (own.prediction if own else Velocity())
@@ -118,6 +124,8 @@ class LatentDiffusion(LightningModule):
         self.max_sampling_rows = max_sampling_rows
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        if prior is not None:
+            prior.build(num_classes=net.num_classes, dimension=net.in_channels * net.size**2)
         if adapter is not None:
             adapter.apply(net)
 
@@ -129,12 +137,18 @@ class LatentDiffusion(LightningModule):
     def preparations(
         self, *, unit: PrivacyUnit, target_epsilon: float | None, delta: float
     ) -> list[Preparation]:
-        """What the adapter has to learn about the data before the first step."""
-        if self.adapter is None:
-            return []
-        return self.adapter.preparations(self, unit=unit, target_epsilon=target_epsilon, delta=delta)
+        """What prior and adapter have to learn about the data before the first step."""
+        parts = [part for part in (self.prior, self.adapter) if part is not None]
+        facts: dict[str, Any] = {"unit": unit, "target_epsilon": target_epsilon, "delta": delta}
+        return [one for part in parts for one in part.preparations(self, **facts)]
 
     def on_fit_start(self) -> None:
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        private = any(isinstance(callback, DifferentialPrivacy) for callback in callbacks)
+        if self.prior is not None and not private:
+            dataset = self._data().train_dataset
+            parts = torch.arange(len(dataset)).split(self.max_sampling_rows)
+            self.prior.fit_exactly(self, [dataset.__getitems__(part.tolist()) for part in parts])
         if self.adapter is not None:
             self.adapter.begin_fit(self)
 
@@ -176,7 +190,8 @@ class LatentDiffusion(LightningModule):
         alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=4)  # (R, 1, 1, 1)
         noise = torch.randn_like(clean)  # (R, c, s, s)
         condition = self._condition(batch, owner=owner, dropped=dropped)
-        output = self.net(alpha * clean + sigma * noise, timesteps, **condition)
+        noisy = alpha * clean + sigma * noise  # (R, c, s, s)
+        output = self._output(noisy, timesteps, condition)
         losses = per_example_loss(
             output,
             self.prediction.target(clean, noise, alpha=alpha, sigma=sigma),
@@ -186,6 +201,15 @@ class LatentDiffusion(LightningModule):
             min_snr_gamma=self.min_snr_gamma,
         )  # (R,)
         return losses.unflatten(0, (-1, draws)).mean(dim=1)  # (B,)
+
+    def _output(self, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """The prediction (R, c, s, s) for rows at their timesteps (R,)."""
+        output = self.net(noisy, timesteps, **condition)
+        if self.prior is None:
+            return output
+        alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=4)  # (R, 1, 1, 1)
+        clean = self.prior.clean(noisy, condition["labels"], alpha=alpha, sigma=sigma)
+        return output + self.prediction.output(clean, noisy, alpha=alpha, sigma=sigma)
 
     def _condition(self, batch: ImageBatch, *, owner: Tensor, dropped: Tensor) -> dict[str, Tensor]:
         """What the net is told of each row: its image's label, and its caption where there is one."""
@@ -311,10 +335,10 @@ class LatentDiffusion(LightningModule):
                 condition: dict[str, Tensor] = condition,
                 nothing: Tensor = nothing,
             ) -> Tensor:
-                output = self.net(noisy, timesteps, **condition)  # (b, c, s, s)
+                output = self._output(noisy, timesteps, condition)  # (b, c, s, s)
                 if weight == 1:
                     return output
-                plain = self.net(noisy, timesteps, labels=nothing)  # (b, c, s, s)
+                plain = self._output(noisy, timesteps, {"labels": nothing})  # (b, c, s, s)
                 return plain + weight * (output - plain)
 
             latents = self.sampler.sample(
@@ -337,6 +361,8 @@ class LatentDiffusion(LightningModule):
         }
         if isinstance(self.net, PretrainedNet):
             facts["pretrained"] = self.net.source
+        if self.prior is not None:
+            facts |= self.prior.facts()
         return {**facts, **(self.adapter.facts() if self.adapter is not None else {"adapter": "Full"})}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -369,6 +395,7 @@ class LatentDiffusion(LightningModule):
 _LIVE_ARGUMENTS = [
     "net",
     "autoencoder",
+    "prior",
     "adapter",
     "schedule",
     "prediction",

@@ -1002,8 +1002,9 @@ def test_another_process_may_begin_the_ledger_meanwhile(
     def read_anchor_once_it_has_begun(at: Path, *, tail: int | None = None) -> dict[int, str] | None:
         if not begun and (place == "before the file" or path.exists()):
             begun.append(place)
-            other = in_process(f"ledger.register({DATA!r}, unit={UNIT!r}, delta={DELTA})", path)
-            assert other.wait() == 0
+            with in_process(f"ledger.register({DATA!r}, unit={UNIT!r}, delta={DELTA})", path) as other:
+                other.communicate()
+            assert other.returncode == 0
         return read_anchor(at, tail=tail)
 
     monkeypatch.setattr(storage_module, "read_anchor", read_anchor_once_it_has_begun)

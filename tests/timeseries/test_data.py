@@ -509,7 +509,7 @@ def test_household_batches_and_unit():
     ("arguments", "words"),
     [
         ({"num_households": 5}, ["num_households is 5", "at least 10"]),
-        ({"num_days": 3}, ["num_days is 3 (72 hours)", "120 hours", "simulate more days"]),
+        ({"num_days": 3}, ["num_days is 3 (72 steps)", "120 steps", "simulate more days"]),
         ({"windows_per_user": 0}, ["windows_per_user is 0"]),
     ],
 )

@@ -1,0 +1,121 @@
+"""Private images of Fashion-MNIST: which weights to train, how many of them, and what the rest is worth.
+
+    LIGHTNING_DP_DATA=… python benchmarks/images.py --study images --json docs/results/images.json
+    LIGHTNING_DP_DATA=… python benchmarks/images.py --study saliency --json docs/results/saliency.json
+
+Every run is the public command in a process of its own, then `lightning-dp evaluate`, with one ledger for the
+study. Runs that were evaluated are not repeated, so a study that was stopped goes on by the same command;
+--collect writes what there is.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from result_file import rows_of_runs, write
+
+from lightning_dp.tracking.results import compare, read_results
+from lightning_dp.tracking.tables import comparison_tables, markdown
+
+ROOT = Path(__file__).parents[1]
+_RUNS = ROOT / "runs"
+_PUBLIC = "fashion_mnist_public"
+_ADAPTER = "--model.init_args.adapter"
+_EVALUATION = ["--samples=10000", "--distance-samples=2000", "--epochs=5"]
+_METRICS = ["accuracy_cnn", "fd_lite0"]
+
+
+def _fragment(name: str, *more: str) -> list[str]:
+    return [f"--config=conf/adapter/{name}.yaml", *more]
+
+
+def _ratio(percent: int) -> list[str]:
+    return [f"{_ADAPTER}.init_args.ratio={percent / 100}", f"--run.method=saliency LoRA {percent} %"]
+
+
+METHODS: dict[str, list[str]] = {
+    "full": _fragment("full"),
+    "attention": _fragment("attention"),
+    "lora": _fragment("lora"),
+    **{f"saliency{p}": _fragment("saliency_lora", *_ratio(p)) for p in (10, 30, 50, 70)},
+    "random30": _fragment("random_lora", f"{_ADAPTER}.init_args.ratio=0.3"),
+    # Everything but training: the public network beside the private means and covariances.
+    "prior": _fragment(
+        "lora", "--run.method=prior, no training", "--model.init_args.optimizer.init_args.lr=0"
+    ),
+}
+STUDIES: dict[str, tuple[list[str], list[str]]] = {
+    # study: (methods of several seeds, methods of one seed)
+    "images": (["full", "saliency30"], ["attention", "lora", "prior"]),
+    "saliency": (["saliency30"], ["saliency10", "saliency50", "saliency70", "random30", "lora"]),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--study", choices=list(STUDIES), required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first for all methods")
+    parser.add_argument("--epsilons", type=float, nargs="+", default=[10, 1])
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--collect", action="store_true", help="run nothing, write what there is")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    jobs = list(_jobs(options.study, seeds=options.seeds, epsilons=options.epsilons))
+    if not options.collect:
+        if not (_RUNS / _PUBLIC / "checkpoints" / "last.ckpt").exists():
+            _call("fit", f"--config=conf/experiment/{_PUBLIC}.yaml", f"--run.dir={_RUNS / _PUBLIC}", *_QUIET)
+        with ThreadPoolExecutor(options.workers) as pool:
+            for _ in pool.map(_one, jobs):
+                pass
+    results = read_results([folder for folder, _ in jobs if (folder / "results.json").is_file()])
+    print(markdown(comparison_tables(compare(results), only=_METRICS)))
+    if options.json:
+        rows = [row for row in rows_of_runs(results) if row["metric"] in _METRICS]
+        write(options.json, rows=rows, evaluation=_EVALUATION)
+        for folder, _ in jobs:
+            for picture in ("sample_grid", "saliency"):
+                drawn = folder / "plots" / f"{picture}.png"
+                if drawn.is_file() and folder.name in _SHOWN:
+                    shutil.copy(drawn, options.json.with_name(f"{options.study}_{folder.name}_{picture}.png"))
+
+
+_QUIET = ["--run.wandb=disabled", "--trainer.enable_progress_bar=false"]
+_SHOWN = ("full-10-0", "full-1-0", "saliency30-10-0")
+
+
+def _jobs(study: str, *, seeds: list[int], epsilons: list[float]) -> Iterator[tuple[Path, list[str]]]:
+    """Run folders and what makes them, what several seeds are wanted of first."""
+    several, single = STUDIES[study]
+    for number, seed in enumerate(seeds):
+        for method in [*several, *single] if number == 0 else several:
+            for epsilon in epsilons:
+                folder = _RUNS / "images" / f"{method}-{epsilon:g}-{seed}"
+                options = [f"--seed_everything={seed}", f"--privacy.target_epsilon={epsilon:g}"]
+                yield folder, [*METHODS[method], *options]
+
+
+def _one(job: tuple[Path, list[str]]) -> None:
+    folder, options = job
+    results = folder / "results.json"
+    if not results.exists():
+        config = "--config=conf/experiment/fashion_mnist.yaml"
+        _call("fit", config, *options, f"--run.dir={folder}", *_QUIET)
+    if not {f"test/{name}" for name in _METRICS} <= set(json.loads(results.read_text())["metrics"]):
+        _call("evaluate", str(folder), *_EVALUATION)
+
+
+def _call(*command: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "lightning_dp", *command], check=True, cwd=ROOT, env=environment)
+
+
+if __name__ == "__main__":
+    main()

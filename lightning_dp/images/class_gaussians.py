@@ -1,0 +1,281 @@
+"""What the means and covariances of classes say of an image, as the denoiser that a network starts from.
+
+A normal distribution of each class is the most that a few noisy sums can say of it, and the best denoiser of
+a normal distribution is linear and known. A network whose output is added to it has only to learn what is
+not normal, and one of zeros already samples from these distributions. The sums are two paid releases: on
+60,000 images they are worth more than their ε spent on gradients.
+
+Shapes: C classes, d = channels · side² latents, r directions, R rows; entry C is that of no class.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_dp.images.batch import ImageBatch
+from lightning_dp.privacy.grouped_moments import GroupedSecondMoments, GroupedSums, GroupSums
+from lightning_dp.privacy.preparation import Preparation
+from lightning_dp.privacy.release_cost import ReleaseCost
+from lightning_dp.privacy.units import PrivacyUnit
+
+_SHARE_OF_MEANS = 0.2
+_LARGEST_DIMENSION = 4096
+
+
+@final
+class ClassGaussians(nn.Module):
+    """E[x_0 | x_t] if latents of a class were normal, with a covariance of at most r directions and a rest.
+
+    Guarantee: in a private fit, mean and covariance of all classes are two Gaussian releases, charged with
+    the run they belong to. In a fit without privacy they are those of the train set.
+
+    Noisy covariances are cleaned: a direction counts only where its variance stands out of the noise, and
+    with the share of it that is signal (the spiked model: Benaych-Georges & Nadakuditi 2011, theorem 2.1).
+
+    Args:
+        rank: r ≥ 1, the most directions of a class.
+        rest: > 0, standard deviation of a latent in all other directions. The network makes of it what an
+            image has there.
+        noise_multiplier: σ > 0 of both releases together; or
+        budget_share: share in (0, 1) of the target ε that both alone would cost, at the same δ. Give one of
+            the two; neither is a share of three tenths.
+        mean_radius: root mean square of a latent above which an image counts as less, > 0.
+        spread_radius: the same for the distance of an image from the mean of its class.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    variances: Tensor
+    made: Tensor
+
+    def __init__(
+        self,
+        *,
+        rank: int = 64,
+        rest: float = 0.2,
+        noise_multiplier: float | None = None,
+        budget_share: float | None = None,
+        mean_radius: float = 0.8,
+        spread_radius: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"ClassGaussians.rank is {rank}, but it must be at least 1: 64 is usual")
+        for field, value in (("rest", rest), ("mean_radius", mean_radius), ("spread_radius", spread_radius)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"ClassGaussians.{field} is {value}, but it must be a number above 0")
+        self.rank = rank
+        self.rest = rest
+        self._cost = ReleaseCost(
+            type(self).__name__,
+            noise_multiplier=noise_multiplier,
+            budget_share=budget_share,
+            usual_share=0.3,
+        )
+        self.mean_radius = mean_radius
+        self.spread_radius = spread_radius
+        self._counts = np.zeros(0)
+
+    def build(self, *, num_classes: int, dimension: int) -> None:
+        """Make room for C classes of d latents; called once, by the module that owns it.
+
+        Raises:
+            ValueError: d is too large for covariances.
+        """
+        if dimension > _LARGEST_DIMENSION:
+            raise ValueError(
+                f"ClassGaussians needs covariances of {dimension} latents, and {_LARGEST_DIMENSION} are the "
+                "most: take an autoencoder with smaller latents, or no prior"
+            )
+        self.num_classes, self.dimension = num_classes, dimension
+        rank = min(self.rank, dimension)
+        self.register_buffer("mean", torch.zeros(num_classes + 1, dimension))
+        self.register_buffer("basis", torch.zeros(num_classes + 1, dimension, rank))
+        self.register_buffer("variances", torch.full((num_classes + 1, rank), self.rest**2))
+        self.register_buffer("made", torch.zeros((), dtype=torch.bool))
+
+    def clean(self, noisy: Tensor, labels: Tensor, *, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[x_0 | x_t].
+
+        Args:
+            noisy: (R, c, s, s) x_t = α·x_0 + σ·ε.
+            labels: (R,) int64 in [−1, C), −1 for no class.
+            alpha: (R or 1, 1, 1, 1).
+            sigma: (R or 1, 1, 1, 1).
+        """
+        rows = torch.where(labels < 0, self.num_classes, labels)  # (R,)
+        a, s = alpha.flatten(1), sigma.flatten(1)  # (R or 1, 1)
+        mean = self.mean[rows]  # (R, d)
+        away = noisy.flatten(1) - a * mean  # (R, d)
+        # Along a direction of variance λ: α·λ/(α²·λ + σ²) of the way; directions that are not used have the
+        # variance of the rest. Those of the other classes count 0, so that two products do for all rows.
+        gain = self._gain(self.variances[rows], a, s) - self._gain(self.rest**2, a, s)  # (R, r)
+        across = self.basis.permute(1, 0, 2).flatten(1)  # (d, (C+1)·r)
+        own = nn.functional.one_hot(rows, self.num_classes + 1).to(gain.dtype)  # (R, C+1)
+        weights = (own[:, :, None] * gain[:, None]).flatten(1)  # (R, (C+1)·r)
+        found = mean + self._gain(self.rest**2, a, s) * away + (weights * (away @ across)) @ across.T
+        return found.view_as(noisy)
+
+    @staticmethod
+    def _gain(variance: Tensor | float, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha * variance / (alpha.square() * variance + sigma.square())
+
+    def preparations(
+        self, module: Any, *, unit: PrivacyUnit, target_epsilon: float | None, delta: float
+    ) -> list[Preparation]:
+        """The two releases, in order.
+
+        Args:
+            module: the `LatentDiffusion` that encodes images.
+            unit, target_epsilon, delta: of the fit.
+        """
+        together = self._cost.noise_multiplier(target_epsilon=target_epsilon, delta=delta)
+        # Gaussian releases compose by 1/σ² = Σ 1/σᵢ².
+        means, spreads = (together / math.sqrt(share) for share in (_SHARE_OF_MEANS, 1 - _SHARE_OF_MEANS))
+        return [
+            ClassMeans(self, module, rows_per_unit=unit.rows_per_unit, noise_multiplier=means),
+            ClassCovariances(self, module, rows_per_unit=unit.rows_per_unit, noise_multiplier=spreads),
+        ]
+
+    def fit_exactly(self, module: Any, batches: Iterable[ImageBatch]) -> None:
+        """Means and covariances without noise, for a fit without privacy."""
+        kept = list(batches)
+        means = ClassMeans(self, module, rows_per_unit=1, noise_multiplier=1.0)
+        self.set_means(means.mechanism.answer(means.mechanism.sums(means.values(kept))))
+        spreads = ClassCovariances(self, module, rows_per_unit=1, noise_multiplier=1.0)
+        moments = spreads.mechanism.answer(spreads.mechanism.sums(spreads.values(kept)))
+        self.set_covariances(moments, noise=0.0)
+
+    def set_means(self, answer: GroupSums) -> None:
+        """Keep noisy means; a class of hardly any images gets that of all."""
+        counts, sums = answer
+        everything = sums.sum(axis=0) / max(1.0, counts.sum())
+        means = np.where(counts[:, None] > 1, sums / np.maximum(counts, 1.0)[:, None], everything)
+        means[-1] = everything
+        self._counts = np.maximum(counts, 0.0)
+        self.mean.copy_(torch.from_numpy(means))
+
+    def set_covariances(self, moments: np.ndarray, *, noise: float) -> None:
+        """Keep the directions that stand out of the noise.
+
+        Args:
+            moments: (C+1, d, d) noisy sums of the products of differences from their group's mean.
+            noise: standard deviation of an entry off the diagonal.
+        """
+        counts, means = self._counts, self.mean.double().cpu().numpy()
+        total = max(1.0, counts.sum())
+        away = means - means[-1]
+        for entry in range(self.num_classes + 1):
+            if entry == self.num_classes or counts[entry] <= 1:  # that of all images
+                covariance = (moments.sum(axis=0) + (away * counts[:, None]).T @ away) / total
+                deviation = noise * math.sqrt(len(moments)) / total
+            else:
+                covariance = moments[entry] / counts[entry]
+                deviation = noise / counts[entry]
+            values, vectors = np.linalg.eigh(covariance)
+            rank = self.variances.shape[1]
+            values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
+            variances = _signal(values, edge=deviation * math.sqrt(self.dimension))
+            self.variances[entry] = torch.from_numpy(np.maximum(variances, self.rest**2))
+            self.basis[entry] = torch.from_numpy(np.where(variances > self.rest**2, vectors, 0.0))
+        self.made.fill_(True)
+
+    def facts(self) -> dict[str, str | float | int]:
+        """Plain names for tables of results."""
+        return {"prior": type(self).__name__}
+
+
+def _signal(values: np.ndarray, *, edge: float) -> np.ndarray:
+    """Variance along eigenvectors of a noisy covariance, 0 within the noise.
+
+    Noise alone has eigenvalues up to 2·edge. A true one of λ > edge shows up as λ + edge²/λ, along a
+    direction that has 1 − edge²/λ² of it.
+    """
+    clear = values > 2 * edge
+    root = np.sqrt(np.where(clear, values**2 - 4 * edge**2, 0.0))
+    true = np.where(clear, (values + root) / 2, 1.0)
+    return np.where(clear, true - edge**2 / true, 0.0)
+
+
+class _Moments(Preparation):
+    """What both releases have in common: how a unit is read."""
+
+    def __init__(self, prior: ClassGaussians, module: Any, *, rows_per_unit: int) -> None:
+        self._prior, self._module, self._rows_per_unit = prior, module, rows_per_unit
+
+    def _groups_and_latents(self, batches: Iterable[ImageBatch], *, centred: bool) -> np.ndarray:
+        """(N, λ, 1 + d) fp32: an image's group, C for none, and its latents or their way from the mean."""
+        prior, found = self._prior, []
+        for batch in batches:
+            if "latents" in batch:
+                latents = batch["latents"]
+            else:
+                latents = self._module.encode(batch["images"].to(self._module.device))
+            vectors = latents[:, 0].flatten(1).cpu()  # (B, d), the image as it is
+            labels = batch["labels"] if prior.num_classes else torch.full_like(batch["labels"], -1)
+            groups = torch.where(labels < 0, prior.num_classes, labels).cpu()  # (B,)
+            if centred:
+                vectors = vectors - prior.mean.cpu()[groups]
+            rows = torch.cat([groups[:, None].to(vectors.dtype), vectors], dim=1)
+            found.append(rows.unflatten(0, (-1, self._rows_per_unit)).numpy())
+        if not found:
+            return np.zeros((0, self._rows_per_unit, 1 + prior.dimension), dtype=np.float32)
+        return np.concatenate(found)
+
+
+@final
+class ClassMeans(_Moments):
+    """The release of counts and sums."""
+
+    def __init__(
+        self, prior: ClassGaussians, module: Any, *, rows_per_unit: int, noise_multiplier: float
+    ) -> None:
+        super().__init__(prior, module, rows_per_unit=rows_per_unit)
+        self._mechanism = GroupedSums(
+            noise_multiplier=noise_multiplier,
+            num_groups=prior.num_classes + 1,
+            dimension=prior.dimension,
+            max_norm=prior.mean_radius * math.sqrt(prior.dimension),
+        )
+
+    @property
+    def mechanism(self) -> GroupedSums:
+        return self._mechanism
+
+    def values(self, batches: Iterable[ImageBatch]) -> np.ndarray:
+        return self._groups_and_latents(batches, centred=False)
+
+    def apply(self, answer: GroupSums) -> None:
+        self._prior.set_means(answer)
+
+
+@final
+class ClassCovariances(_Moments):
+    """The release of second moments around the means that were released before."""
+
+    def __init__(
+        self, prior: ClassGaussians, module: Any, *, rows_per_unit: int, noise_multiplier: float
+    ) -> None:
+        super().__init__(prior, module, rows_per_unit=rows_per_unit)
+        self._mechanism = GroupedSecondMoments(
+            noise_multiplier=noise_multiplier,
+            num_groups=prior.num_classes + 1,
+            dimension=prior.dimension,
+            max_norm=prior.spread_radius * math.sqrt(prior.dimension),
+        )
+
+    @property
+    def mechanism(self) -> GroupedSecondMoments:
+        return self._mechanism
+
+    def values(self, batches: Iterable[ImageBatch]) -> np.ndarray:
+        return self._groups_and_latents(batches, centred=True)
+
+    def apply(self, answer: np.ndarray) -> None:
+        mechanism = self._mechanism
+        noise = mechanism.noise_multiplier * mechanism.sensitivity / math.sqrt(2)  # off the diagonal
+        self._prior.set_covariances(answer, noise=noise)
