@@ -10,7 +10,7 @@ Shapes: C classes, d = channels · side² latents, r directions, R rows; entry C
 
 import math
 from collections.abc import Iterable
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -22,13 +22,13 @@ from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.release_cost import ReleaseCost
 from lightning_dp.privacy.units import PrivacyUnit
 
-_SHARE_OF_MEANS = 0.2
+_SHARE_OF_MEANS = 0.4
 _LARGEST_DIMENSION = 4096
 
 
 @final
 class ClassGaussians(nn.Module):
-    """E[x_0 | x_t] if latents of a class were normal, with a covariance of at most r directions and a rest.
+    """E[x_0 | x_t] if latents of a class were normal, with r directions and an equal rest in all others.
 
     Guarantee: in a private fit, mean and covariance of all classes are two Gaussian releases, charged with
     the run they belong to. In a fit without privacy they are those of the train set.
@@ -37,12 +37,12 @@ class ClassGaussians(nn.Module):
     with the share of it that is signal (the spiked model: Benaych-Georges & Nadakuditi 2011, theorem 2.1).
 
     Args:
-        rank: r ≥ 1, the most directions of a class.
-        rest: > 0, standard deviation of a latent in all other directions. The network makes of it what an
-            image has there.
+        rank: r ≥ 1, the most directions of a class. What the others have together is known from the trace;
+            the network makes of it what an image has there.
+        floor: > 0, smallest standard deviation along a direction, in latents.
         noise_multiplier: σ > 0 of both releases together; or
         budget_share: share in (0, 1) of the target ε that both alone would cost, at the same δ. Give one of
-            the two; neither is a share of three tenths.
+            the two; neither is a share of a half.
         mean_radius: root mean square of a latent above which an image counts as less, > 0.
         spread_radius: the same for the distance of an image from the mean of its class.
     """
@@ -50,13 +50,14 @@ class ClassGaussians(nn.Module):
     mean: Tensor
     basis: Tensor
     variances: Tensor
+    rest: Tensor
     made: Tensor
 
     def __init__(
         self,
         *,
-        rank: int = 64,
-        rest: float = 0.2,
+        rank: int = 24,
+        floor: float = 0.05,
         noise_multiplier: float | None = None,
         budget_share: float | None = None,
         mean_radius: float = 0.8,
@@ -65,16 +66,20 @@ class ClassGaussians(nn.Module):
         super().__init__()
         if rank < 1:
             raise ValueError(f"ClassGaussians.rank is {rank}, but it must be at least 1: 64 is usual")
-        for field, value in (("rest", rest), ("mean_radius", mean_radius), ("spread_radius", spread_radius)):
+        for field, value in (
+            ("floor", floor),
+            ("mean_radius", mean_radius),
+            ("spread_radius", spread_radius),
+        ):
             if not 0 < value < math.inf:
                 raise ValueError(f"ClassGaussians.{field} is {value}, but it must be a number above 0")
         self.rank = rank
-        self.rest = rest
+        self.floor = floor
         self._cost = ReleaseCost(
             type(self).__name__,
             noise_multiplier=noise_multiplier,
             budget_share=budget_share,
-            usual_share=0.3,
+            usual_share=0.5,
         )
         self.mean_radius = mean_radius
         self.spread_radius = spread_radius
@@ -95,7 +100,8 @@ class ClassGaussians(nn.Module):
         rank = min(self.rank, dimension)
         self.register_buffer("mean", torch.zeros(num_classes + 1, dimension))
         self.register_buffer("basis", torch.zeros(num_classes + 1, dimension, rank))
-        self.register_buffer("variances", torch.full((num_classes + 1, rank), self.rest**2))
+        self.register_buffer("variances", torch.zeros(num_classes + 1, rank))
+        self.register_buffer("rest", torch.full((num_classes + 1,), self.floor**2))
         self.register_buffer("made", torch.zeros((), dtype=torch.bool))
 
     def clean(self, noisy: Tensor, labels: Tensor, *, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -111,17 +117,18 @@ class ClassGaussians(nn.Module):
         a, s = alpha.flatten(1), sigma.flatten(1)  # (R or 1, 1)
         mean = self.mean[rows]  # (R, d)
         away = noisy.flatten(1) - a * mean  # (R, d)
-        # Along a direction of variance λ: α·λ/(α²·λ + σ²) of the way; directions that are not used have the
-        # variance of the rest. Those of the other classes count 0, so that two products do for all rows.
-        gain = self._gain(self.variances[rows], a, s) - self._gain(self.rest**2, a, s)  # (R, r)
+        # Along a direction of variance λ: α·λ/(α²·λ + σ²) of the way. Directions of the other classes count
+        # 0, so that two products do for all rows.
+        elsewhere = self._gain(self.rest[rows, None], a, s)  # (R, 1)
+        gain = self._gain(self.variances[rows], a, s) - elsewhere  # (R, r)
         across = self.basis.permute(1, 0, 2).flatten(1)  # (d, (C+1)·r)
         own = nn.functional.one_hot(rows, self.num_classes + 1).to(gain.dtype)  # (R, C+1)
         weights = (own[:, :, None] * gain[:, None]).flatten(1)  # (R, (C+1)·r)
-        found = mean + self._gain(self.rest**2, a, s) * away + (weights * (away @ across)) @ across.T
+        found = mean + elsewhere * away + (weights * (away @ across)) @ across.T
         return found.view_as(noisy)
 
     @staticmethod
-    def _gain(variance: Tensor | float, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def _gain(variance: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return alpha * variance / (alpha.square() * variance + sigma.square())
 
     def preparations(
@@ -162,31 +169,60 @@ class ClassGaussians(nn.Module):
     def set_covariances(self, moments: np.ndarray, *, noise: float) -> None:
         """Keep the directions that stand out of the noise.
 
+        Those of a class are its own; where its noise hides the others, it takes those that all classes have
+        together.
+
         Args:
             moments: (C+1, d, d) noisy sums of the products of differences from their group's mean.
             noise: standard deviation of an entry off the diagonal.
         """
         counts, means = self._counts, self.mean.double().cpu().numpy()
         total = max(1.0, counts.sum())
+        within = moments.sum(axis=0) / total
+        within_noise = noise * math.sqrt(len(moments)) / total
         away = means - means[-1]
+        between = (away * counts[:, None]).T @ away / total
         for entry in range(self.num_classes + 1):
             if entry == self.num_classes or counts[entry] <= 1:  # that of all images
-                covariance = (moments.sum(axis=0) + (away * counts[:, None]).T @ away) / total
-                deviation = noise * math.sqrt(len(moments)) / total
+                covariance = within + between
+                found = self._directions(covariance, noise=within_noise)
             else:
                 covariance = moments[entry] / counts[entry]
-                deviation = noise / counts[entry]
-            values, vectors = np.linalg.eigh(covariance)
-            rank = self.variances.shape[1]
-            values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
-            variances = _signal(values, edge=deviation * math.sqrt(self.dimension))
-            self.variances[entry] = torch.from_numpy(np.maximum(variances, self.rest**2))
-            self.basis[entry] = torch.from_numpy(np.where(variances > self.rest**2, vectors, 0.0))
+                own = self._directions(covariance, noise=noise / counts[entry])
+                others = np.eye(self.dimension) - own.vectors @ own.vectors.T
+                shared = self._directions(others @ within @ others, noise=within_noise)
+                # Their shape is that of all classes, how much there is of it is the class's own.
+                left = (np.trace(covariance) - own.variances.sum()) / np.trace(others @ within @ others)
+                variances = np.concatenate([own.variances, max(0.0, left) * shared.variances])
+                largest = np.argsort(-variances, kind="stable")
+                vectors = np.concatenate([own.vectors, shared.vectors], axis=1)
+                found = _Directions(variances[largest], vectors[:, largest])
+            rank = min(self.variances.shape[1], len(found.variances))
+            variances, vectors = found.variances[:rank], found.vectors[:, :rank]
+            self.variances[entry], self.basis[entry] = 0.0, 0.0
+            self.variances[entry, :rank] = torch.from_numpy(variances.copy())
+            self.basis[entry, :, :rank] = torch.from_numpy(vectors.copy())
+            rest = (np.trace(covariance) - variances.sum()) / max(1, self.dimension - rank)
+            self.rest[entry] = max(rest, self.floor**2)
         self.made.fill_(True)
+
+    def _directions(self, covariance: np.ndarray, *, noise: float) -> "_Directions":
+        """Those whose variance stands out, the largest first."""
+        values, vectors = np.linalg.eigh(covariance)
+        variances = _signal(values[::-1], edge=noise * math.sqrt(self.dimension))
+        kept = int((variances > self.floor**2).sum())
+        return _Directions(variances[:kept], vectors[:, ::-1][:, :kept])
 
     def facts(self) -> dict[str, str | float | int]:
         """Plain names for tables of results."""
         return {"prior": type(self).__name__}
+
+
+class _Directions(NamedTuple):
+    """Variances (r,), and unit vectors (d, r)."""
+
+    variances: np.ndarray
+    vectors: np.ndarray
 
 
 def _signal(values: np.ndarray, *, edge: float) -> np.ndarray:

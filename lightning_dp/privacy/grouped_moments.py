@@ -13,6 +13,7 @@ import numpy as np
 from lightning_dp.privacy.release import Mechanism, PerUnit
 
 _ROWS_AT_ONCE = 4096
+_WEIGHT_OF_COUNT = 0.25
 
 
 class GroupSums(NamedTuple):
@@ -73,24 +74,25 @@ class _Grouped(Mechanism):
 class GroupedSums(_Grouped):
     """Rows and their sum in each group.
 
-    A row adds R to the count, which is divided by R again, and its vector to the sum: at most √2·R together.
+    A row adds R/4 to the count, which is divided by that again, and its vector to the sum: together at most
+    1.03·R, so that the noise on sums is what they alone would cost, and that on counts is 4.1·σ rows.
     """
 
     @property
     def sensitivity(self) -> float:
-        return math.sqrt(2) * self.max_norm
+        return math.hypot(1, _WEIGHT_OF_COUNT) * self.max_norm
 
     def sums(self, values: PerUnit) -> np.ndarray:
         groups, vectors, rows = self._rows(values)
         found = np.zeros((self.num_groups, 1 + self.dimension))
-        found[:, 0] = self.max_norm * np.bincount(groups, minlength=self.num_groups)
+        found[:, 0] = _WEIGHT_OF_COUNT * self.max_norm * np.bincount(groups, minlength=self.num_groups)
         for group in range(self.num_groups):
             found[group, 1:] = vectors[groups == group].sum(axis=0)
         return found.reshape(-1) / rows
 
     def answer(self, noisy: np.ndarray) -> GroupSums:
         table = noisy.reshape(self.num_groups, 1 + self.dimension)
-        return GroupSums(counts=table[:, 0] / self.max_norm, sums=table[:, 1:])
+        return GroupSums(counts=table[:, 0] / (_WEIGHT_OF_COUNT * self.max_norm), sums=table[:, 1:])
 
 
 @final
