@@ -48,7 +48,10 @@ METHODS: dict[str, list[str]] = {
     "random30": _fragment("random_lora", _FASTER, f"{_ADAPTER}.init_args.ratio=0.3"),
     # Everything but training: the public network beside the private means and covariances.
     "prior": _fragment(
-        "lora", "--run.method=prior, no training", "--model.init_args.optimizer.init_args.lr=0"
+        "lora",
+        "--run.method=prior, no training",
+        "--model.init_args.optimizer.init_args.lr=0",
+        "--trainer.max_steps=1",
     ),
 }
 STUDIES: dict[str, tuple[list[str], list[str]]] = {

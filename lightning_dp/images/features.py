@@ -22,7 +22,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from lightning_dp.data_files import data_folder
 
-_AT_ONCE = 64
+_AT_ONCE = 16  # so that activations of a batch stay in a core's cache
 _INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 _LITE0_FILE = "efficientnet-lite0-57934424.pth"
 _LITE0_SIDE = 224
@@ -96,11 +96,11 @@ class Lite0(FeatureExtractor):
             )
         net.load_state_dict(state)
         net.reset_classifier(0)
-        self._net = net.eval()
+        self._net = net.eval().to(memory_format=torch.channels_last)  # half the time on a CPU
 
     def batch(self, images: Tensor) -> Tensor:
         x = F.interpolate(images.float(), (_LITE0_SIDE, _LITE0_SIDE), mode="bilinear", align_corners=False)
-        return self._net((x - 127) / 128)  # (B, 1280)
+        return self._net(((x - 127) / 128).contiguous(memory_format=torch.channels_last))  # (B, 1280)
 
 
 def available_extractor(data_dir: str | None = None) -> FeatureExtractor:

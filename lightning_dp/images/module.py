@@ -146,7 +146,12 @@ class LatentDiffusion(LightningModule):
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         private = any(isinstance(callback, DifferentialPrivacy) for callback in callbacks)
         if self.prior is not None and not private:
-            dataset = self._data().train_dataset
+            dataset = getattr(self._data(), "train_dataset", None)
+            if not isinstance(dataset, ImageDataset):
+                raise ValueError(
+                    "LatentDiffusion.prior reads the train set of a fit without privacy, but the data module "
+                    "has no ImageDataset train_dataset: take ImageData, or no prior."
+                )
             parts = torch.arange(len(dataset)).split(self.max_sampling_rows)
             self.prior.fit_exactly(self, [dataset.__getitems__(part.tolist()) for part in parts])
         if self.adapter is not None:
