@@ -28,7 +28,8 @@ _RUNS = ROOT / "runs"
 _PUBLIC = "fashion_mnist_public"
 _ADAPTER = "--model.init_args.adapter"
 _EVALUATION = ["--samples=10000", "--distance-samples=2000", "--epochs=5"]
-_METRICS = ["accuracy_cnn", "fd_lite0"]
+_EVALUATED = ["accuracy_cnn", "fd_lite0"]
+_METRICS = [*_EVALUATED, "loss"]  # the last one is known from the fit
 
 
 def _fragment(name: str, *more: str) -> list[str]:
@@ -84,15 +85,17 @@ def main() -> None:
     if options.json:
         rows = [row for row in rows_of_runs(results) if row["metric"] in _METRICS]
         write(options.json, rows=rows, evaluation=_EVALUATION)
-        for folder, _ in jobs:
-            for picture in ("sample_grid", "saliency"):
-                drawn = folder / "plots" / f"{picture}.png"
-                if drawn.is_file() and folder.name in _SHOWN:
-                    shutil.copy(drawn, options.json.with_name(f"{options.study}_{folder.name}_{picture}.png"))
+        for name, picture in _PICTURES[options.study]:
+            drawn = _RUNS / "images" / name / "plots" / f"{picture}.png"
+            if drawn.is_file():
+                shutil.copy(drawn, options.json.with_name(f"{options.study}_{name}.png"))
 
 
 _QUIET = ["--run.wandb=disabled", "--trainer.enable_progress_bar=false"]
-_SHOWN = ("full-10-0", "full-1-0", "saliency30-10-0")
+_PICTURES = {
+    "images": [("full-10-0", "sample_grid"), ("full-1-0", "sample_grid")],
+    "saliency": [("saliency30-10-0", "saliency")],
+}
 
 
 def _jobs(study: str, *, seeds: list[int], epsilons: list[float]) -> Iterator[tuple[Path, list[str]]]:
@@ -112,7 +115,7 @@ def _one(job: tuple[Path, list[str]]) -> None:
     if not results.exists():
         config = "--config=conf/experiment/fashion_mnist.yaml"
         _call("fit", config, *options, f"--run.dir={folder}", *_QUIET)
-    if not {f"test/{name}" for name in _METRICS} <= set(json.loads(results.read_text())["metrics"]):
+    if not {f"test/{name}" for name in _EVALUATED} <= set(json.loads(results.read_text())["metrics"]):
         _call("evaluate", str(folder), *_EVALUATION)
 
 
