@@ -46,8 +46,7 @@ def test_recipe_runs_one_step(path, tmp_path):
     own = tmp_path / path.name
     own.write_text(yaml.safe_dump(recipe))
     configs = [*(partner for key, partner in PARTNERS.items() if key not in recipe), own]
-    private = ["--privacy.expected_batch_size=8", "--privacy.target_epsilon=null"]
-    private += ["--privacy.noise_multiplier=4"]
+    private = ["--privacy.expected_batch_size=8"]
     arguments = [f"--config={config}" for config in configs]
     arguments += [*ONE_STEP, *(private if recipe.get("privacy") else [])]
     assert main(["fit", *arguments, f"--run.dir={tmp_path / 'run'}"]) == 0
