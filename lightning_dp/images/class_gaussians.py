@@ -65,7 +65,7 @@ class ClassGaussians(nn.Module):
     ) -> None:
         super().__init__()
         if rank < 1:
-            raise ValueError(f"ClassGaussians.rank is {rank}, but it must be at least 1: 64 is usual")
+            raise ValueError(f"ClassGaussians.rank is {rank}, but it must be at least 1: 24 is usual")
         for field, value in (
             ("floor", floor),
             ("mean_radius", mean_radius),

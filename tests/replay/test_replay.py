@@ -252,6 +252,13 @@ def test_users_with_several_windows(tmp_path):
     held(of_series(tmp_path, data, neighbours=users, noise_draws=2, privacy={"physical_batch_size": 3}))
 
 
+def test_imputation_with_masks_drawn_in_training(tmp_path):
+    def data() -> HouseholdLoad:
+        return households(windows_per_user=2, task=PointImputation((0.1, 0.6)))
+
+    held(of_series(tmp_path, data, neighbours=[REMOVED, BLANK, HUGE]))
+
+
 TASKS = [
     PointImputation((0.1, 0.6)),
     SubSequenceImputation((0.2, 0.5)),
@@ -266,7 +273,7 @@ TASKS = [
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
-def test_every_task_with_masks_drawn_in_training(tmp_path, task):
+def test_every_task_without_dropout(tmp_path, task):
     def data() -> HouseholdLoad:
         return households(windows_per_user=2, task=task)
 
