@@ -54,8 +54,7 @@ class ConditioningReference(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, DifferentialPrivacy) for callback in callbacks):
+        if DifferentialPrivacy.of(trainer) is not None:
             raise ValueError(
                 "ConditioningReference can't be used in a private fit: the limits that it measures would be "
                 "a release that nobody paid for; fit on public data with 'privacy: null'"

@@ -143,6 +143,12 @@ class DifferentialPrivacy(Callback):
         self._logical: LogicalBatches | None = None
         self._collected = False
 
+    @classmethod
+    def of(cls, trainer: Trainer) -> "DifferentialPrivacy | None":
+        """The one among a trainer's callbacks; None where fits are not private."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        return next((callback for callback in callbacks if isinstance(callback, cls)), None)
+
     @property
     def plan(self) -> PrivacyPlan:
         """The plan of the fit; known once `setup` has run."""

@@ -113,7 +113,7 @@ class GradientDiagnostics(Callback):
         if stage != "fit":
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        self._private = next((c for c in callbacks if isinstance(c, DifferentialPrivacy)), None)
+        self._private = DifferentialPrivacy.of(trainer)
         if self._private is not None and callbacks.index(self._private) < callbacks.index(self):
             raise ValueError(
                 "GradientDiagnostics comes after DifferentialPrivacy in the trainer's callbacks and would "

@@ -81,8 +81,7 @@ class WeightsOrigin(Callback):
         if stage != "fit":
             return
         data = getattr(trainer, "datamodule", None)
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        private = next((c for c in callbacks if isinstance(c, DifferentialPrivacy)), None)
+        private = DifferentialPrivacy.of(trainer)
         name = getattr(data, "dataset_id", None) or ("" if data is None else type(data).__name__)
         if private is not None and private.dataset:
             name = private.dataset

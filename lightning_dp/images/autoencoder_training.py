@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
@@ -46,8 +46,7 @@ class AutoencoderTraining(LightningModule):
         """Refuse data that is not public, and DP-SGD, which would not cover the statistics kept here."""
         if stage != "fit":
             return
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        private = any(isinstance(callback, DifferentialPrivacy) for callback in callbacks)
+        private = DifferentialPrivacy.of(self.trainer) is not None
         data: Any = getattr(self.trainer, "datamodule", None)
         if private or getattr(data, "public", False) is not True:
             raise ValueError(

@@ -51,7 +51,6 @@ class ClassGaussians(nn.Module):
     basis: Tensor
     variances: Tensor
     rest: Tensor
-    made: Tensor
 
     def __init__(
         self,
@@ -102,7 +101,6 @@ class ClassGaussians(nn.Module):
         self.register_buffer("basis", torch.zeros(num_classes + 1, dimension, rank))
         self.register_buffer("variances", torch.zeros(num_classes + 1, rank))
         self.register_buffer("rest", torch.full((num_classes + 1,), self.floor**2))
-        self.register_buffer("made", torch.zeros((), dtype=torch.bool))
 
     def clean(self, noisy: Tensor, labels: Tensor, *, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x_0 | x_t].
@@ -204,7 +202,6 @@ class ClassGaussians(nn.Module):
             self.basis[entry, :, :rank] = torch.from_numpy(vectors.copy())
             rest = (np.trace(covariance) - variances.sum()) / max(1, self.dimension - rank)
             self.rest[entry] = max(rest, self.floor**2)
-        self.made.fill_(True)
 
     def _directions(self, covariance: np.ndarray, *, noise: float) -> "_Directions":
         """Those whose variance stands out, the largest first."""

@@ -143,9 +143,7 @@ class LatentDiffusion(LightningModule):
         return [one for part in parts for one in part.preparations(self, **facts)]
 
     def on_fit_start(self) -> None:
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        private = any(isinstance(callback, DifferentialPrivacy) for callback in callbacks)
-        if self.prior is not None and not private:
+        if self.prior is not None and DifferentialPrivacy.of(self.trainer) is None:
             dataset = getattr(self._data(), "train_dataset", None)
             if not isinstance(dataset, ImageDataset):
                 raise ValueError(
