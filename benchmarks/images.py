@@ -99,10 +99,10 @@ _PICTURES = {
 
 
 def _jobs(study: str, *, seeds: list[int], epsilons: list[float]) -> Iterator[tuple[Path, list[str]]]:
-    """Run folders and what makes them, what several seeds are wanted of first."""
+    """Run folders and what makes them, all of the first seed first."""
     several, single = STUDIES[study]
-    for epsilon in epsilons:
-        for number, seed in enumerate(seeds):
+    for number, seed in enumerate(seeds):
+        for epsilon in epsilons:
             for method in [*several, *single] if number == 0 else several:
                 folder = _RUNS / "images" / f"{method}-{epsilon:g}-{seed}"
                 options = [f"--seed_everything={seed}", f"--privacy.target_epsilon={epsilon:g}"]
