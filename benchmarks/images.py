@@ -40,13 +40,14 @@ def _ratio(percent: int) -> list[str]:
     return [f"{_ADAPTER}.init_args.ratio={percent / 100}", f"--run.method=saliency LoRA {percent} %"]
 
 
-_FASTER = "--model.init_args.optimizer.init_args.lr=3e-3"  # low-rank pairs take larger steps
+# Gradients of low-rank pairs are shorter, and take larger steps.
+_PAIRS = ["--model.init_args.optimizer.init_args.lr=3e-3", "--privacy.max_grad_norm=0.05"]
 METHODS: dict[str, list[str]] = {
     "full": _fragment("full"),
     "attention": _fragment("attention"),
-    "lora": _fragment("lora", _FASTER),
-    **{f"saliency{p}": _fragment("saliency_lora", _FASTER, *_ratio(p)) for p in (10, 30, 50, 70)},
-    "random30": _fragment("random_lora", _FASTER, f"{_ADAPTER}.init_args.ratio=0.3"),
+    "lora": _fragment("lora", *_PAIRS),
+    **{f"saliency{p}": _fragment("saliency_lora", *_PAIRS, *_ratio(p)) for p in (10, 30, 50, 70)},
+    "random30": _fragment("random_lora", *_PAIRS, f"{_ADAPTER}.init_args.ratio=0.3"),
     # Everything but training: the public network beside the private means and covariances.
     "prior": _fragment(
         "lora",
