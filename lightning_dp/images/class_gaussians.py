@@ -55,7 +55,7 @@ class ClassGaussians(nn.Module):
     def __init__(
         self,
         *,
-        rank: int = 128,
+        rank: int = 24,
         floor: float = 0.05,
         noise_multiplier: float | None = None,
         budget_share: float | None = None,
@@ -64,7 +64,7 @@ class ClassGaussians(nn.Module):
     ) -> None:
         super().__init__()
         if rank < 1:
-            raise ValueError(f"ClassGaussians.rank is {rank}, but it must be at least 1: 128 is usual")
+            raise ValueError(f"ClassGaussians.rank is {rank}, but it must be at least 1: 24 is usual")
         for field, value in (
             ("floor", floor),
             ("mean_radius", mean_radius),
@@ -167,9 +167,8 @@ class ClassGaussians(nn.Module):
     def set_covariances(self, moments: np.ndarray, *, noise: float) -> None:
         """Keep the directions that stand out of the noise.
 
-        Those of a class are its own. Where its noise hides the others, it takes those that all classes have
-        together, and where that noise hides them too, those of the weights that the fit started from. How
-        much there is of them is the class's own.
+        Those of a class are its own; where its noise hides the others, it takes those that all classes have
+        together.
 
         Args:
             moments: (C+1, d, d) noisy sums of the products of differences from their group's mean.
@@ -177,7 +176,6 @@ class ClassGaussians(nn.Module):
         """
         counts, means = self._counts, self.mean.double().cpu().numpy()
         total = max(1.0, counts.sum())
-        earlier = self._earlier()
         within = moments.sum(axis=0) / total
         within_noise = noise * math.sqrt(len(moments)) / total
         away = means - means[-1]
@@ -188,16 +186,20 @@ class ClassGaussians(nn.Module):
                 found = self._directions(covariance, noise=within_noise)
             else:
                 covariance = moments[entry] / counts[entry]
-                found = self._directions(covariance, noise=noise / counts[entry])
-                found = self._completed(found, np.trace(covariance), by=within, noise=within_noise)
-            if earlier is not None:
-                found = self._completed(found, np.trace(covariance), by=earlier, noise=0.0)
+                own = self._directions(covariance, noise=noise / counts[entry])
+                others = np.eye(self.dimension) - own.vectors @ own.vectors.T
+                shared = self._directions(others @ within @ others, noise=within_noise)
+                # Their shape is that of all classes, how much there is of it is the class's own.
+                left = (np.trace(covariance) - own.variances.sum()) / np.trace(others @ within @ others)
+                variances = np.concatenate([own.variances, max(0.0, left) * shared.variances])
+                largest = np.argsort(-variances, kind="stable")
+                vectors = np.concatenate([own.vectors, shared.vectors], axis=1)
+                found = _Directions(variances[largest], vectors[:, largest])
             rank = min(self.variances.shape[1], len(found.variances))
-            largest = np.argsort(-found.variances, kind="stable")[:rank]
-            variances, vectors = found.variances[largest], found.vectors[:, largest]
+            variances, vectors = found.variances[:rank], found.vectors[:, :rank]
             self.variances[entry], self.basis[entry] = 0.0, 0.0
-            self.variances[entry, :rank] = torch.from_numpy(variances)
-            self.basis[entry, :, :rank] = torch.from_numpy(vectors)
+            self.variances[entry, :rank] = torch.from_numpy(variances.copy())
+            self.basis[entry, :, :rank] = torch.from_numpy(vectors.copy())
             rest = (np.trace(covariance) - variances.sum()) / max(1, self.dimension - rank)
             self.rest[entry] = max(rest, self.floor**2)
 
@@ -207,26 +209,6 @@ class ClassGaussians(nn.Module):
         variances = _signal(values[::-1], edge=noise * math.sqrt(self.dimension))
         kept = int((variances > self.floor**2).sum())
         return _Directions(variances[:kept], vectors[:, ::-1][:, :kept])
-
-    def _completed(
-        self, found: "_Directions", trace: float, *, by: np.ndarray, noise: float
-    ) -> "_Directions":
-        """With directions of another covariance (d, d) in what is left, scaled to what the trace leaves."""
-        others = np.eye(self.dimension) - found.vectors @ found.vectors.T
-        left = others @ by @ others
-        more = self._directions(left, noise=noise)
-        scale = max(0.0, trace - found.variances.sum()) / max(np.trace(left), self.floor**2)
-        return _Directions(
-            np.concatenate([found.variances, scale * more.variances]),
-            np.concatenate([found.vectors, more.vectors], axis=1),
-        )
-
-    def _earlier(self) -> np.ndarray | None:
-        """(d, d), how images differ within a class by the weights that were loaded; None without any."""
-        entries = slice(self.num_classes) if self.num_classes else slice(1)
-        variances, basis = (x[entries].double().cpu().numpy() for x in (self.variances, self.basis))
-        known = [(v, b) for v, b in zip(variances, basis, strict=True) if v.any()]
-        return np.mean([(b * v) @ b.T for v, b in known], axis=0) if known else None
 
     def facts(self) -> dict[str, str | float | int]:
         """Plain names for tables of results."""

@@ -107,24 +107,6 @@ def test_where_noise_hides_a_class_its_directions_are_those_of_all():
     assert (prior.variances[:8, 0] > 0).all()
 
 
-def test_what_all_noise_hides_has_the_shape_it_started_with():
-    """Public classes vary along two directions; private sums of noise can't show them."""
-    prior = ClassGaussians(rank=4)
-    prior.build(num_classes=2, dimension=40)
-    public = torch.zeros(2, 40, 4)
-    public[:, 3, 0] = public[:, 7, 1] = 1.0
-    prior.basis[:2], prior.variances[:2] = public, torch.tensor([0.8, 0.2, 0.0, 0.0])
-    prior._counts = np.array([1000.0, 1000.0, 0.0])
-    own = np.diag([0.1] * 40)
-    moments = np.stack([1000 * own, 1000 * own, 0 * own])
-    prior.set_covariances(moments, noise=1000.0)
-    for entry in range(3):
-        variances, basis = prior.variances[entry], prior.basis[entry]
-        assert basis[3, 0].abs() == basis[7, 1].abs() == 1
-        assert variances.tolist() == pytest.approx([3.2, 0.8, 0, 0]), "all of the trace, four to one"
-        assert prior.rest[entry] == pytest.approx(prior.floor**2)
-
-
 def fit(folder, prior, **privacy):
     data = npz_data(write_npz(folder / "data"))
     options = {"target_epsilon": 3.0, "delta": 1e-2, "expected_batch_size": 20, **privacy}
