@@ -37,7 +37,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--epochs", type=int, default=defaults.epochs, help="of each classifier")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance; default: the run's own")
-    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--steps", type=int, help="of the sampler; default: the run's own")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of sampling and classifiers")
     arguments = parser.parse_args(argv)
     evaluation = Evaluation(
         parts=tuple(arguments.parts),
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
         distance_samples=arguments.distance_samples,
         epochs=arguments.epochs,
         guidance=arguments.guidance,
+        num_steps=arguments.steps,
         seed=arguments.seed,
     )
     for run in arguments.runs:

@@ -46,6 +46,7 @@ def main(argv: list[str]) -> int:
         help="a .csv or .parquet file; of images a folder",
     )
     parser.add_argument("--seed", type=int, help="of the draws; they may be repeated without harm")
+    parser.add_argument("--steps", type=int, help="of the sampler (default the run's)")
     parser.add_argument("--samples", type=int, help="draws of each predicted window (default 1)")
     synthesis = parser.add_argument_group("synthesis")
     synthesis.add_argument("--start", metavar="DATE", help="first stamp of the series, e.g. 2024-01-01")
@@ -92,6 +93,8 @@ def main(argv: list[str]) -> int:
     from lightning_dp.timeseries.masks import Synthesis
 
     module, data = _load(arguments.run)
+    if arguments.steps is not None:
+        module.sampler.num_steps = arguments.steps
     synthetic = isinstance(getattr(data, "task", None), Synthesis)
     generator = torch.Generator()
     if arguments.seed is None:
@@ -119,6 +122,7 @@ def main(argv: list[str]) -> int:
         "series" if synthetic else "windows": total,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": arguments.seed,
+        "num_steps": module.sampler.num_steps,
         "checkpoint_sha256": _digest(arguments.run / CHECKPOINT),
         "kind": "synthesis" if synthetic else "predictions",
         **_claims(report, synthetic=synthetic),
@@ -141,6 +145,7 @@ def _sample_images(arguments: argparse.Namespace) -> int:
         out=arguments.output,
         file_format=arguments.format,
         guidance=arguments.guidance,
+        num_steps=arguments.steps,
         seed=arguments.seed,
     )
     print(f"images   {folder} ({arguments.num})\nprivacy  {folder / 'privacy.json'}")

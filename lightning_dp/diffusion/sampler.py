@@ -32,13 +32,22 @@ class Sampler:
         timestep_spacing: str = "trailing",
         eta: float = 0.0,
     ) -> None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps is {num_steps}, but sampling takes at least one: 5 to 50 are usual.")
         # Any: diffusers' own base class declares none of what its schedulers share.
         self.scheduler: Any = scheduler or DPMSolverMultistepScheduler()
         self.num_steps = num_steps
         self.timestep_spacing = timestep_spacing
         self.eta = eta
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of one draw; may be set to another number after training."""
+        return self._num_steps
+
+    @num_steps.setter
+    def num_steps(self, num_steps: int) -> None:
+        if num_steps < 1:
+            raise ValueError(f"num_steps is {num_steps}, but sampling takes at least one: 5 to 50 are usual.")
+        self._num_steps = num_steps
 
     @torch.no_grad()
     def sample(

@@ -37,6 +37,7 @@ class Evaluation:
         distance_samples: of them, how many are compared with the test split; features are slow on a CPU.
         epochs: of a classifier.
         guidance: w ≥ 1; None for the module's own.
+        num_steps: ≥ 1 steps of the sampler; None for the module's own.
         seed: of sampling and classifiers.
     """
 
@@ -45,6 +46,7 @@ class Evaluation:
     distance_samples: int = 5_000
     epochs: int = 10
     guidance: float | None = None
+    num_steps: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -91,13 +93,14 @@ def evaluate_run(run: Path, *, evaluation: Evaluation) -> dict[str, float]:
 def _samples_of(run: Path, *, data: ImageData, evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray, int]:
     """(N, C, S, S) uint8 and labels (N,), saved or drawn, and how many classes they know."""
     if (run / SAMPLES).is_file():
-        if evaluation.guidance is not None:
-            raise ValueError(f"guidance is {evaluation.guidance}, but {run} holds samples and no model.")
+        for name in ("guidance", "num_steps"):
+            if (value := getattr(evaluation, name)) is not None:
+                raise ValueError(f"{name} is {value}, but {run} holds samples and no model.")
         with np.load(run / SAMPLES, allow_pickle=False) as content:
             pixels, labels = (content[name][: evaluation.num_samples] for name in ("images", "labels"))
         samples = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
         return samples, labels, data.num_classes
-    module = load_module(run)
+    module = load_module(run, num_steps=evaluation.num_steps)
     wanted = balanced_labels(evaluation.num_samples, num_classes=module.net.num_classes)
     samples = draw(module, wanted, guidance=evaluation.guidance, seed=evaluation.seed)
     return samples, wanted.numpy(), module.net.num_classes
@@ -182,6 +185,7 @@ def _add_to_results(
         "distance_samples": min(evaluation.distance_samples, num_samples),
         "epochs": evaluation.epochs,
         "guidance": evaluation.guidance,
+        "num_steps": evaluation.num_steps,
         "seed": evaluation.seed,
     }
     replace_text(path, json.dumps(json_ready(results), indent=2) + "\n")

@@ -59,6 +59,7 @@ def sample_run(
     prompts: Sequence[str] = (),
     file_format: Format = "png",
     guidance: float | None = None,
+    num_steps: int | None = None,
     seed: int | None = None,
 ) -> Path:
     """Sample from a run folder and write the result; reads no image of the data.
@@ -71,6 +72,7 @@ def sample_run(
             the labels; about.json lists them.
         file_format: as in `export_images`.
         guidance: w ≥ 1; None for the run's own.
+        num_steps: ≥ 1 steps of the sampler; None for the run's own.
         seed: None for fresh randomness.
 
     Returns:
@@ -82,9 +84,14 @@ def sample_run(
     if num_samples < 1:
         raise ValueError(f"the number of samples is {num_samples}; it must be at least 1.")
     check_empty(out)
-    module = load_module(run)
+    module = load_module(run, num_steps=num_steps)
     class_names = load_data(run).class_names[: module.net.num_classes]
-    about = {"run": run.name, "guidance": module.guidance if guidance is None else guidance, "seed": seed}
+    about = {
+        "run": run.name,
+        "guidance": module.guidance if guidance is None else guidance,
+        "num_steps": module.sampler.num_steps,
+        "seed": seed,
+    }
     if prompts:
         class_names = tuple(str(number) for number in range(len(prompts)))
         labels = balanced_labels(num_samples, num_classes=len(prompts))

@@ -17,14 +17,18 @@ from lightning_dp.tracking.run_folder import CHECKPOINT
 MODULE = f"{LatentDiffusion.__module__}.{LatentDiffusion.__name__}"
 
 
-def load_module(run: Path) -> LatentDiffusion:
+def load_module(run: Path, *, num_steps: int | None = None) -> LatentDiffusion:
     """The module of a run with the weights of its last checkpoint, ready to sample; on a GPU if there is one.
 
     Earlier stages' files are not needed: all weights are in the checkpoint, but those of a
     `DiffusersAutoencoder` and the frozen ones of a public checkpoint folder.
 
+    Args:
+        run: its folder.
+        num_steps: ≥ 1 steps of the sampler; None for the run's own.
+
     Raises:
-        ValueError: the folder is no run of the image half.
+        ValueError: the folder is no run of the image half, or takes no such number of steps.
     """
     model = (_config(run).get("model") or {}).get("class_path")
     if model != MODULE:
@@ -42,6 +46,8 @@ def load_module(run: Path) -> LatentDiffusion:
     module = instantiate_module(LatentDiffusion, settings)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
+    if num_steps is not None:
+        module.sampler.num_steps = num_steps
     return module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 

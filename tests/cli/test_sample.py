@@ -119,6 +119,18 @@ def test_a_seed_repeats_the_draws_and_chunks_change_nothing_but_them(synthetic_r
     assert pd.read_csv(files[0])["id"].nunique() == 300  # two chunks of windows
 
 
+def test_another_number_of_steps(synthetic_run, tmp_path, capsys):
+    files = [tmp_path / f"{steps}.csv" for steps in (1, 9)]
+    for file in files:
+        assert sample(synthetic_run, file, "--num=2", "--seed=1", f"--steps={file.stem}", *SYNTHESIS) == 0
+        assert json.loads(Path(f"{file}.privacy.json").read_text())["num_steps"] == int(file.stem)
+    assert files[0].read_bytes() != files[1].read_bytes()
+    refused = tmp_path / "0.csv"
+    assert sample(synthetic_run, refused, "--num=2", "--steps=0", *SYNTHESIS) == 2
+    assert "num_steps is 0, but sampling takes at least one" in capsys.readouterr().err
+    assert not refused.exists()
+
+
 def test_predictions_say_that_they_read_rows(forecasting_run, tmp_path):
     output = tmp_path / "forecasts.csv"
     assert sample(forecasting_run, output, "--num=2", "--samples=3", "--seed=0") == 0

@@ -121,6 +121,19 @@ def test_samples_come_back_as_they_were_written(run, tmp_path, file_format):
         sample_run(run, num_samples=7, out=out)
 
 
+def test_another_number_of_steps(run, tmp_path):
+    images = {}
+    for steps in (2, 20):
+        options = {"num_samples": 3, "file_format": "npz", "seed": 3}
+        out = sample_run(run, out=tmp_path / str(steps), num_steps=steps, **options)
+        assert json.loads((out / "about.json").read_text())["num_steps"] == steps
+        table = NPZ(str(out), class_names=CLASSES).open("train")
+        images[steps] = np.stack([np.asarray(table.read(i)) for i in range(3)])
+    assert not np.array_equal(images[2], images[20])
+    with pytest.raises(ValueError, match="num_steps is 0, but sampling takes at least one"):
+        load_module(run, num_steps=0)
+
+
 def test_colour_images_survive_too(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 3, 8, 8), dtype=np.uint8)
     labels = np.array([0, -1, 0])
