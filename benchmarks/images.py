@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 _RUNS = ROOT / "runs"
 _PUBLIC = "fashion_mnist_public"
 _ADAPTER = "--model.init_args.adapter"
-_EVALUATION = ["--samples=10000", "--distance-samples=2000", "--epochs=5"]
+_EVALUATION = ["--samples=20000", "--distance-samples=2000", "--epochs=5"]
 _EVALUATED = ["accuracy_cnn", "fd_lite0"]
 _METRICS = [*_EVALUATED, "loss"]  # the last one is known from the fit
 
