@@ -493,12 +493,14 @@ def test_votes_move_the_population_to_the_private_distribution(tmp_path, keep_pa
 
 
 def test_without_votes_it_does_not_get_there(tmp_path, monkeypatch):
-    """The control: noise alone leads one class there by chance once in 500 runs, and hardly ever both."""
+    """The control: noise alone leads nowhere near, but for one class in a run now and then by chance."""
     monkeypatch.setattr(PrivateEvolution, "_ballots", lambda self, *_: [np.array([np.nan])])
     monkeypatch.setattr(PrivateEvolution, "_report", lambda self, *_, **__: None)
     monkeypatch.setattr(PrivateEvolution, "_write_results", lambda self: None)
-    run_of(tmp_path, iterations=12, population=60).run()
-    assert distance_to_go(tmp_path) > 0.5
+    folders = [tmp_path / str(number) for number in range(3)]
+    for folder in folders:
+        run_of(folder, iterations=12, population=60).run()
+    assert np.median([distance_to_go(folder) for folder in folders]) > 1.5
 
 
 def test_users_with_several_rows(tmp_path):

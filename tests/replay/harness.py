@@ -43,8 +43,8 @@ from replay.observed import differences, files_of, ledger_of
 from replay.tape import Call, Clock, Interrupted, Recorder, Source, Tape
 
 TOLERANCE = 1e-5
-"""Share of the sensitivity that rounding may add: two fp32 sums of ten clipped gradients, each off by up to
-ten roundings of 6e-8. At 1e-6 one fit in a hundred was over."""
+"""Share of the sensitivity that rounding may add: two fp32 sums of twelve gradients of that length, each
+rounded twelve times by up to 6e-8 of the sum. More than 1e-6 was seen."""
 SAME = 1e-5
 """Share of the sensitivity below which two raw inputs count as equal but for rounding."""
 
