@@ -52,8 +52,9 @@ class DifferentialPrivacy(Callback):
 
     The module's `training_step` must return the mean of per-row losses. A module whose layers see
     several rows per row of the data set says so by an integer attribute `rows_per_example`; one that has
-    to learn something about the data before its first step lists it in `preparations()`; a datamodule
-    whose items are not independent records describes them by a method `privacy_unit()`.
+    to learn something about the data before its first step lists it in `preparations()`; one that computes
+    something of each row once, such as latents, does so in `read_train_set()`; a datamodule whose items are
+    not independent records describes them by a method `privacy_unit()`.
 
     Several devices need `trainer.strategy=private_ddp`: each rank draws from units of its own, rank 0 pays
     and adds the noise, and the expected batch size is that of all ranks together.
@@ -231,7 +232,7 @@ class DifferentialPrivacy(Callback):
         )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Charge and make the releases before training, and charge the first steps.
+        """Charge the first steps, and charge and make the releases before training.
 
         Optimizers and checkpoint are there, no row has been fetched.
         """
@@ -250,10 +251,12 @@ class DifferentialPrivacy(Callback):
             ranks=self._ranks,
             overrides=tuple(map(str, self._accepted)),
         )
+        self._charges.cover()
+        if read := getattr(pl_module, "read_train_set", None):
+            read()  # in every process at once, rather than where the others wait for the first one's releases
         if self._parent is None:  # else the checkpoint holds what they set
             for preparation in self._preparations:
                 self._prepare(preparation)
-        self._charges.cover()
         self._report(status="running")
 
     def _prepare(self, preparation: Preparation) -> None:

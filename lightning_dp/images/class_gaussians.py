@@ -244,11 +244,7 @@ class _Moments(Preparation):
         """(N, λ, 1 + d) fp32: an image's group, C for none, and its latents or their way from the mean."""
         prior, found = self._prior, []
         for batch in batches:
-            if "latents" in batch:
-                latents = batch["latents"]
-            else:
-                latents = self._module.encode(batch["images"].to(self._module.device))
-            vectors = latents[:, 0].flatten(1).cpu()  # (B, d), the image as it is
+            vectors = self._module.latents(batch)[:, 0].flatten(1).cpu()  # (B, d), the image as it is
             labels = batch["labels"] if prior.num_classes else torch.full_like(batch["labels"], -1)
             groups = torch.where(labels < 0, prior.num_classes, labels).cpu()  # (B,)
             if centred:

@@ -143,17 +143,33 @@ class LatentDiffusion(LightningModule):
         return [one for part in parts for one in part.preparations(self, **facts)]
 
     def on_fit_start(self) -> None:
-        if self.prior is not None and DifferentialPrivacy.of(self.trainer) is None:
-            dataset = getattr(self._data(), "train_dataset", None)
-            if not isinstance(dataset, ImageDataset):
-                raise ValueError(
-                    "LatentDiffusion.prior reads the train set of a fit without privacy, but the data module "
-                    "has no ImageDataset train_dataset: take ImageData, or no prior."
-                )
-            parts = torch.arange(len(dataset)).split(self.max_sampling_rows)
-            self.prior.fit_exactly(self, [dataset.__getitems__(part.tolist()) for part in parts])
+        if DifferentialPrivacy.of(self.trainer) is None:
+            dataset = self.read_train_set()
+            if self.prior is not None:
+                if dataset is None:
+                    raise ValueError(
+                        "LatentDiffusion.prior reads the train set of a fit without privacy, but the data "
+                        "module has no ImageDataset train_dataset: take ImageData, or no prior."
+                    )
+                parts = torch.arange(len(dataset)).split(self.max_sampling_rows)
+                self.prior.fit_exactly(self, [dataset.__getitems__(part.tolist()) for part in parts])
         if self.adapter is not None:
             self.adapter.begin_fit(self)
+
+    def read_train_set(self) -> ImageDataset | None:
+        """Encode every train image once, for the releases and for training.
+
+        A private fit calls this when the plan is accepted and the ledger charged. Latents are functions of
+        single images and stay inside this process, so they are part of reading the data and no release.
+
+        Returns:
+            The train set, which holds latents from now on; None where the data module has none of images.
+        """
+        dataset = getattr(self._data(), "train_dataset", None)
+        if not isinstance(dataset, ImageDataset):
+            return None
+        dataset.encode_with(lambda images: self.encode(images.to(self.device)).cpu())
+        return dataset
 
     def train(self, mode: bool = True) -> "LatentDiffusion":
         """As usual, but the frozen autoencoder and text encoder stay in evaluation mode."""
@@ -178,9 +194,13 @@ class LatentDiffusion(LightningModule):
         variants = range(self.augmentation.num_variants)
         return [self.autoencoder.encode(self.augmentation.apply(images, variant=v)) for v in variants]
 
+    def latents(self, batch: ImageBatch) -> Tensor:
+        """(B, V, c, s, s) of a batch of the train set, or of one that still holds images."""
+        return batch["latents"] if "latents" in batch else self.encode(batch["images"].to(self.device))
+
     def per_example_losses(self, batch: ImageBatch) -> Tensor:
         """(B,) losses, each a function of its own image, its own noise and the weights only."""
-        latents = batch["latents"] if "latents" in batch else self.encode(batch["images"])
+        latents = self.latents(batch)
         num_images, num_variants = latents.shape[:2]
         draws, device = self.noise_draws, latents.device
         owner = torch.arange(num_images, device=device).repeat_interleave(draws)  # (R,), rows consecutive
@@ -253,17 +273,6 @@ class LatentDiffusion(LightningModule):
                 f"the images of {data.dataset_id} come with captions, but {type(self.net).__name__} reads "
                 "none: take StableDiffusionUNet, or set the source's captions off."
             )
-
-    def on_train_start(self) -> None:
-        """Encode every train image once.
-
-        Only here: the plan is accepted and the ledger charged. Latents are functions of single images and
-        stay inside this process, so they are part of reading the data and no release. A batch that was
-        fetched ahead still holds images, and is encoded when it is trained on.
-        """
-        dataset = getattr(self._data(), "train_dataset", None)
-        if isinstance(dataset, ImageDataset):
-            dataset.encode_with(lambda images: self.encode(images.to(self.device)).cpu())
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         loss = self.per_example_losses(batch).mean()

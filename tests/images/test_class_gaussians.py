@@ -24,8 +24,9 @@ pytestmark = [
 ]
 
 
-class Encoder:
-    device = torch.device("cpu")
+class Encoded:
+    def latents(self, batch: dict) -> torch.Tensor:
+        return batch["latents"]
 
 
 def normal_classes(*, dimension: int = 12, count: int = 20_000) -> tuple[list[dict], torch.Tensor]:
@@ -45,7 +46,7 @@ def made(**options) -> tuple[ClassGaussians, torch.Tensor]:
     prior = ClassGaussians(rank=3, mean_radius=100, spread_radius=100, **options)
     prior.build(num_classes=2, dimension=12)
     batches, covariance = normal_classes()
-    prior.fit_exactly(Encoder(), batches)
+    prior.fit_exactly(Encoded(), batches)
     return prior, covariance
 
 
