@@ -46,6 +46,7 @@ METHODS: dict[str, list[str]] = {
     "full": _fragment("full"),
     "attention": _fragment("attention"),
     "lora": _fragment("lora", *_PAIRS),
+    "lora_embedder": _fragment("lora_embedder", *_PAIRS),
     **{f"saliency{p}": _fragment("saliency_lora", *_PAIRS, *_ratio(p)) for p in (10, 30, 50, 70)},
     "random30": _fragment("random_lora", *_PAIRS, f"{_ADAPTER}.init_args.ratio=0.3"),
     # Everything but training: the public network beside the private means and covariances.
@@ -58,7 +59,7 @@ METHODS: dict[str, list[str]] = {
 }
 STUDIES: dict[str, tuple[list[str], list[str]]] = {
     # study: (methods of several seeds, methods of one seed)
-    "images": (["full", "saliency30"], ["attention", "lora", "prior"]),
+    "images": (["full", "saliency30"], ["attention", "lora", "lora_embedder", "prior"]),
     "saliency": (["saliency30"], ["saliency10", "saliency50", "saliency70", "random30", "lora"]),
 }
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_dp.adapters.adapter import Adapter, train_only
 from lightning_dp.adapters.attention import Attention
 from lightning_dp.adapters.biases import Biases
+from lightning_dp.adapters.embedder import Embedder
 from lightning_dp.adapters.full import Full
 from lightning_dp.adapters.lora import LoRA
 from lightning_dp.adapters.matching import Matching
@@ -88,6 +89,7 @@ def _losses(net: nn.Module, x: Tensor) -> Tensor:
         (ModulationOnly(encoders=True), _with_parameters(MODULATION | ENCODERS)),
         (Biases(), {name for name, _ in _net().named_parameters() if name.endswith(".bias")}),
         (OutputHead(), _with_parameters({"final"})),
+        (Embedder(), _with_parameters({"context"})),
         (Matching(patterns=[r"qkv\.weight$", "^skip"]), {"blocks.0.attention.qkv.weight", "skip.weight"}),
         (Attention(), _with_parameters({"blocks.0", "context"})),
         (Attention(blocks=[-1], embedder=False), _with_parameters({"blocks.0"})),
@@ -174,6 +176,7 @@ def test_what_trains_is_clipped_like_the_oracle(engine, adapter):
     ("make", "message"),
     [
         (lambda: OutputHead().apply(nn.Linear(2, 2)), r"no part of Linear has a method output_modules"),
+        (lambda: Embedder().apply(nn.Linear(2, 2)), r"no part of Linear has a method embedder_modules"),
         (lambda: ModulationOnly().apply(nn.Linear(2, 2)), "finds nothing to train in Linear"),
         (lambda: LoRA(targets="atention.*").apply(_net()), "matches none of the linear layers"),
         (lambda: Attention().apply(nn.Linear(2, 2)), "no part of Linear is a transformer block"),

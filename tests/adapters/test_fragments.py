@@ -55,6 +55,7 @@ EXPECTED = {
     "attention": {"adapter": "Attention"},
     "modulation": {"adapter": "ModulationOnly"},
     "lora": {"adapter": "LoRA", "lora_rank": 4},
+    "lora_embedder": {"adapter": "LoRA+Embedder", "lora_rank": 4},
     "saliency_lora": {"saliency_score": "GradNorm", "saliency_ratio": 0.3, "chosen_matrices": 5},
     "layer_lora": {"saliency_score": "GradNorm", "saliency_pieces": "layers", "chosen_matrices": 4},
     "random_lora": {"saliency_score": "RandomScore", "chosen_matrices": 5},
