@@ -14,13 +14,24 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
 from result_file import rows_of_runs, write
 
-from lightning_dp.tracking.results import compare, read_results
+from lightning_dp.tracking.results import (
+    RunResult,
+    compare,
+    figure,
+    metric_label,
+    read_results,
+    round_epsilon,
+)
 from lightning_dp.tracking.tables import comparison_tables, markdown
 
 ROOT = Path(__file__).parents[1]
@@ -91,12 +102,52 @@ def main() -> None:
             drawn = _RUNS / "images" / name / "plots" / f"{picture}.png"
             if drawn.is_file():
                 shutil.copy(drawn, options.json.with_name(f"{options.study}_{name}.png"))
+        if options.study == "saliency":
+            _shares(results).savefig(options.json.with_suffix(".png"), dpi=110)
+        else:
+            for metric in _EVALUATED:
+                drawing = figure(compare(results), metric=metric)
+                drawing.savefig(options.json.with_name(f"{options.study}_{metric}.png"), dpi=110)
 
 
 _QUIET = ["--run.wandb=disabled", "--trainer.enable_progress_bar=false"]
 _PICTURES = {
     "images": [("full-10-0", "sample_grid"), ("full-1-0", "sample_grid")],
     "saliency": [("saliency30-10-0", "saliency")],
+}
+
+
+def _shares(results: list[RunResult]) -> Figure:
+    """Every metric against the share of matrices that train; random choices are hollow."""
+    drawing = Figure(figsize=(9.5, 3.4), layout="constrained", facecolor="white")
+    axes = drawing.subplots(1, len(_METRICS))
+    epsilons = sorted({round_epsilon(result.epsilon) for result in results}, reverse=True)
+    for axis, metric in zip(axes, _METRICS, strict=True):
+        for epsilon, colour in zip(epsilons, ("#1f77b4", "#d95f02"), strict=False):
+            own = [r for r in results if round_epsilon(r.epsilon) == epsilon and metric in r.scores]
+            for random, style in _CHOICES.items():
+                values: dict[float, list[float]] = defaultdict(list)
+                for run in own:
+                    if (run.facts.get("saliency_score") == "RandomScore") == random:
+                        values[float(run.facts.get("saliency_ratio", 1))].append(run.scores[metric])
+                shares = sorted(values)
+                axis.errorbar(
+                    shares,
+                    [np.mean(values[share]) for share in shares],
+                    yerr=[np.std(v := values[share], ddof=len(v) > 1) / len(v) ** 0.5 for share in shares],
+                    color=colour,
+                    label=f"{'random' if random else 'by saliency'}, ε = {epsilon:g}",
+                    **style,
+                )
+        axis.set(title=metric_label(metric), xlabel="share of the matrices", xlim=(0, 1.05))
+        axis.grid(alpha=0.3)
+    drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return drawing
+
+
+_CHOICES: dict[bool, dict[str, Any]] = {
+    False: {"marker": "o", "capsize": 3},
+    True: {"marker": "D", "capsize": 3, "linestyle": "none", "markerfacecolor": "white", "markersize": 8},
 }
 
 
