@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lightning_dp.images.batch import ImageBatch
 from lightning_dp.privacy.grouped_moments import GroupedSecondMoments, GroupedSums, GroupSums
 from lightning_dp.privacy.preparation import Preparation
+from lightning_dp.privacy.release import Mechanism, Value
 from lightning_dp.privacy.release_cost import ReleaseCost
 from lightning_dp.privacy.units import PrivacyUnit
 
@@ -141,19 +142,30 @@ class ClassGaussians(nn.Module):
         together = self._cost.noise_multiplier(target_epsilon=target_epsilon, delta=delta)
         # Gaussian releases compose by 1/σ² = Σ 1/σᵢ².
         means, spreads = (together / math.sqrt(share) for share in (_SHARE_OF_MEANS, 1 - _SHARE_OF_MEANS))
-        return [
-            ClassMeans(self, module, rows_per_unit=unit.rows_per_unit, noise_multiplier=means),
-            ClassCovariances(self, module, rows_per_unit=unit.rows_per_unit, noise_multiplier=spreads),
-        ]
+        return list(self._releases(module, rows_per_unit=unit.rows_per_unit, means=means, spreads=spreads))
 
     def fit_exactly(self, module: Any, batches: Iterable[ImageBatch]) -> None:
         """Means and covariances without noise, for a fit without privacy."""
         kept = list(batches)
-        means = ClassMeans(self, module, rows_per_unit=1, noise_multiplier=1.0)
-        self.set_means(means.mechanism.answer(means.mechanism.sums(means.values(kept))))
-        spreads = ClassCovariances(self, module, rows_per_unit=1, noise_multiplier=1.0)
-        moments = spreads.mechanism.answer(spreads.mechanism.sums(spreads.values(kept)))
+        first, second = self._releases(module, rows_per_unit=1, means=1.0, spreads=1.0)
+        self.set_means(first.mechanism.answer(first.mechanism.sums(first.values(kept))))
+        moments = second.mechanism.answer(second.mechanism.sums(second.values(kept)))
         self.set_covariances(moments, noise=0.0)
+
+    def _releases(
+        self, module: Any, *, rows_per_unit: int, means: float, spreads: float
+    ) -> tuple["ClassMeans", "ClassCovariances"]:
+        """Both, in order, with noise multipliers of these sizes."""
+        shape: dict[str, int] = {"num_groups": self.num_classes + 1, "dimension": self.dimension}
+        mean_norm, spread_norm = (
+            radius * math.sqrt(self.dimension) for radius in (self.mean_radius, self.spread_radius)
+        )
+        sums = GroupedSums(noise_multiplier=means, max_norm=mean_norm, **shape)
+        products = GroupedSecondMoments(noise_multiplier=spreads, max_norm=spread_norm, **shape)
+        return (
+            ClassMeans(self, module, sums, rows_per_unit=rows_per_unit),
+            ClassCovariances(self, module, products, rows_per_unit=rows_per_unit),
+        )
 
     def set_means(self, answer: GroupSums) -> None:
         """Keep noisy means; a class of hardly any images gets that of all."""
@@ -234,11 +246,18 @@ def _signal(values: np.ndarray, *, edge: float) -> np.ndarray:
     return np.where(clear, true - edge**2 / true, 0.0)
 
 
-class _Moments(Preparation):
+class _Moments(Preparation[Value]):
     """What both releases have in common: how a unit is read."""
 
-    def __init__(self, prior: ClassGaussians, module: Any, *, rows_per_unit: int) -> None:
-        self._prior, self._module, self._rows_per_unit = prior, module, rows_per_unit
+    def __init__(
+        self, prior: ClassGaussians, module: Any, mechanism: Mechanism[Value], *, rows_per_unit: int
+    ) -> None:
+        self._prior, self._module, self._mechanism = prior, module, mechanism
+        self._rows_per_unit = rows_per_unit
+
+    @property
+    def mechanism(self) -> Mechanism[Value]:
+        return self._mechanism
 
     def _groups_and_latents(self, batches: Iterable[ImageBatch], *, centred: bool) -> np.ndarray:
         """(N, λ, 1 + d) fp32: an image's group, C for none, and its latents or their way from the mean."""
@@ -257,23 +276,8 @@ class _Moments(Preparation):
 
 
 @final
-class ClassMeans(_Moments):
+class ClassMeans(_Moments[GroupSums]):
     """The release of counts and sums."""
-
-    def __init__(
-        self, prior: ClassGaussians, module: Any, *, rows_per_unit: int, noise_multiplier: float
-    ) -> None:
-        super().__init__(prior, module, rows_per_unit=rows_per_unit)
-        self._mechanism = GroupedSums(
-            noise_multiplier=noise_multiplier,
-            num_groups=prior.num_classes + 1,
-            dimension=prior.dimension,
-            max_norm=prior.mean_radius * math.sqrt(prior.dimension),
-        )
-
-    @property
-    def mechanism(self) -> GroupedSums:
-        return self._mechanism
 
     def values(self, batches: Iterable[ImageBatch]) -> np.ndarray:
         return self._groups_and_latents(batches, centred=False)
@@ -283,23 +287,8 @@ class ClassMeans(_Moments):
 
 
 @final
-class ClassCovariances(_Moments):
+class ClassCovariances(_Moments[np.ndarray]):
     """The release of second moments around the means that were released before."""
-
-    def __init__(
-        self, prior: ClassGaussians, module: Any, *, rows_per_unit: int, noise_multiplier: float
-    ) -> None:
-        super().__init__(prior, module, rows_per_unit=rows_per_unit)
-        self._mechanism = GroupedSecondMoments(
-            noise_multiplier=noise_multiplier,
-            num_groups=prior.num_classes + 1,
-            dimension=prior.dimension,
-            max_norm=prior.spread_radius * math.sqrt(prior.dimension),
-        )
-
-    @property
-    def mechanism(self) -> GroupedSecondMoments:
-        return self._mechanism
 
     def values(self, batches: Iterable[ImageBatch]) -> np.ndarray:
         return self._groups_and_latents(batches, centred=True)
