@@ -14,9 +14,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from result_file import rows_of_runs, write
 
-from lightning_dp.tracking.results import (
-    RunResult,
-    compare,
-    figure,
-    metric_label,
-    read_results,
-    round_epsilon,
-)
+from lightning_dp.tracking.results import Row, compare, figure, metric_label, read_results, round_epsilon
 from lightning_dp.tracking.tables import comparison_tables, markdown
 
 ROOT = Path(__file__).parents[1]
@@ -94,19 +87,20 @@ def main() -> None:
             for _ in pool.map(_one, jobs):
                 pass
     results = read_results([folder for folder, _ in jobs if (folder / "results.json").is_file()])
-    print(markdown(comparison_tables(compare(results), only=_METRICS)))
+    rows = compare(results)
+    print(markdown(comparison_tables(rows, only=_METRICS)))
     if options.json:
-        rows = [row for row in rows_of_runs(results) if row["metric"] in _METRICS]
-        write(options.json, rows=rows, evaluation=_EVALUATION)
+        written = [row for row in rows_of_runs(results) if row["metric"] in _METRICS]
+        write(options.json, rows=written, evaluation=_EVALUATION)
         for name, picture in _PICTURES[options.study]:
             drawn = _RUNS / "images" / name / "plots" / f"{picture}.png"
             if drawn.is_file():
                 shutil.copy(drawn, options.json.with_name(f"{options.study}_{name}.png"))
         if options.study == "saliency":
-            _shares(results).savefig(options.json.with_suffix(".png"), dpi=110)
+            _shares(rows).savefig(options.json.with_suffix(".png"), dpi=110)
         else:
             for metric in _EVALUATED:
-                drawing = figure(compare(results), metric=metric)
+                drawing = figure(rows, metric=metric)
                 drawing.savefig(options.json.with_name(f"{options.study}_{metric}.png"), dpi=110)
 
 
@@ -117,38 +111,39 @@ _PICTURES = {
 }
 
 
-def _shares(results: list[RunResult]) -> Figure:
+_SHARES = {
+    "by saliency": {**{f"saliency LoRA {p} %": p / 100 for p in (10, 30, 50, 70)}, "LoRA": 1.0},
+    "random": {"random LoRA": 0.3},
+}
+_STYLES: dict[str, dict[str, Any]] = {
+    "by saliency": {"marker": "o", "capsize": 3},
+    "random": {"marker": "D", "capsize": 3, "linestyle": "none", "markerfacecolor": "white", "markersize": 8},
+}
+
+
+def _shares(rows: list[Row]) -> Figure:
     """Every metric against the share of matrices that train; random choices are hollow."""
     drawing = Figure(figsize=(9.5, 3.4), layout="constrained", facecolor="white")
     axes = drawing.subplots(1, len(_METRICS))
-    epsilons = sorted({round_epsilon(result.epsilon) for result in results}, reverse=True)
+    epsilons = sorted({round_epsilon(row.epsilon) for row in rows}, reverse=True)
+    lines = list(product(zip(epsilons, ("#1f77b4", "#d95f02"), strict=False), _SHARES))
     for axis, metric in zip(axes, _METRICS, strict=True):
-        for epsilon, colour in zip(epsilons, ("#1f77b4", "#d95f02"), strict=False):
-            own = [r for r in results if round_epsilon(r.epsilon) == epsilon and metric in r.scores]
-            for random, style in _CHOICES.items():
-                values: dict[float, list[float]] = defaultdict(list)
-                for run in own:
-                    if (run.facts.get("saliency_score") == "RandomScore") == random:
-                        values[float(run.facts.get("saliency_ratio", 1))].append(run.scores[metric])
-                shares = sorted(values)
-                axis.errorbar(
-                    shares,
-                    [np.mean(values[share]) for share in shares],
-                    yerr=[np.std(v := values[share], ddof=len(v) > 1) / len(v) ** 0.5 for share in shares],
-                    color=colour,
-                    label=f"{'random' if random else 'by saliency'}, ε = {epsilon:g}",
-                    **style,
-                )
+        for (epsilon, colour), choice in lines:
+            here = [row for row in rows if round_epsilon(row.epsilon) == epsilon and metric in row.mean]
+            found = {share: row for row in here if (share := _SHARES[choice].get(row.method))}
+            own = [found[share] for share in sorted(found)]
+            axis.errorbar(
+                sorted(found),
+                [row.mean[metric] for row in own],
+                yerr=np.nan_to_num([row.se[metric] for row in own]),
+                color=colour,
+                label=f"{choice}, ε = {epsilon:g}",
+                **_STYLES[choice],
+            )
         axis.set(title=metric_label(metric), xlabel="share of the matrices", xlim=(0, 1.05))
         axis.grid(alpha=0.3)
     drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return drawing
-
-
-_CHOICES: dict[bool, dict[str, Any]] = {
-    False: {"marker": "o", "capsize": 3},
-    True: {"marker": "D", "capsize": 3, "linestyle": "none", "markerfacecolor": "white", "markersize": 8},
-}
 
 
 def _jobs(study: str, *, seeds: list[int], epsilons: list[float]) -> Iterator[tuple[Path, list[str]]]:

@@ -6,7 +6,7 @@ from typing import final
 from torch import nn
 
 from lightning_dp.adapters.adapter import Adapter
-from lightning_dp.adapters.roles import modules_of
+from lightning_dp.adapters.roles import parameters_of
 
 
 @final
@@ -18,10 +18,6 @@ class Embedder(Adapter):
     """
 
     def choose(self, module: nn.Module) -> Iterable[nn.Parameter]:
-        embedders = modules_of(module, "embedder_modules")
-        if not embedders:
-            raise ValueError(
-                f"adapter Embedder: no part of {type(module).__name__} has a method embedder_modules(); give "
-                "it one that returns what embeds the condition, or choose adapters.matching.Matching"
-            )
-        return [parameter for embedder in embedders for parameter in embedder.parameters()]
+        return parameters_of(
+            module, "embedder_modules", adapter="Embedder", returns="what embeds the condition"
+        )

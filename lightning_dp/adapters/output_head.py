@@ -6,7 +6,7 @@ from typing import final
 from torch import nn
 
 from lightning_dp.adapters.adapter import Adapter
-from lightning_dp.adapters.roles import modules_of
+from lightning_dp.adapters.roles import parameters_of
 
 
 @final
@@ -14,10 +14,4 @@ class OutputHead(Adapter):
     """The modules that a network declares by a method `output_modules() -> list[nn.Module]`."""
 
     def choose(self, module: nn.Module) -> Iterable[nn.Parameter]:
-        heads = modules_of(module, "output_modules")
-        if not heads:
-            raise ValueError(
-                f"adapter OutputHead: no part of {type(module).__name__} has a method output_modules(); give "
-                "it one that returns its last layers, or choose adapters.matching.Matching"
-            )
-        return [parameter for head in heads for parameter in head.parameters()]
+        return parameters_of(module, "output_modules", adapter="OutputHead", returns="its last layers")

@@ -27,6 +27,27 @@ def modules_of(module: nn.Module, role: Role) -> list[nn.Module]:
     return found
 
 
+def parameters_of(module: nn.Module, role: Role, *, adapter: str, returns: str) -> list[nn.Parameter]:
+    """Those of the modules that `module` declares for a role.
+
+    Args:
+        module: the network.
+        role: which.
+        adapter: who asks, for the message.
+        returns: what the method returns, for the message.
+
+    Raises:
+        ValueError: nothing declares the role.
+    """
+    declared = modules_of(module, role)
+    if not declared:
+        raise ValueError(
+            f"adapter {adapter}: no part of {type(module).__name__} has a method {role}(); give it one that "
+            f"returns {returns}, or choose adapters.matching.Matching"
+        )
+    return [parameter for part in declared for parameter in part.parameters()]
+
+
 def fused_layers(module: nn.Module) -> dict[str, Sequence[str]]:
     """By path of each linear layer that is several in one: their names, in the order of its output.
 
