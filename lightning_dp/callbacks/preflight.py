@@ -33,7 +33,7 @@ from lightning_dp.privacy.preflight import (
     inspect_step,
     settle,
 )
-from lightning_dp.privacy.preflight.draws import generators_put_back
+from lightning_dp.privacy.draws import generators_put_back
 
 
 def run_preflight(

@@ -28,7 +28,7 @@ from lightning_dp.privacy.preflight import (
     inspect_step,
     settle,
 )
-from lightning_dp.privacy.preflight.draws import LinedUp, Recorded
+from lightning_dp.privacy.draws import LinedUp, Recorded
 
 
 class Fit(nn.Module):

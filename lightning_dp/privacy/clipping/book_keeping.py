@@ -11,9 +11,7 @@ torch.compile: layers with trainable parameters run eagerly between compiled pie
 checkpointing: both kinds work.
 """
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,15 +25,15 @@ from lightning_dp.privacy.clipping.exact import exact_products
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer
 from lightning_dp.privacy.clipping.patching import Patches
+from lightning_dp.privacy.clipping.alone import run_alone
 from lightning_dp.privacy.clipping.shared import Shared
+from lightning_dp.privacy.clipping.sites import Site, Sites
+from lightning_dp.privacy.clipping.swapped import Held, held_by, is_transposed_linear, read_by, shared_views
 from lightning_dp.privacy.clipping.tape import ParameterSink, Sink, Tape, TransposedSink
-from lightning_dp.privacy.clipping.trees import has_rows
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
 from lightning_dp.privacy.clipping.uses import OuterUse
 
 _REFUSED: dict[type, str] = {
-    nn.RNNBase: "opacus.layers has DPLSTM, DPGRU and DPRNN with the same arguments",
-    nn.EmbeddingBag: "use nn.Embedding and a sum or mean over its output",
     nn.modules.batchnorm._BatchNorm: "it mixes rows; use nn.GroupNorm",
     nn.modules.lazy.LazyModuleMixin: "run one forward before attaching, so that its parameters exist",
 }
@@ -51,7 +49,11 @@ class BookKeeping(ClippingEngine):
 
     def __init__(self) -> None:
         self._tape: Tape | None = None
+        self._sites = Sites()
         self._patches = Patches()
+
+    def know(self, sites: Sites) -> None:
+        self._sites = sites
 
     def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:
         if self._tape is not None:
@@ -65,17 +67,17 @@ class BookKeeping(ClippingEngine):
                         f"{path or 'The module'} ({type(child).__name__}) can't be clipped per unit: "
                         f"{way_out}, or freeze it (requires_grad=False)."
                     )
-        tape = Tape(sums)
+        tape = Tape(sums, sites=self._sites)
         if any(
             isinstance(m, torch._dynamo.OptimizedModule) or m._compiled_call_impl for m in module.modules()
         ):
             # Code compiled before would bypass the replaced forwards.
             torch.compiler.reset()
         try:
-            for child in module.modules():
-                owned = _owned(child, sums)
-                if owned:
-                    self._patches.put(child, _forward(child, tape, owned))
+            for path, child in module.named_modules():
+                owned = read_by(child, sums.names)
+                if owned or path in self._sites.modules:
+                    self._patches.put(child, _forward(child, tape, owned, path))
         except BaseException:
             self._patches.undo()
             raise
@@ -152,49 +154,32 @@ def _recompute_cancelled(tape: Tape, squares: dict[str, Tensor]) -> Tensor | Non
     return slack.nan_to_num(0.0, 0.0, 0.0)
 
 
-def _owned(module: nn.Module, sums: UnitSums) -> list[tuple[nn.Module, str, str]]:
-    """(holder, attribute, name) of the trainable parameters that this module's forward may read itself."""
-    if isinstance(module, nn.ParameterList | nn.ParameterDict):
-        return []  # never called; their parent's forward reads them
-    holders, others, waiting = [module], [], list(module.children())
-    while waiting:
-        child = waiting.pop()
-        if isinstance(child, nn.ParameterList | nn.ParameterDict):
-            holders.append(child)
-            waiting.extend(child.children())
-        else:
-            others.append(child)
-
-    def of(modules: list[nn.Module]) -> list[tuple[nn.Module, str, str]]:
-        return [
-            (holder, attribute, sums.names[id(parameter)])
-            for holder in modules
-            for attribute, parameter in holder._parameters.items()
-            if parameter is not None and id(parameter) in sums.names
-        ]
-
-    own = of(holders)
-    # A forward that uses parameters of its own may use a child's without calling the child
-    # (MultiheadAttention its output projection's, timm's EVA its qkv's).
-    return own + of(others) if own or isinstance(module, nn.MultiheadAttention) else []
-
-
-def _forward(module: nn.Module, tape: Tape, owned: list[tuple[nn.Module, str, str]]) -> Callable[..., Any]:
+def _forward(module: nn.Module, tape: Tape, owned: list[Held], path: str) -> Callable[..., Any]:
     """What replaces module.forward."""
     original = module.forward
+    how = tape.sites.modules.get(path)
+    if how is not None:
+        held = held_by(module, tape.sums.names)
+
+        def alone(*args: Any, **kwargs: Any) -> Any:
+            if not tape.listening:
+                return original(*args, **kwargs)
+            return run_alone(tape, original, args, kwargs, held=held, how=how)
+
+        return alone
 
     def general(*args: Any, **kwargs: Any) -> Any:
         if not tape.listening:
             return original(*args, **kwargs)
-        with _swapped(owned, tape):
+        with shared_views(owned, tape):
             return original(*args, **kwargs)
 
     if "forward" in module.__dict__:
         return general
-    own = {attribute: name for holder, attribute, name in owned if holder is module}
+    own = {one.attribute: one.name for one in owned if one.holder is module}
     if type(module).forward is nn.Linear.forward and "weight" in module._parameters:
         return _linear_forward(module, tape, own, general)
-    if _is_transposed_linear(module):
+    if is_transposed_linear(module):
         return _linear_forward(module, tape, own, general, transposed=True)
     return general
 
@@ -212,17 +197,25 @@ def _linear_forward(
     if transposed and "weight" in sinks:
         sinks["weight"] = TransposedSink(sinks["weight"])
 
+    parameters = tuple(sorted(own.values()))
+
     def forward(*args: Any, **kwargs: Any) -> Any:
         plain = len(args) == 1 and not kwargs and type(args[0]) is Tensor
-        if not plain or not tape.listening or not has_rows(args[0], tape.sums.rows) or args[0].ndim < 2:
+        if not plain or not tape.listening:
+            return general(*args, **kwargs)
+        (x,) = args
+        answer = tape.sites.answers.get(Site("linear", parameters, (x.ndim,)))
+        place = answer[0].operands[0] if answer is not None and len(answer) == 1 else None
+        if place is None or place.dim >= x.ndim - 1 or not place.fits(x, units=tape.sums.units):
             return general(*args, **kwargs)
         weight, bias = _value(module._parameters["weight"]), _value(module._parameters["bias"])
         assert weight is not None
         return layer_ops.linear(
             tape,
-            args[0],
+            x,
             weight.T if transposed else weight,
             bias,
+            units_at=place,
             weight_sink=sinks.get("weight"),
             bias_sink=sinks.get("bias"),
         )
@@ -235,24 +228,3 @@ def _value(parameter: Tensor | None) -> Tensor | None:
     if parameter is None:
         return None
     return parameter.plain() if isinstance(parameter, Shared) else parameter.detach()
-
-
-def _is_transposed_linear(module: nn.Module) -> bool:
-    """GPT-2's Conv1D of transformers: a linear layer with (inputs, outputs) weights on folded rows."""
-    library = sys.modules.get("transformers.pytorch_utils")
-    return library is not None and type(module) is library.Conv1D
-
-
-@contextmanager
-def _swapped(owned: list[tuple[nn.Module, str, str]], tape: Tape) -> Iterator[None]:
-    """Shared views in place of the parameters, for the time of one forward."""
-    before = [(holder, attribute, holder._parameters[attribute]) for holder, attribute, _ in owned]
-    try:
-        for (holder, attribute, name), (_, _, parameter) in zip(owned, before, strict=True):
-            if parameter is not None and not isinstance(parameter, Shared):
-                shared: Any = Shared.parameter(parameter, tape=tape, name=name)
-                holder._parameters[attribute] = shared
-        yield
-    finally:
-        for holder, attribute, parameter in before:
-            holder._parameters[attribute] = parameter

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer
+from lightning_dp.privacy.clipping.sites import Sites
 
 
 class ClippingEngine(ABC):
@@ -21,6 +22,7 @@ class ClippingEngine(ABC):
 
     Life of one logical batch::
 
+        engine.know(sites)                                          # of a followed step
         engine.attach(module, function=Flat(), max_grad_norm=1.0)   # once
         engine.expect(unit_weights=w, rows_per_unit=k)              # before each physical batch
         loss = ...; loss.backward()                                 # the caller's ordinary code
@@ -28,6 +30,14 @@ class ClippingEngine(ABC):
         sums = engine.take()                                        # once per logical batch
         engine.detach()                                             # once
     """
+
+    @abstractmethod
+    def know(self, sites: Sites) -> None:
+        """Where each use of a parameter has the batch's units: what following a step showed (`following.py`).
+
+        Before `attach`; what is added to `sites` later counts too. Without it no use is known, and `collect`
+        raises.
+        """
 
     @abstractmethod
     def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:

@@ -3,7 +3,7 @@
 Each function computes what its namesake in `torch.nn.functional` does. Weights come in detached, with
 a sink for each that is trainable; autograd never sees them, so no ordinary weight gradient is formed.
 
-Shapes: R rows, … further dimensions, as in the namesakes.
+Shapes: R rows, … further dimensions, as in the namesakes. `units_at` is where inputs have their units.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from lightning_dp.privacy.clipping.exact import exact_products
 from lightning_dp.privacy.clipping.tape import Sink, Tape
 from lightning_dp.privacy.clipping.uses import ConvUse, KeptUse, LookupUse, OuterUse
+from lightning_dp.privacy.rows import UnitDim
 
 
 def _announce(*sinks: Sink | None) -> None:
@@ -41,9 +42,9 @@ def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
     return nullcontext()  # entering autocast costs more than a small layer
 
 
-def _bias_use(tape: Tape, grad: Tensor) -> KeptUse:
+def _bias_use(tape: Tape, grad: Tensor, where: UnitDim) -> KeptUse:
     """Gradient of a bias along the last dimension: the sum over a unit's tokens."""
-    return KeptUse(tape.unitwise(grad).sum(dim=1, dtype=torch.float32))
+    return KeptUse(tape.unitwise(grad, where).sum(dim=1, dtype=torch.float32))
 
 
 class _Linear(torch.autograd.Function):
@@ -51,7 +52,7 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor, *rest: Any
     ) -> Tensor:
-        ctx.tape, ctx.weight_sink, ctx.bias_sink = rest
+        ctx.tape, ctx.units_at, ctx.weight_sink, ctx.bias_sink = rest
         ctx.save_for_backward(x if ctx.weight_sink is not None else None, weight)
         return F.linear(x, weight, bias)
 
@@ -62,10 +63,11 @@ class _Linear(torch.autograd.Function):
         grad_x = torch.matmul(grad, weight) if ctx.needs_input_grad[0] else None
         with exact_products():
             if ctx.weight_sink is not None:
-                ctx.weight_sink.add(OuterUse(ctx.tape.unitwise(x), ctx.tape.unitwise(grad)))
+                inputs, grads = (ctx.tape.unitwise(t, ctx.units_at) for t in (x, grad))
+                ctx.weight_sink.add(OuterUse(inputs, grads))
             if ctx.bias_sink is not None:
-                ctx.bias_sink.add(_bias_use(ctx.tape, grad))
-        return grad_x, *(None,) * 6
+                ctx.bias_sink.add(_bias_use(ctx.tape, grad, ctx.units_at))
+        return grad_x, *(None,) * 7
 
 
 def linear(
@@ -74,14 +76,15 @@ def linear(
     weight: Tensor,
     bias: Tensor | None,
     *,
+    units_at: UnitDim,
     weight_sink: Sink | None,
     bias_sink: Sink | None,
 ) -> Tensor:
-    """(R, …, d) → (R, …, p)."""
+    """(…, d) → (…, p), units in any dimension but the last."""
     _announce(weight_sink, bias_sink)
     operands = _lowered(x, weight, bias)
     with _no_autocast(x.device.type):
-        return _Linear.apply(*operands, tape.anchor, tape, weight_sink, bias_sink)
+        return _Linear.apply(*operands, tape.anchor, tape, units_at, weight_sink, bias_sink)
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -89,7 +92,7 @@ class _LayerNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, anchor: Tensor, *rest: Any
     ) -> Tensor:
-        ctx.tape, ctx.weight_sink, ctx.bias_sink, ctx.shape, eps = rest
+        ctx.tape, ctx.units_at, ctx.weight_sink, ctx.bias_sink, ctx.shape, eps = rest
         out, mean, rstd = torch.native_layer_norm(x, ctx.shape, weight, bias, eps)
         ctx.save_for_backward(x, mean, rstd, weight, bias)
         return out
@@ -111,11 +114,12 @@ class _LayerNorm(torch.autograd.Function):
                     if x.dtype == torch.float32
                     else ((x.float() - mean) * rstd * grad)
                 )
-                ctx.weight_sink.add(KeptUse(ctx.tape.unitwise(product, last=last).sum(dim=1)))
+                tokens = ctx.tape.unitwise(product, ctx.units_at, last=last)
+                ctx.weight_sink.add(KeptUse(tokens.sum(dim=1)))
             if ctx.bias_sink is not None:
-                tokens = ctx.tape.unitwise(grad, last=last)
+                tokens = ctx.tape.unitwise(grad, ctx.units_at, last=last)
                 ctx.bias_sink.add(KeptUse(tokens.sum(dim=1, dtype=torch.float32)))
-        return grad_x, *(None,) * 8
+        return grad_x, *(None,) * 9
 
 
 def layer_norm(
@@ -126,15 +130,17 @@ def layer_norm(
     bias: Tensor | None,
     eps: float,
     *,
+    units_at: UnitDim,
     weight_sink: Sink | None,
     bias_sink: Sink | None,
 ) -> Tensor:
-    """(R, …, *shape) → the same."""
+    """(…, *shape) → the same, units in any dimension of the former."""
     _announce(weight_sink, bias_sink)
     if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
         x = x.float()
     with _no_autocast(x.device.type):
-        return _LayerNorm.apply(x, weight, bias, tape.anchor, tape, weight_sink, bias_sink, tuple(shape), eps)
+        rest = tape, units_at, weight_sink, bias_sink, tuple(shape), eps
+        return _LayerNorm.apply(x, weight, bias, tape.anchor, *rest)
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -166,9 +172,9 @@ class _GroupNorm(torch.autograd.Function):
                 centred = x.float().view(rows, groups, -1) - mean.float().view(rows, groups, 1)
                 normed = centred.mul_(rstd.float().view(rows, groups, 1)).view(rows, channels, -1)
                 products = normed.mul_(grads).sum(dim=2)  # (R, C)
-                ctx.weight_sink.add(KeptUse(ctx.tape.unitwise(products).sum(dim=1)))
+                ctx.weight_sink.add(KeptUse(ctx.tape.unitwise(products, UnitDim(0)).sum(dim=1)))
             if ctx.bias_sink is not None:
-                ctx.bias_sink.add(KeptUse(ctx.tape.unitwise(grads.sum(dim=2)).sum(dim=1)))
+                ctx.bias_sink.add(KeptUse(ctx.tape.unitwise(grads.sum(dim=2), UnitDim(0)).sum(dim=1)))
         return grad_x, *(None,) * 8
 
 
@@ -194,7 +200,7 @@ def group_norm(
 class _Scale(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, anchor: Tensor, *rest: Any) -> Tensor:
-        ctx.tape, ctx.weight_sink = rest
+        ctx.tape, ctx.units_at, ctx.weight_sink = rest
         ctx.save_for_backward(x, weight)
         return x * weight
 
@@ -204,17 +210,25 @@ class _Scale(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad_x = (grad * weight).to(x.dtype) if ctx.needs_input_grad[0] else None
         with exact_products():
-            tokens = ctx.tape.unitwise(x.float() * grad, last=weight.ndim)
+            tokens = ctx.tape.unitwise(x.float() * grad, ctx.units_at, last=weight.ndim)
             ctx.weight_sink.add(KeptUse(tokens.sum(dim=1)))
-        return grad_x, *(None,) * 4
+        return grad_x, *(None,) * 5
 
 
 def rms_norm(
-    tape: Tape, x: Tensor, shape: Sequence[int], weight: Tensor, eps: float | None, *, weight_sink: Sink
+    tape: Tape,
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor,
+    eps: float | None,
+    *,
+    units_at: UnitDim,
+    weight_sink: Sink,
 ) -> Tensor:
-    """(R, …, *shape) → the same."""
+    """(…, *shape) → the same, units in any dimension of the former."""
     _announce(weight_sink)
-    return _Scale.apply(F.rms_norm(x, tuple(shape), None, eps), weight, tape.anchor, tape, weight_sink)
+    normed = F.rms_norm(x, tuple(shape), None, eps)
+    return _Scale.apply(normed, weight, tape.anchor, tape, units_at, weight_sink)
 
 
 class _Conv2d(torch.autograd.Function):
@@ -252,7 +266,7 @@ class _Conv2d(torch.autograd.Function):
                 ctx.weight_sink.add(ConvUse(x, grad, units=units, shape=weight.shape, **where))
             if ctx.bias_sink is not None:
                 sums = grad.flatten(2).sum(dim=2, dtype=torch.float32)
-                ctx.bias_sink.add(KeptUse(ctx.tape.unitwise(sums).sum(dim=1)))
+                ctx.bias_sink.add(KeptUse(ctx.tape.unitwise(sums, UnitDim(0)).sum(dim=1)))
         return grad_x, *(None,) * 7
 
 
@@ -291,7 +305,7 @@ def conv2d(
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, index: Tensor, weight: Tensor, anchor: Tensor, *rest: Any) -> Tensor:
-        ctx.tape, ctx.weight_sink, ctx.padding_idx = rest
+        ctx.tape, ctx.units_at, ctx.weight_sink, ctx.padding_idx = rest
         ctx.save_for_backward(index)
         ctx.num_embeddings = len(weight)
         return F.embedding(index, weight)
@@ -301,19 +315,26 @@ class _Embedding(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (index,) = ctx.saved_tensors
         with exact_products():
-            grads, indices = ctx.tape.unitwise(grad), ctx.tape.unitwise(index, last=0)
+            grads = ctx.tape.unitwise(grad, ctx.units_at)
+            indices = ctx.tape.unitwise(index, ctx.units_at, last=0)
             if ctx.padding_idx is not None:
                 grads = grads.masked_fill((indices == ctx.padding_idx)[:, :, None], 0)
             ctx.weight_sink.add(LookupUse(indices, grads, num_embeddings=ctx.num_embeddings))
-        return (None,) * 6
+        return (None,) * 7
 
 
 def embedding(
-    tape: Tape, index: Tensor, weight: Tensor, padding_idx: int | None, *, weight_sink: Sink
+    tape: Tape,
+    index: Tensor,
+    weight: Tensor,
+    padding_idx: int | None,
+    *,
+    units_at: UnitDim,
+    weight_sink: Sink,
 ) -> Tensor:
-    """(R, …) int → (R, …, D)."""
+    """(…) int → (…, D), units in any dimension of the former."""
     _announce(weight_sink)
-    return _Embedding.apply(index, weight, tape.anchor, tape, weight_sink, padding_idx)
+    return _Embedding.apply(index, weight, tape.anchor, tape, units_at, weight_sink, padding_idx)
 
 
 class _Tap(torch.autograd.Function):

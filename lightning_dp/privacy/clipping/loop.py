@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer
-from lightning_dp.privacy.clipping.trees import Autocast, has_rows, map_tensors, separate, tensors
+from lightning_dp.privacy.clipping.sites import Answer, Site, Sites, Total
+from lightning_dp.privacy.clipping.trees import Autocast, map_tensors, separate, tensors
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
+from lightning_dp.privacy.rows import UnitDim
 
 
 @dataclass
@@ -28,6 +30,7 @@ class _Call:
     args: Any
     kwargs: Any
     autocast: Autocast
+    answer: Answer
     outputs: list[Tensor] = field(default_factory=list)
     grads: dict[int, Tensor] = field(default_factory=dict)
 
@@ -50,6 +53,10 @@ class Loop(ClippingEngine):
         self._calls: list[_Call] = []
         self._open: list[_Call | None] = []
         self._replaying = False
+        self._sites = Sites()
+
+    def know(self, sites: Sites) -> None:
+        self._sites = sites
 
     def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:
         if self._sums is not None:
@@ -69,7 +76,8 @@ class Loop(ClippingEngine):
             if wanted:
                 device_type = next(module.parameters()).device.type
                 keep = (map_tensors(Tensor.detach, args), map_tensors(Tensor.detach, kwargs))
-                call = _Call(path, module.__call__, *keep, Autocast(device_type))
+                site = Site("call", (path,), tuple(t.ndim for t in tensors((args, kwargs))))
+                call = _Call(path, module.__call__, *keep, Autocast(device_type), self._sites.look(site))
             self._open.append(call)
 
         def after(module: nn.Module, args: Any, output: Any) -> Any:
@@ -100,6 +108,7 @@ class Loop(ClippingEngine):
     def expect(self, *, unit_weights: Tensor, rows_per_unit: int, loss_scale: float = 1.0) -> None:
         self._calls.clear()
         self._open.clear()
+        self._sites.begin()
         self._attached().expect(unit_weights=unit_weights, rows_per_unit=rows_per_unit, loss_scale=loss_scale)
 
     def collect(self) -> Tensor:
@@ -131,30 +140,33 @@ class Loop(ClippingEngine):
     def _unit_gradient(self, calls: list[_Call], unit: int) -> dict[str, Tensor]:
         """What the rows of one unit delivered to each parameter that any call reached."""
         sums = self._attached()
-        start, stop = unit * sums.rows_per_unit, (unit + 1) * sums.rows_per_unit
         gradient: dict[str, Tensor] = {}
 
-        def own_rows(tensor: Tensor) -> Tensor:
-            return tensor[start:stop] if has_rows(tensor, sums.rows) else tensor
+        def own(tensor: Tensor, place: UnitDim | Total | None) -> Tensor:
+            return place.split(tensor, units=sums.units)[unit] if isinstance(place, UnitDim) else tensor
 
         for call in calls:
+            places = iter(call.answer.operands)
             for index in call.grads:
-                if not has_rows(call.outputs[index], sums.rows):
+                if not isinstance(call.answer.results[index], UnitDim):
                     raise RuntimeError(
-                        f"{call.path or 'The module'} returned {tuple(call.outputs[index].shape)} where "
-                        f"{sums.rows} rows (units × rows_per_unit) come first. Keep rows in the first "
-                        "dimension, (B, T, D) instead of (B·T, D)."
+                        f"{call.path or 'The module'} returned {tuple(call.outputs[index].shape)}, in which no "
+                        "unit has a part of its own: return a loss a row, and take their mean last"
                     )
             with torch.enable_grad(), call.autocast.again():
-                args, kwargs = map_tensors(own_rows, call.args), map_tensors(own_rows, call.kwargs)
+                args, kwargs = map_tensors(lambda t: own(t, next(places)), (call.args, call.kwargs))
                 outputs = list(tensors(call.forward(*args, **kwargs)))
             reached = [i for i in call.grads if outputs[i].requires_grad]
             for index in reached:
-                _same(outputs[index].detach(), own_rows(call.outputs[index]), path=call.path)
+                _same(
+                    outputs[index].detach(),
+                    own(call.outputs[index], call.answer.results[index]),
+                    path=call.path,
+                )
             grads = torch.autograd.grad(
                 [outputs[i] for i in reached],
                 list(sums.parameters.values()),
-                [own_rows(call.grads[i]) for i in reached],
+                [own(call.grads[i], call.answer.results[i]) for i in reached],
                 allow_unused=True,
             )
             for name, grad in zip(sums.parameters, grads, strict=True):

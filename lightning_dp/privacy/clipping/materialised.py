@@ -16,9 +16,11 @@ from torch.func import functional_call
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer
-from lightning_dp.privacy.clipping.per_row import per_row_gradients
-from lightning_dp.privacy.clipping.trees import Autocast, has_rows, map_tensors, separate, tensors
+from lightning_dp.privacy.clipping.per_unit import per_unit_gradients
+from lightning_dp.privacy.clipping.sites import Answer, Site, Sites
+from lightning_dp.privacy.clipping.trees import Autocast, map_tensors, separate, tensors
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
+from lightning_dp.privacy.rows import UnitDim
 
 
 @dataclass
@@ -30,6 +32,7 @@ class _Call:
     args: Any
     kwargs: Any
     autocast: Autocast
+    answer: Answer
     grads: dict[int, Tensor] = field(default_factory=dict)
 
     def note_grad(self, index: int, grad: Tensor) -> None:
@@ -50,6 +53,10 @@ class Materialised(ClippingEngine):
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._calls: list[_Call] = []
         self._replaying = False
+        self._sites = Sites()
+
+    def know(self, sites: Sites) -> None:
+        self._sites = sites
 
     def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:
         if self._sums is not None:
@@ -69,7 +76,8 @@ class Materialised(ClippingEngine):
             output = separate(output)
             device_type = next(module.parameters()).device.type
             keep = (map_tensors(Tensor.detach, args), map_tensors(Tensor.detach, kwargs))
-            call = _Call(path, module, *keep, Autocast(device_type))
+            site = Site("call", (path,), tuple(t.ndim for t in tensors((args, kwargs))))
+            call = _Call(path, module, *keep, Autocast(device_type), self._sites.look(site))
             for index, tensor in enumerate(tensors(output)):
                 if tensor.requires_grad:
                     tensor.register_hook(lambda grad, index=index: call.note_grad(index, grad))
@@ -85,6 +93,7 @@ class Materialised(ClippingEngine):
 
     def expect(self, *, unit_weights: Tensor, rows_per_unit: int, loss_scale: float = 1.0) -> None:
         self._calls.clear()
+        self._sites.begin()
         self._attached().expect(unit_weights=unit_weights, rows_per_unit=rows_per_unit, loss_scale=loss_scale)
 
     def collect(self) -> Tensor:
@@ -95,9 +104,8 @@ class Materialised(ClippingEngine):
         self._replaying = True
         try:
             for call in calls:
-                for parameter_id, grads in self._row_gradients(call).items():
+                for parameter_id, units in self._unit_gradients(call).items():
                     name = sums.names[parameter_id]
-                    units = grads.reshape(sums.units, sums.rows_per_unit, *grads.shape[1:]).sum(dim=1)
                     per_unit[name] = per_unit[name] + units if name in per_unit else units
         finally:
             self._replaying = False
@@ -112,36 +120,35 @@ class Materialised(ClippingEngine):
         sums.forget()
         return norms
 
-    def _row_gradients(self, call: _Call) -> dict[int, Tensor]:
-        """(rows, *shape) fp32 for each trainable parameter of the called module, by its id."""
-        rows = self._attached().rows
-        for grad in call.grads.values():
-            if not has_rows(grad, rows):
+    def _unit_gradients(self, call: _Call) -> dict[int, Tensor]:
+        """(U, *shape) fp32 for each trainable parameter of the called module, by its id."""
+        sums = self._attached()
+        for index, grad in call.grads.items():
+            if not isinstance(call.answer.results[index], UnitDim):
                 raise RuntimeError(
-                    f"{call.path or 'The module'} was called on {tuple(grad.shape)} where {rows} rows (units "
-                    "× rows_per_unit) come first. Keep rows in the first dimension, (B, T, D) instead of "
-                    "(B·T, D); for inputs shared by all rows (positions) use BookKeeping."
+                    f"{call.path or 'The module'} returned {tuple(grad.shape)}, in which no unit has a part of "
+                    "its own (inputs that are the same for all units, such as positions?): use BookKeeping"
                 )
         rule = GradSampleModule.GRAD_SAMPLERS.get(type(call.module))
-        plain = (
-            _trusted(call.module)
-            and len(call.grads) == 1
-            and sum(1 for _ in tensors((call.args, call.kwargs))) == 1
-        )
+        first = (UnitDim(0),)
+        plain = _trusted(call.module) and call.answer.operands == first and call.answer.results == first
         if rule is not None and plain:
             (grad,) = call.grads.values()
             (value,) = tensors((call.args, call.kwargs))
-            if has_rows(value, rows):
-                if value.is_floating_point():
-                    # As the forward saw it under autocast, then exact products of that.
-                    value = value.to(grad.dtype).float()
-                # Opacus 1.6 unfolds images by their strides and is wrong for channels-last ones.
-                value = value.clone(memory_format=torch.contiguous_format)
-                found = rule(call.module, [value], grad.float().contiguous())
-                return {id(p): g.float() for p, g in found.items() if id(p) in self._attached().names}
-        return self._without_rule(call, rows)
+            if value.is_floating_point():
+                # As the forward saw it under autocast, then exact products of that.
+                value = value.to(grad.dtype).float()
+            # Opacus 1.6 unfolds images by their strides and is wrong for channels-last ones.
+            value = value.clone(memory_format=torch.contiguous_format)
+            found = rule(call.module, [value], grad.float().contiguous())
+            return {
+                id(p): g.float().reshape(sums.units, -1, *p.shape).sum(dim=1)
+                for p, g in found.items()
+                if id(p) in sums.names
+            }
+        return self._without_rule(call)
 
-    def _without_rule(self, call: _Call, rows: int) -> dict[int, Tensor]:
+    def _without_rule(self, call: _Call) -> dict[int, Tensor]:
         deep = isinstance(call.module, nn.MultiheadAttention)
         own = {n: p for n, p in call.module.named_parameters(recurse=deep) if p.requires_grad}
 
@@ -149,8 +156,24 @@ class Materialised(ClippingEngine):
             with call.autocast.again():
                 return functional_call(call.module, parameters, args, kwargs)
 
-        values = {name: parameter.detach() for name, parameter in own.items()}
-        found = per_row_gradients(again, values, call.args, call.kwargs, grads=call.grads, rows=rows)
+        places = {
+            id(tensor): place
+            for tensor, place in zip(tensors((call.args, call.kwargs)), call.answer.operands, strict=True)
+        }
+        grads = [
+            (index, grad, place)
+            for index, grad in call.grads.items()
+            if isinstance(place := call.answer.results[index], UnitDim)
+        ]
+        found = per_unit_gradients(
+            again,
+            {name: parameter.detach() for name, parameter in own.items()},
+            call.args,
+            call.kwargs,
+            grads=grads,
+            look=lambda tensor: places.get(id(tensor)),
+            units=self._attached().units,
+        )
         return {id(own[name]): grads for name, grads in found.items()}
 
     def take(self) -> dict[str, Tensor]:

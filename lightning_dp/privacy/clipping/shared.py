@@ -1,14 +1,16 @@
-"""Tensors computed from parameters alone, followed until they meet the rows of the batch.
+"""Tensors computed from parameters alone, followed until they meet the units of the batch.
 
 While a module's forward runs, its trainable parameters are replaced by `Shared` views. An operator on
-Shared tensors alone gives a Shared tensor (a slice of a position table, a normalised weight). An
-operator that brings one together with rows is where per-row gradients exist, and is recorded:
+Shared tensors alone, or with what is the same for all units, gives a Shared tensor (a slice of a position
+table, a normalised weight). An operator that brings one together with units is where per-unit gradients
+exist, and is recorded:
 
 * by a layer's own rule (`F.linear`, `F.conv2d`, norms, `F.embedding`, attention),
 * where operands are broadcast (x + position, cat([class token, x])) by making the broadcast explicit,
-* else by running this one operator row by row under torch.func.
+* else by running this one operator unit by unit under torch.func.
 
-So bare parameters, hand-written layers, reparametrised weights and position embeddings need no rule.
+So bare parameters, hand-written layers, reparametrised weights and position embeddings need no rule. Which
+operands have units, and where, is never seen here: it is known from a step that was followed (`sites.py`).
 """
 
 from collections.abc import Callable
@@ -19,16 +21,20 @@ from torch import Tensor
 
 from lightning_dp.privacy.clipping.exact import exact_products
 from lightning_dp.privacy.clipping.layer_ops import tap
-from lightning_dp.privacy.clipping.per_row import per_row_gradients
+from lightning_dp.privacy.clipping.per_unit import Look, per_unit_gradients
+from lightning_dp.privacy.clipping.sites import Answer, Site
 from lightning_dp.privacy.clipping.tape import DerivedSink, ParameterSink, Sink, Tape
-from lightning_dp.privacy.clipping.trees import Autocast, has_rows, map_tensors, tensors
+from lightning_dp.privacy.clipping.trees import Autocast, map_tensors, tensors
 from lightning_dp.privacy.clipping.uses import KeptUse
+from lightning_dp.privacy.rows import UnitDim, UnitsMixed, is_total, own_part, units_of, user_line
 
 Make = Callable[[dict[str, Tensor]], Tensor]
 Rule = Callable[..., Any]
 
 RULES: dict[Callable[..., Any], Rule] = {}
-"""Operators with a rule: rule(tape, *args, **kwargs), NotImplemented where it does not apply."""
+"""Operators with a rule: rule(tape, look, *args, **kwargs), NotImplemented where it does not apply."""
+COMPOSITES: dict[Callable[..., Any], Rule] = {}
+"""Functions that are made of others: composite(tape, *args, **kwargs), NotImplemented where it is none."""
 
 _BROADCASTING = frozenset(
     f"{prefix}{name}{suffix}"
@@ -47,23 +53,29 @@ _BROADCASTING = frozenset(
         "div",
     )
     for prefix, suffix in (("", ""), ("", "_"), ("__", "__"))
-) | {"where", "lerp", "addcmul", "maximum", "minimum", "multiply", "subtract", "masked_fill"}
+) | {"where", "lerp", "addcmul", "maximum", "minimum", "multiply", "subtract"}
 _JOINING = frozenset({"cat", "concat", "concatenate"})
 _REPEATING = frozenset({"expand", "expand_as", "broadcast_to", "repeat"})
+_SAME_SHAPE = frozenset({"to", "float", "half", "bfloat16", "type", "contiguous", "clone"})
 
 
 class Shared(Tensor):
-    """A value that is the same for every row, and how it came from parameters."""
+    """A value that is the same for every unit, and how it came from parameters.
+
+    Attributes:
+        narrow: where this is another Shared value repeated along dimensions of size 1, that value.
+    """
 
     tape: Tape
     roots: dict[str, Tensor]
     make: Make
+    narrow: "Shared | None"
 
     @staticmethod
     def of(value: Tensor, *, tape: Tape, roots: dict[str, Tensor], make: Make) -> "Shared":
         """`value` = make(roots), detached."""
         shared = value.detach().as_subclass(Shared)
-        shared.tape, shared.roots, shared.make = tape, roots, make
+        shared.tape, shared.roots, shared.make, shared.narrow = tape, roots, make, None
         return shared
 
     @staticmethod
@@ -93,15 +105,50 @@ class Shared(Tensor):
             tape = next(t for t in tensors((args, kwargs)) if isinstance(t, Shared)).tape
             if not tape.listening:
                 return func(*_plain(args), **_plain(kwargs))
-            rule = RULES.get(func)
-            if rule is not None:
-                result = rule(tape, *args, **kwargs)
+            composite = COMPOSITES.get(func)
+            if composite is not None:
+                result = composite(tape, *args, **kwargs)
                 if result is not NotImplemented:
                     return result
             others = [t for t in tensors((args, kwargs)) if not isinstance(t, Shared)]
-            if any(has_rows(t, tape.sums.rows) for t in others):
-                return _meet(tape, func, args, kwargs)
-            return stay(tape, func, args, kwargs)
+            if not others:
+                return _stay(tape, func, args, kwargs)
+            site = _site(func, args, kwargs, others)
+            if tape.following:
+                return _follow(tape, site, func, args, kwargs, others)
+            answer = tape.sites.look(site)
+            if not any(answer.operands):
+                return _stay(tape, func, args, kwargs)
+            look = _Look(tape, site, others, answer)
+            rule = RULES.get(func)
+            if rule is not None:
+                result = rule(tape, look, *args, **kwargs)
+                if result is not NotImplemented:
+                    return result
+            (result_at,) = answer.results
+            assert isinstance(result_at, UnitDim)
+            return _meet(tape, func, args, kwargs, look=look, result_at=result_at)
+
+
+class _Look:
+    """Where operands of one use have units, by identity.
+
+    Raises:
+        RuntimeError: an operand can't have the batch's units where it was found to have them.
+    """
+
+    def __init__(self, tape: Tape, site: Site, others: list[Tensor], answer: Answer) -> None:
+        units = tape.sums.units
+        for tensor, place in zip(others, answer.operands, strict=True):
+            if place is not None and not place.fits(tensor, units=units):
+                raise RuntimeError(
+                    f"{site.operator} uses {', '.join(site.parameters)} with {tuple(tensor.shape)}, which has "
+                    f"not the batch's {units} units in {place}, where a step that was followed had them"
+                )
+        self._places = {id(t): place for t, place in zip(others, answer.operands, strict=True)}
+
+    def __call__(self, tensor: Tensor) -> UnitDim | None:
+        return self._places.get(id(tensor))
 
 
 def _plain(tree: Any) -> Any:
@@ -112,11 +159,8 @@ def _name(func: Any) -> str:
     return getattr(func, "__name__", str(func))
 
 
-def _refuse(func: Any, roots: dict[str, Tensor], why: str) -> RuntimeError:
-    return RuntimeError(
-        f"{_name(func)} uses {', '.join(roots)} in a way that can't be attributed to rows: {why}. Keep "
-        "rows in the first dimension, (B, T, D) instead of (B·T, D), or freeze it (requires_grad=False)."
-    )
+def _site(func: Any, args: Any, kwargs: Any, others: list[Tensor]) -> Site:
+    return Site(_name(func), tuple(sorted(_roots((args, kwargs)))), tuple(t.ndim for t in others))
 
 
 def _roots(tree: Any) -> dict[str, Tensor]:
@@ -132,19 +176,42 @@ def _filled(tree: Any, roots: dict[str, Tensor]) -> Any:
     return map_tensors(lambda t: t.make(roots) if isinstance(t, Shared) else t, tree)
 
 
-def stay(tape: Tape, func: Any, args: Any, kwargs: Any, *, table: bool = False) -> Any:
-    """No rows in sight: the result is Shared as well. With `table`, what it meets is known to be no data."""
+def _follow(tape: Tape, site: Site, func: Any, args: Any, kwargs: Any, others: list[Tensor]) -> Any:
+    """Note where this use has units; its result is followed."""
+    if any(is_total(t) for t in others):
+        raise UnitsMixed(
+            f"{site.operator} brings {', '.join(site.parameters)} together with a sum over units (a penalty on "
+            "weights belongs into the optimizer: weight_decay)",
+            place=user_line(),
+        )
+    places = tuple(units_of(t) for t in others)
+    if not any(places):
+        result = _stay(tape, func, args, kwargs)
+        tape.sites.note(site, Answer(places, (None,)))
+        return result
+    result = func(*_plain(args), **_plain(kwargs))
+    place = units_of(result) if isinstance(result, Tensor) else None
+    if place is None:
+        raise UnitsMixed(f"{site.operator} gives no tensor with units", place=user_line())
+    known = func in RULES or site.operator in _BROADCASTING or site.operator in _JOINING
+    if not known:
+        alone = func(*map_tensors(own_part, _plain(args)), **map_tensors(own_part, _plain(kwargs)))
+        if alone.shape != own_part(result).shape:
+            raise UnitsMixed(f"{site.operator} can't be run on one unit", place=user_line())
+    tape.sites.note(site, Answer(places, (place,)))
+    if result.is_floating_point() and not result.requires_grad:
+        result = result + tape.anchor
+    return result
+
+
+def _stay(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+    """No units in sight: the result is Shared as well."""
     roots = _roots((args, kwargs))
-    others = [t for t in tensors((args, kwargs)) if not isinstance(t, Shared)]
-    rows = tape.sums.rows
-    suspicious = func in RULES and not table
-    if any(t.requires_grad or (suspicious and _looks_like_data(t, rows)) for t in others):
-        shapes = [tuple(t.shape) for t in others]
-        raise _refuse(func, roots, f"it meets {shapes}, of which none has {rows} rows first")
-    if _name(func) in _REPEATING:
-        repeated = _repeat(tape, func, args, kwargs)
-        if repeated is not None:
-            return repeated
+    if any(t.requires_grad for t in tensors((args, kwargs)) if not isinstance(t, Shared)):
+        raise RuntimeError(
+            f"{_name(func)} brings {', '.join(roots)} together with another parameter that was read outside of "
+            "the forward of its module: move both into one module, or freeze one (requires_grad=False)"
+        )
     result = func(*_plain(args), **_plain(kwargs))
 
     def wrap(value: Tensor, index: int | None) -> Tensor:
@@ -157,92 +224,114 @@ def stay(tape: Tape, func: Any, args: Any, kwargs: Any, *, table: bool = False) 
         return Shared.of(value, tape=tape, roots=roots, make=make)
 
     if isinstance(result, Tensor):
-        return wrap(result, None)
+        shared = wrap(result, None)
+        if isinstance(shared, Shared):
+            shared.narrow = _narrowed(tape, func, args, kwargs, shared)
+        return shared
     if isinstance(result, list | tuple) and all(isinstance(r, Tensor) for r in result):
         return type(result)(wrap(value, index) for index, value in enumerate(result))
     return result
 
 
-def _looks_like_data(tensor: Tensor, rows: int) -> bool:
-    """A layer's input that isn't a table: rows folded with something else, or not where they belong."""
-    if tensor.ndim == 0 or tensor.shape[0] == 1 or rows == 1:
-        return False
-    return tensor.is_floating_point() or tensor.shape[0] % rows == 0
-
-
-def _repeat(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor | None:
-    """expand and its like along the rows: where rows come into being."""
-    value = args[0]
-    rows = tape.sums.rows
-    if not isinstance(value, Shared) or rows == 1:
+def _narrowed(tape: Tape, func: Any, args: Any, kwargs: Any, result: Shared) -> "Shared | None":
+    """What `result` repeats, where it is known to: with as many dimensions, of size 1 where it repeats."""
+    name, value = _name(func), args[0] if args else None
+    if not isinstance(value, Shared):
         return None
-    result = func(*_plain(args), **_plain(kwargs))
-    grew = result.ndim > value.ndim or (value.ndim > 0 and value.shape[0] == 1)
-    if not (has_rows(result, rows) and grew):
-        return None
-    extra = result.ndim - value.ndim
-    aligned = value.plain().reshape(*(1,) * extra, *value.shape)
-    inner = (1, *result.shape[1:])
-    if _name(func) == "repeat":
-        times = [size // old for size, old in zip(inner, aligned.shape, strict=True)]
-        return _rowwise(tape, value, lambda v: v.reshape(aligned.shape).repeat(times))
-    return _rowwise(tape, value, lambda v: v.reshape(aligned.shape).expand(inner))
+    if name in _REPEATING:
+        source = value.narrow if value.narrow is not None else value
+        shape = (1,) * (result.ndim - source.ndim) + tuple(source.shape)
+        if all(size in (1, now) for size, now in zip(shape, result.shape, strict=True)):
+            return _stay(tape, torch.reshape, (source, shape), {})
+    if name in _SAME_SHAPE and value.narrow is not None:
+        return _stay(tape, func, (value.narrow, *args[1:]), kwargs)
+    return None
 
 
-def _rowwise(tape: Tape, value: Shared, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """change(value) is (1, …); give each row its own copy, (R, …), and keep the copies' gradients."""
-    rows, source, roots = tape.sums.rows, value.make, value.roots
-    one = change(value.plain())
-    direct = one.numel() == value.numel()
-    sink = value.sink() if direct else DerivedSink(tape, roots, lambda given: change(source(given)))
-    shape = value.shape if direct else one.shape
+def _rowwise(tape: Tape, value: Shared, *, rank: int, place: UnitDim, size: int) -> Tensor:
+    """`value`, of size 1 at `place` among `rank` dimensions, repeated along it; keeps the copies' gradients."""
+    one = value.plain().reshape(*(1,) * (rank - value.ndim), *value.shape)
+    sink, units, shape = value.sink(), tape.sums.units, value.shape
     sink.announce()
 
     def record(grad: Tensor) -> None:
         with exact_products():
-            units = grad.reshape(tape.sums.units, tape.sums.rows_per_unit, *shape)
-            sink.add(KeptUse(units.sum(dim=1, dtype=torch.float32)))
+            own = place.split(grad, units=units).sum(dim=place.dim + 1, dtype=torch.float32)
+            sink.add(KeptUse(own.reshape(units, *shape)))
 
-    return tap(tape, one.expand(rows, *one.shape[1:]), record)
+    wanted = [size if dim == place.dim else -1 for dim in range(rank)]
+    return tap(tape, one.expand(wanted), record)
 
 
-def _aligned(tape: Tape, value: Shared) -> Tensor:
-    """value is (R, …) and each row meets its own entry: labels that look like positions."""
-    sums, sink = tape.sums, DerivedSink(tape, value.roots, value.make)
+def _aligned(tape: Tape, value: Shared, *, place: UnitDim) -> Tensor:
+    """`value` has an entry of its own for each unit, all computed from parameters that units share."""
+    sink, units = DerivedSink(tape, value.roots, value.make), tape.sums.units
     sink.announce()
 
     def record(grad: Tensor) -> None:
-        units = torch.zeros(sums.units, *grad.shape, device=grad.device)  # (U, R, …)
-        rows = torch.arange(sums.rows, device=grad.device)
-        units[rows // sums.rows_per_unit, rows] = grad.float()
-        sink.add(KeptUse(units))
+        own = place.split(grad.float(), units=units)  # (U, …)
+        every = torch.arange(units, device=grad.device)
+        apart = own.new_zeros(units, *own.shape)
+        apart[every, every] = own
+        sink.add(KeptUse(torch.stack([place.join(one) for one in apart])))
 
     return tap(tape, value.plain(), record)
 
 
-def _meet(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
-    """Shared values and rows in one operator."""
-    rows, name = tape.sums.rows, _name(func)
-    plain_rank = max(
-        t.ndim for t in tensors((args, kwargs)) if not isinstance(t, Shared) and has_rows(t, rows)
-    )
+def _meet(tape: Tape, func: Any, args: Any, kwargs: Any, *, look: Look, result_at: UnitDim) -> Any:
+    """Shared values and units in one operator."""
+    name = _name(func)
     if name in _BROADCASTING or name in _JOINING:
-        whole = [t for t in tensors((args, kwargs)) if isinstance(t, Shared)]
-        rank = max([plain_rank, *(t.ndim for t in whole)])
-        alone = all(t.ndim < rank or t.shape[0] in (1, rows) for t in whole)
-        along_rows = name in _JOINING and (kwargs.get("dim", args[1] if len(args) > 1 else 0) in (0, -rank))
-        if plain_rank == rank and alone and not along_rows:
+        everything, along = (args, kwargs), None
+        if name in _JOINING:
+            along = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        give_units = spread(tape, everything, look=look, along=along)
+        if give_units is not None:
+            return func(*map_tensors(give_units, args), **map_tensors(give_units, kwargs))
+    return _by_units(tape, func, args, kwargs, look=look, result_at=result_at)
 
-            def spread(tensor: Tensor) -> Tensor:
-                if not isinstance(tensor, Shared):
-                    return tensor
-                if tensor.ndim == rank and tensor.shape[0] == rows > 1:
-                    return _aligned(tape, tensor)
-                shape = (1,) * (rank - tensor.ndim) + tuple(tensor.shape)
-                return _rowwise(tape, tensor, lambda v: v.reshape(shape))
 
-            return func(*map_tensors(spread, args), **map_tensors(spread, kwargs))
-    return _by_rows(tape, func, args, kwargs)
+def spread(
+    tape: Tape, operands: Any, *, look: Look, along: int | None = None
+) -> Callable[[Tensor], Tensor] | None:
+    """What gives each Shared operand of a broadcast its units; None where the operands don't line up.
+
+    Args:
+        operands: tensors that are broadcast with each other.
+        look: where they have units.
+        along: the dimension in which they are joined instead, if they are.
+    """
+    everything = list(tensors(operands))
+    rank = max(t.ndim for t in everything)
+    found = [(t, place) for t in everything if (place := look(t)) is not None]
+    places = {UnitDim(place.dim + rank - t.ndim, place.outer) for t, place in found}
+    if len(places) != 1:
+        return None
+    (place,) = places
+    size = max(t.shape[own.dim] for t, own in found)
+
+    def size_of(tensor: Tensor) -> int:
+        dim = place.dim + tensor.ndim - rank
+        return tensor.shape[dim] if dim >= 0 else 1
+
+    whole = [t for t in everything if isinstance(t, Shared)]
+    if any(size_of(t) not in (1, size) for t in whole):
+        return None
+    if along is not None and (along % rank == place.dim or any(t.ndim != rank for t in whole)):
+        return None
+
+    def give_units(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, Shared):
+            return tensor
+        narrow = tensor.narrow
+        if narrow is not None and size_of(tensor) != 1 and size_of(narrow) == 1:
+            wide = _rowwise(tape, narrow, rank=rank, place=place, size=size)
+            return wide.expand([max(a, b) for a, b in zip(wide.shape, tensor.shape, strict=True)])
+        if size_of(tensor) == 1:
+            return _rowwise(tape, tensor, rank=rank, place=place, size=size)
+        return _aligned(tape, tensor, place=UnitDim(place.dim + tensor.ndim - rank, place.outer))
+
+    return give_units
 
 
 class _Hole:
@@ -252,33 +341,42 @@ class _Hole:
         self.make = value.make
 
 
-def _by_rows(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
-    """Any other operator: record it, and run it again for each row under torch.func."""
-    rows, roots = tape.sums.rows, _roots((args, kwargs))
+def _by_units(tape: Tape, func: Any, args: Any, kwargs: Any, *, look: Look, result_at: UnitDim) -> Any:
+    """Any other operator: record it, and run it again for each unit under torch.func."""
+    roots = _roots((args, kwargs))
     result = func(*_plain(args), **_plain(kwargs))
-    if not isinstance(result, Tensor) or not has_rows(result, rows):
-        shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-        raise _refuse(func, roots, f"its result is {shape}, not one tensor with {rows} rows first")
     autocast = Autocast(result.device.type)
+    places: dict[int, UnitDim | None] = {}
 
     def hole(tensor: Tensor) -> Any:
-        return _Hole(tensor) if isinstance(tensor, Shared) else tensor.detach()
+        if isinstance(tensor, Shared):
+            return _Hole(tensor)
+        kept = tensor.detach()
+        places[id(kept)] = look(tensor)
+        return kept
 
     kept_args, kept_kwargs = map_tensors(hole, args), map_tensors(hole, kwargs)
 
-    def again(given: dict[str, Tensor], *row_args: Any, **row_kwargs: Any) -> Any:
+    def again(given: dict[str, Tensor], *own_args: Any, **own_kwargs: Any) -> Any:
         with autocast.again():
-            return func(*_unhole(row_args, given), **_unhole(row_kwargs, given))
+            return func(*_unhole(own_args, given), **_unhole(own_kwargs, given))
 
     sinks = {name: ParameterSink(tape, name) for name in roots}
     for sink in sinks.values():
         sink.announce()
 
     def record(grad: Tensor) -> None:
-        found = per_row_gradients(again, roots, kept_args, kept_kwargs, grads={0: grad}, rows=rows)
+        found = per_unit_gradients(
+            again,
+            roots,
+            kept_args,
+            kept_kwargs,
+            grads=[(0, grad, result_at)],
+            look=lambda tensor: places.get(id(tensor)),
+            units=tape.sums.units,
+        )
         for name, sink in sinks.items():
-            units = found[name].reshape(tape.sums.units, tape.sums.rows_per_unit, *found[name].shape[1:])
-            sink.add(KeptUse(units.sum(dim=1)))
+            sink.add(KeptUse(found[name]))
 
     return tap(tape, result, record)
 

@@ -1,7 +1,7 @@
 """Which operators on Shared weights have a rule of their own, and nn.MultiheadAttention's.
 
-A rule applies when the input has rows and only weights are Shared; else it returns NotImplemented and
-`shared.py` follows the operator in the general way.
+A rule applies when the input has units where the layer's gradients can do with them and only weights are
+Shared; else it returns NotImplemented and `shared.py` takes the operator in the general way.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,14 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_dp.privacy.clipping import layer_ops
-from lightning_dp.privacy.clipping.shared import RULES, Rule, Shared, stay
+from lightning_dp.privacy.clipping.per_unit import Look
+from lightning_dp.privacy.clipping.shared import COMPOSITES, RULES, Rule, Shared, spread
 from lightning_dp.privacy.clipping.tape import Sink, Tape
-from lightning_dp.privacy.clipping.trees import has_rows
+from lightning_dp.privacy.rows import UnitDim
 
 
-def _rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
+def _rule(function: Callable[..., Any]) -> Callable[[Rule], Rule]:
     def register(rule: Rule) -> Rule:
-        RULES.update(dict.fromkeys(functions, rule))
+        RULES[function] = rule
+        return rule
+
+    return register
+
+
+def _composite(function: Callable[..., Any]) -> Callable[[Rule], Rule]:
+    def register(rule: Rule) -> Rule:
+        COMPOSITES[function] = rule
         return rule
 
     return register
@@ -32,50 +41,69 @@ def _split(weight: Tensor | None) -> tuple[Tensor | None, Sink | None]:
     return weight, None
 
 
-def _applies(tape: Tape, x: Any, *weights: Tensor | None) -> bool:
-    rows_first = isinstance(x, Tensor) and not isinstance(x, Shared) and has_rows(x, tape.sums.rows)
+def _units_at(look: Look, x: Any, *weights: Tensor | None, last: int = 1) -> UnitDim | None:
+    """Where the input has units, if a rule for weights along its `last` dimensions applies; else None."""
+    if not isinstance(x, Tensor) or isinstance(x, Shared):
+        return None
+    place = look(x)
     # A weight that neither is Shared nor frozen would lose its gradient here.
-    return rows_first and not any(
-        w is not None and not isinstance(w, Shared) and w.requires_grad for w in weights
-    )
+    stray = any(w is not None and not isinstance(w, Shared) and w.requires_grad for w in weights)
+    return None if place is None or stray or place.dim >= x.ndim - last else place
+
+
+def _first(place: UnitDim | None) -> bool:
+    """Whether units are the first dimension, as rules for images need them."""
+    return place == UnitDim(0)
 
 
 @_rule(F.linear)
-def _linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    if not _applies(tape, input, weight, bias) or input.ndim < 2:
+def _linear(tape: Tape, look: Look, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    place = _units_at(look, input, weight, bias)
+    if place is None:
         return NotImplemented
     (w, weight_sink), (b, bias_sink) = _split(weight), _split(bias)
     assert w is not None
-    return layer_ops.linear(tape, input, w, b, weight_sink=weight_sink, bias_sink=bias_sink)
+    return layer_ops.linear(tape, input, w, b, units_at=place, weight_sink=weight_sink, bias_sink=bias_sink)
 
 
 @_rule(F.layer_norm)
 def _layer_norm(
     tape: Tape,
+    look: Look,
     input: Tensor,
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Any:
-    if not _applies(tape, input, weight, bias) or input.ndim <= len(normalized_shape):
+    place = _units_at(look, input, weight, bias, last=len(normalized_shape))
+    if place is None:
         return NotImplemented
     (w, weight_sink), (b, bias_sink) = _split(weight), _split(bias)
     return layer_ops.layer_norm(
-        tape, input, normalized_shape, w, b, eps, weight_sink=weight_sink, bias_sink=bias_sink
+        tape,
+        input,
+        normalized_shape,
+        w,
+        b,
+        eps,
+        units_at=place,
+        weight_sink=weight_sink,
+        bias_sink=bias_sink,
     )
 
 
 @_rule(F.group_norm)
 def _group_norm(
     tape: Tape,
+    look: Look,
     input: Tensor,
     num_groups: int,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Any:
-    if not _applies(tape, input, weight, bias):
+    if not _first(_units_at(look, input, weight, bias)):
         return NotImplemented
     (w, weight_sink), (b, bias_sink) = _split(weight), _split(bias)
     return layer_ops.group_norm(
@@ -86,17 +114,19 @@ def _group_norm(
 @_rule(F.rms_norm)
 def _rms_norm(
     tape: Tape,
+    look: Look,
     input: Tensor,
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Any:
-    if not _applies(tape, input, weight) or input.ndim <= len(normalized_shape):
+    place = _units_at(look, input, weight, last=len(normalized_shape))
+    if place is None:
         return NotImplemented
     w, sink = _split(weight)
     assert w is not None
     assert sink is not None
-    return layer_ops.rms_norm(tape, input, normalized_shape, w, eps, weight_sink=sink)
+    return layer_ops.rms_norm(tape, input, normalized_shape, w, eps, units_at=place, weight_sink=sink)
 
 
 def _both(value: int | Sequence[int]) -> tuple[int, int]:
@@ -107,6 +137,7 @@ def _both(value: int | Sequence[int]) -> tuple[int, int]:
 @_rule(F.conv2d)
 def _conv2d(
     tape: Tape,
+    look: Look,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -115,7 +146,7 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
-    if not _applies(tape, input, weight, bias) or input.ndim != 4:
+    if not _first(_units_at(look, input, weight, bias)) or input.ndim != 4:
         return NotImplemented
     (w, weight_sink), (b, bias_sink) = _split(weight), _split(bias)
     assert w is not None
@@ -133,7 +164,7 @@ def _conv2d(
     )
 
 
-@_rule(F.conv1d)
+@_composite(F.conv1d)
 def _conv1d(
     tape: Tape,
     input: Tensor,
@@ -145,7 +176,7 @@ def _conv1d(
     groups: int = 1,
 ) -> Any:
     """A two-dimensional convolution of height 1; Shared weights follow the reshaping by themselves."""
-    if not _applies(tape, input, weight, bias) or input.ndim != 3:
+    if isinstance(input, Shared) or input.ndim != 3:
         return NotImplemented
     if not isinstance(padding, str):
         padding = (0, _both(padding)[1])
@@ -157,6 +188,7 @@ def _conv1d(
 @_rule(F.embedding)
 def _embedding(
     tape: Tape,
+    look: Look,
     input: Tensor,
     weight: Tensor,
     padding_idx: int | None = None,
@@ -170,26 +202,37 @@ def _embedding(
             f"Embedding of {', '.join(weight.roots)} has max_norm or scale_grad_by_freq, which make its "
             "gradient depend on other rows: unset them."
         )
-    if not _applies(tape, input, weight):
+    place = _units_at(look, input, weight, last=0)
+    if place is None:
         return NotImplemented
-    if _is_positions(input):
-        return stay(tape, F.embedding, (input, weight, padding_idx), {}, table=True)
     w, sink = _split(weight)
     assert w is not None
     assert sink is not None
     if padding_idx is not None and padding_idx < 0:
         padding_idx += len(w)
-    return layer_ops.embedding(tape, input, w, padding_idx, weight_sink=sink)
+    return layer_ops.embedding(tape, input, w, padding_idx, units_at=place, weight_sink=sink)
 
 
-def _is_positions(index: Tensor) -> bool:
-    """0, 1, 2, …: positions rather than the rows' own labels, though as many as there are rows."""
-    if index.ndim != 1 or len(index) == 1:
-        return False
-    return bool(torch.equal(index, torch.arange(len(index), device=index.device, dtype=index.dtype)))
+@_rule(F.scaled_dot_product_attention)
+def _dot_product_attention(
+    tape: Tape,
+    look: Look,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    **more: Any,
+) -> Any:
+    """A mask made of parameters (relative positions) is broadcast to the units of the queries."""
+    if not isinstance(attn_mask, Shared) or any(isinstance(t, Shared) for t in (query, key, value)):
+        return NotImplemented
+    give_units = spread(tape, (query, attn_mask), look=look)
+    if give_units is None:
+        return NotImplemented
+    return F.scaled_dot_product_attention(query, key, value, give_units(attn_mask), **more)
 
 
-@_rule(F.multi_head_attention_forward)
+@_composite(F.multi_head_attention_forward)
 def _attention(
     tape: Tape,
     query: Tensor,

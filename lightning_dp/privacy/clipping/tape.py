@@ -2,23 +2,35 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
 from lightning_dp.privacy.clipping.exact import exact_products
-from lightning_dp.privacy.clipping.per_row import unfussed
+from lightning_dp.privacy.clipping.per_unit import unfussed
+from lightning_dp.privacy.clipping.sites import Sites
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
 from lightning_dp.privacy.clipping.uses import KeptUse, OuterUse, Use, squared_norms_of_sum
+from lightning_dp.privacy.rows import UnitDim
 
 
 class Tape:
-    """Uses of the trainable parameters since `expect`, and the norms that backward found already."""
+    """Uses of the trainable parameters since `expect`, and the norms that backward found already.
 
-    def __init__(self, sums: UnitSums) -> None:
+    Args:
+        sums: of the attached module.
+        sites: where uses have units.
+        following: a followed step fills `sites`; nothing is clipped.
+    """
+
+    def __init__(self, sums: UnitSums, *, sites: Sites, following: bool = False) -> None:
         self.sums = sums
+        self.sites = sites
+        self.following = following
+        self.paused = False
         self.uses: defaultdict[str, list[Use]] = defaultdict(list)
         self.squares: dict[str, Tensor] = {}
         self.calls: Counter[str] = Counter()
@@ -28,17 +40,30 @@ class Tape:
     @property
     def listening(self) -> bool:
         """Whether a call made now belongs to a batch that will be collected."""
-        return self.sums.expecting and torch.is_grad_enabled()
+        wanted = self.following or self.sums.expecting
+        return wanted and not self.paused and torch.is_grad_enabled()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Calls made inside belong to somebody who does what is needed himself."""
+        before, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
 
     def clear(self) -> None:
         """Forget everything of the last batch."""
         self.uses.clear()
         self.squares.clear()
         self.calls.clear()
+        self.sites.begin()
 
-    def unitwise(self, tensor: Tensor, *, last: int = 1) -> Tensor:
-        """(R, …, *tail) → (U, T, *tail), the tail being the `last` dimensions. Copies where it must."""
+    def unitwise(self, tensor: Tensor, where: UnitDim, *, last: int = 1) -> Tensor:
+        """(…, *tail) → (U, T, *tail), the tail being the `last` dimensions. Copies where it must."""
         tail = tensor.shape[tensor.ndim - last :]
+        if where.dim > 0 or where.outer > 1:
+            tensor = where.split(tensor, units=self.sums.units)
         return tensor.reshape(self.sums.units, -1, *tail)
 
     def squared_norms(self, name: str) -> Tensor:

@@ -58,11 +58,6 @@ def _behind_views(tree: Any) -> Any:
     return tree
 
 
-def has_rows(tensor: Tensor, rows: int) -> bool:
-    """Whether the first dimension of `tensor` is the batch's."""
-    return tensor.ndim > 0 and tensor.shape[0] == rows
-
-
 class Autocast:
     """The autocast state of this moment, to be entered again later."""
 

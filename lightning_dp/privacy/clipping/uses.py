@@ -47,21 +47,20 @@ class KeptUse(Use):
     """Per-unit gradients themselves: (U, *shape) fp32. Biases, norms, small or kept weights."""
 
     def __init__(self, gradients: Tensor) -> None:
-        self._gradients = gradients
+        self._shape = gradients.shape[1:]
+        self._gradients = gradients.reshape(len(gradients), -1)
 
     def squared_norms(self) -> Tensor:
         return _row_squares(self._gradients)
 
     def per_unit(self, start: int, stop: int) -> Tensor:
-        return self._gradients[start:stop]
+        return self._gradients[start:stop].view(-1, *self._shape)
 
     def weighted_sum(self, factors: Tensor) -> Tensor:
-        flat = self._gradients.flatten(1)
-        return (factors @ flat).view(self._gradients.shape[1:])
+        return (factors @ self._gradients).view(self._shape)
 
     def empty(self, units: Tensor) -> None:
-        mask = units.view(-1, *(1,) * (self._gradients.ndim - 1))
-        self._gradients = self._gradients.masked_fill(mask, 0)
+        self._gradients = self._gradients.masked_fill(units[:, None], 0)
 
 
 class ChunkedUse(Use):

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.trees import tensors
-from lightning_dp.privacy.preflight.draws import Draws, LinedUp, Recorded
+from lightning_dp.privacy.draws import Draws, LinedUp, Recorded
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.gradient import Gradient, difference
 from lightning_dp.privacy.preflight.step import StepFailed

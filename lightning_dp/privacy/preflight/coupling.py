@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping.trees import tensors
-from lightning_dp.privacy.preflight.draws import Draws, LinedUp, Recorded
+from lightning_dp.privacy.draws import Draws, LinedUp, Recorded
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.gradient import Gradient, difference
 from lightning_dp.privacy.preflight.made_up import MadeUpUnits

@@ -11,7 +11,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from lightning_dp.privacy.preflight.draws import LinedUp
+from lightning_dp.privacy.draws import LinedUp
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.gradient import difference
 from lightning_dp.privacy.preflight.trial import Trial

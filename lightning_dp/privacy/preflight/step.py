@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
-from lightning_dp.privacy.preflight.draws import Draws
+from lightning_dp.privacy.draws import Draws
 from lightning_dp.privacy.preflight.gradient import Gradient
 
 _CLOSED = 1e-2

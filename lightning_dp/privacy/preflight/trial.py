@@ -5,7 +5,7 @@ from typing import final
 
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
-from lightning_dp.privacy.preflight.draws import LinedUp
+from lightning_dp.privacy.draws import LinedUp
 from lightning_dp.privacy.preflight.gradient import Gradient
 from lightning_dp.privacy.preflight.made_up import MadeUpUnits
 from lightning_dp.privacy.preflight.step import StepFailed, TrainingStep

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from follow_steps import sites_of
 from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping.engine import ClippingEngine
@@ -24,8 +25,10 @@ def run(
     weights: Tensor | None = None,
     function: ClippingFunction | None = None,
     loss_scale: float = 1.0,
+    constants: tuple = (),
 ) -> Result:
     """Norms and sums of one batch; the engine is detached whatever happens."""
+    engine.know(sites_of(model, row_losses, units=units, rows_per_unit=rows_per_unit, constants=constants))
     engine.attach(model, function=function or Flat(), max_grad_norm=max_grad_norm)
     try:
         engine.expect(

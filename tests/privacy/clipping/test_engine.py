@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from engines import distance, run, total_norm
+from follow_steps import sites_of
 from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping import layer_ops, uses
@@ -126,6 +127,7 @@ def test_sums_run_over_physical_batches(engine):
     model, x = _model(), torch.randn(6, 5, 6)
     whole = run(engine(), model, lambda: _rows(model(x)), units=6)
     parts = engine()
+    parts.know(sites_of(model, lambda: _rows(model(x)), units=6))
     parts.attach(model, function=Flat(), max_grad_norm=0.05)
     for part, weights in ((x[:4], torch.ones(4)), (x[2:], torch.tensor([0.0, 0.0, 1.0, 1.0]))):
         parts.expect(unit_weights=weights, rows_per_unit=1)
@@ -198,6 +200,7 @@ def test_ordinary_use_between_batches(engine):
     """Validation and gradients outside of expect … collect are the user's own."""
     model, x = _model(), torch.randn(4, 5, 6)
     attached = engine()
+    attached.know(sites_of(model, lambda: _rows(model(x)), units=4))
     attached.attach(model, function=Flat(), max_grad_norm=1.0)
     _rows(model(x[:3])).mean().backward()
     grad = model[0].weight.grad
@@ -214,6 +217,7 @@ def test_ordinary_use_between_batches(engine):
 def test_a_copy_made_while_attached_is_independent():
     model, x = _Failing(), torch.randn(4, 6)
     attached = BookKeeping()
+    attached.know(sites_of(model, lambda: _rows(model(x)), units=4))
     attached.attach(model, function=Flat(), max_grad_norm=1.0)
     copied = copy.deepcopy(model).requires_grad_(False)
     with torch.no_grad():

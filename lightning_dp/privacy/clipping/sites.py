@@ -1,0 +1,150 @@
+"""What was found about every use of a parameter: where its other operands have units, and why that is known.
+
+A site is an operator on certain parameters with operands of certain ranks. All its uses in a step have the
+same answer, or are told apart by their order.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import final
+
+from lightning_dp.privacy.rows import UnitDim
+
+Places = tuple[UnitDim | None, ...]
+
+
+class Total(Enum):
+    """An output of a module that has no units any more."""
+
+    MEAN = "the mean over units of what each of them gives"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where parameters are used, or a module is called.
+
+    Attributes:
+        operator: the function's name, such as "linear", or "call".
+        parameters: names of the parameters it got, or that its operands were computed from; for a call the
+            module's path.
+        ranks: of its other operands, in order.
+    """
+
+    operator: str
+    parameters: tuple[str, ...]
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Where a use or a call has units.
+
+    Attributes:
+        operands: of each tensor that is no parameter; None where it is the same for all units.
+        results: of each tensor that comes out of it.
+    """
+
+    operands: Places
+    results: tuple[UnitDim | Total | None, ...]
+
+
+@dataclass(frozen=True)
+class PerUnit:
+    """A module that is run for each unit by itself, because nothing smaller has units in and units out.
+
+    Attributes:
+        inputs: of each tensor among its arguments, flattened.
+        outputs: of each tensor that it returns, flattened; None for a tensor that it was given or holds.
+        vectorised: by torch.vmap; else one unit after the other.
+        why: what in it can't be followed.
+    """
+
+    inputs: Places
+    outputs: tuple[UnitDim | Total | None, ...]
+    vectorised: bool
+    why: str
+
+
+class UnknownUse(RuntimeError):
+    """A parameter is used where no followed step used it."""
+
+
+@final
+@dataclass
+class Sites:
+    """Answers by site, and the modules that are run per unit, by path."""
+
+    answers: dict[Site, list[Answer]] = field(default_factory=dict)
+    modules: dict[str, PerUnit] = field(default_factory=dict)
+    _met: Counter[Site] = field(default_factory=Counter)
+
+    def begin(self) -> None:
+        """A step begins: uses are counted anew."""
+        self._met.clear()
+
+    def note(self, site: Site, answer: Answer) -> None:
+        """One more use of a step that is followed."""
+        self.answers.setdefault(site, []).append(answer)
+
+    def mark(self) -> dict[Site, int]:
+        """How much is known, to go back to."""
+        return {site: len(answers) for site, answers in self.answers.items()}
+
+    def back_to(self, mark: Mapping[Site, int]) -> None:
+        """Forget what was noted since `mark`."""
+        self.answers = {site: answers[: mark[site]] for site, answers in self.answers.items() if site in mark}
+
+    def settle(self) -> None:
+        """A step was followed to its end: sites whose uses all agree need no order."""
+        for site, answers in self.answers.items():
+            if all(answer == answers[0] for answer in answers):
+                self.answers[site] = answers[:1]
+
+    def join(self, other: "Sites") -> None:
+        """Take in what another step has shown.
+
+        Raises:
+            UnknownUse: both know a site, and say something else about it.
+        """
+        for site, answers in other.answers.items():
+            mine = self.answers.setdefault(site, answers)
+            if mine != answers:
+                raise UnknownUse(
+                    f"{site.operator} uses {', '.join(site.parameters)} now on units at "
+                    f"{_shown(answers)}, where another step had them at {_shown(mine)}: give each use a module "
+                    "of its own"
+                )
+        self.modules.update(other.modules)
+
+    def look(self, site: Site) -> Answer:
+        """The answer for the next use of `site`.
+
+        Raises:
+            UnknownUse: no step that was followed used it so.
+        """
+        answers = self.answers.get(site)
+        if answers is None:
+            raise UnknownUse(
+                f"{site.operator} uses {', '.join(site.parameters)} in a way that no step showed that was "
+                "followed before: nobody knows where its units are. A branch that only some batches take "
+                "needs made-up units that take it (synthetic_items, synthetic_units)"
+            )
+        if len(answers) == 1:
+            return answers[0]
+        number = self._met[site]
+        self._met[site] += 1
+        if number >= len(answers):
+            raise UnknownUse(
+                f"{site.operator} uses {', '.join(site.parameters)} both on units and on what has none, and "
+                "more often than when it was followed (activation checkpointing?): give each use a module of "
+                "its own"
+            )
+        return answers[number]
+
+
+def _shown(answers: list[Answer]) -> str:
+    return "; ".join(
+        ", ".join("none" if place is None else str(place) for place in answer.operands) for answer in answers
+    )

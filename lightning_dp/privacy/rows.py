@@ -1,0 +1,330 @@
+"""Which dimension of a tensor is the units', and what mixes units: followed from the batch, operator by operator.
+
+The batch becomes a DTensor that is sharded over its units, on a pretended mesh of one place a unit; all else
+is replicated. DTensor's sharding propagation then says of every operator which dimension of its result the
+units are in. What it could do only by communication mixes units, and raises at the line that does it: no
+values and no lengths are compared. Only the first unit is computed, so a step costs about what one unit does.
+
+All of DTensor's API that this needs is in this file.
+"""
+
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.tensor.experimental import implicit_replication
+from torch.distributed.tensor.placement_types import _StridedShard
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+PRETENDED = 13
+"""Units that a followed batch pretends to have: nothing else is likely to count up to it."""
+
+_READS = frozenset(
+    {
+        "item",
+        "__bool__",
+        "__float__",
+        "__int__",
+        "__index__",
+        "__contains__",
+        "tolist",
+        "numpy",
+        "__array__",
+        "equal",
+        "allclose",
+        "is_nonzero",
+        "unique",
+        "unique_consecutive",
+    }
+)
+
+
+class UnitsMixed(Exception):
+    """An operator mixes units, or nobody knows whether it does; says where and what."""
+
+    def __init__(self, what: str, *, place: str) -> None:
+        super().__init__(f"{what} at {place}")
+        self.what, self.place = what, place
+
+
+@dataclass(frozen=True)
+class UnitDim:
+    """Where the units of a tensor are: its dimension `dim` is (outer, units, inner), folded into one.
+
+    Attributes:
+        dim: ≥ 0.
+        outer: ≥ 1; above 1 where another dimension lies outside of the units', as in (T·B, D).
+    """
+
+    dim: int
+    outer: int = 1
+
+    def split(self, tensor: Tensor, *, units: int) -> Tensor:
+        """(…, outer · U · k, …) → (U, …, outer · k, …): what each unit has by itself, stacked."""
+        folded = tensor.unflatten(self.dim, (self.outer, units, -1)).movedim(self.dim + 1, 0)
+        return folded.flatten(self.dim + 1, self.dim + 2)
+
+    def join(self, stacked: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        folded = stacked.unflatten(self.dim + 1, (self.outer, -1)).movedim(0, self.dim + 1)
+        return folded.flatten(self.dim, self.dim + 2)
+
+    def fits(self, tensor: Tensor, *, units: int) -> bool:
+        """Whether a tensor may have `units` units here."""
+        return tensor.ndim > self.dim and tensor.shape[self.dim] % (self.outer * units) == 0
+
+    def __str__(self) -> str:
+        return f"dimension {self.dim}" + (f", inside of {self.outer}" if self.outer > 1 else "")
+
+
+_mesh: DeviceMesh | None = None
+
+
+def _pretended() -> DeviceMesh:
+    global _mesh
+    if _mesh is None:
+        _mesh = DeviceMesh("cpu", list(range(PRETENDED)), _init_backend=False, _rank=0)
+    return _mesh
+
+
+def spread(unit: Tensor, *, dim: int = 0) -> Tensor:
+    """One unit's part of the batch, (k, …) on the CPU, as a batch of `PRETENDED` such units."""
+    return _wrap(unit, Shard(dim))
+
+
+def _wrap(local: Tensor, placement: Placement) -> Tensor:
+    return DTensor.from_local(local, _pretended(), [placement], run_check=False)
+
+
+def is_followed(tensor: Any) -> bool:
+    """Whether a tensor was followed from the batch."""
+    return isinstance(tensor, DTensor)
+
+
+def units_of(tensor: Tensor) -> UnitDim | None:
+    """Where a tensor has units; None where it is the same for all.
+
+    Raises:
+        UnitsMixed: it is a sum or mean over units that is still to be taken.
+    """
+    if not isinstance(tensor, DTensor):
+        return None
+    (placement,) = tensor.placements
+    if isinstance(placement, Replicate):
+        return None
+    if isinstance(placement, _StridedShard):
+        return UnitDim(placement.dim, placement.split_factor)
+    if isinstance(placement, Shard):
+        return UnitDim(placement.dim)
+    raise UnitsMixed("a sum over units is used as if it were of one", place=user_line())
+
+
+def is_total(tensor: Tensor) -> bool:
+    """Whether a tensor is a sum or mean over units."""
+    return isinstance(tensor, DTensor) and isinstance(tensor.placements[0], Partial)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """The first unit's part of a followed tensor; of any other, all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def mean_of(local: Tensor) -> Tensor:
+    """A unit's part of a mean over units, as a followed tensor."""
+    return _wrap(local, Partial("avg"))
+
+
+def like(local: Tensor, where: UnitDim | None) -> Tensor:
+    """A unit's part with its units at `where`, as a followed tensor."""
+    if where is None:
+        return local
+    if where.outer > 1:
+        return _wrap(local, _StridedShard(where.dim, split_factor=where.outer))
+    return _wrap(local, Shard(where.dim))
+
+
+@contextmanager
+def following() -> Iterator[None]:
+    """Operators on followed tensors follow them; what mixes units raises UnitsMixed, at its line."""
+    with (
+        warnings.catch_warnings(),
+        implicit_replication(),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.autograd.set_multithreading_enabled(False),
+        _Reads(),
+        _Rules(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def any_unit(mask: Tensor) -> Tensor:
+    """Positions at which (R, T) bool `mask` is True for any row, (t,) int64.
+
+    For nets that leave out what no row asks for. Whoever uses it promises that leaving positions out changes
+    nothing for rows that don't ask for them; while units are followed, all positions count as asked for.
+    """
+    if is_followed(mask):
+        return torch.arange(mask.shape[1], device=mask.device)
+    return mask.any(dim=0).nonzero().flatten()
+
+
+class _Reads(TorchFunctionMode):
+    """Python may not read a number that came from several units."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in _READS:
+            for tensor in (*args, *kwargs.values()):
+                if isinstance(tensor, DTensor) and not isinstance(tensor.placements[0], Replicate):
+                    raise UnitsMixed(
+                        f"Python reads a number that came from several units ({name})", place=user_line()
+                    )
+        return func(*args, **kwargs)
+
+
+class _Rules(TorchDispatchMode):
+    """Operators that DTensor has no rule for, or one that asks for a process group; then DTensor's own."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not any(issubclass(kind, DTensor) for kind in types):
+            return func(*args, **kwargs)
+        rule = _RULES.get(func)
+        try:
+            if rule is not None:
+                result = rule(func, args, kwargs)
+                if result is not NotImplemented:
+                    return result
+            return func(*args, **kwargs)
+        except UnitsMixed:
+            raise
+        except Exception as error:
+            raise _explained(func, error) from error
+
+
+def _explained(func: Any, error: Exception) -> Exception:
+    """UnitsMixed for what DTensor can't do without communication or at all; else the error itself."""
+    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if any(name.endswith("distributed/_functional_collectives.py") for name in frames):
+        return UnitsMixed(f"units are mixed by {func.overloadpacket.__name__}", place=user_line())
+    if isinstance(error, NotImplementedError) or "harding" in str(error) or "sharded" in str(error):
+        return UnitsMixed(f"nothing is known of units in {func.overloadpacket.__name__}", place=user_line())
+    return error
+
+
+def user_line() -> str:
+    """The innermost line that belongs neither to torch nor to this package's engine."""
+    for frame in reversed(traceback.extract_stack()):
+        name = frame.filename.replace("\\", "/")
+        inside = "/torch/" in name or "/lightning_dp/privacy/" in name or "/lightning/" in name
+        if not inside and not name.endswith("contextlib.py"):
+            return f"{name.rsplit('/', 1)[-1]}:{frame.lineno}: {(frame.line or '')[:100]}"
+    return "an unknown place"
+
+
+Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+_RULES: dict[Any, Rule] = {}
+
+
+def _rule(*functions: Any) -> Callable[[Rule], Rule]:
+    def register(rule: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(functions, rule))
+        return rule
+
+    return register
+
+
+def _units_first(tensor: Any) -> bool:
+    """Whether a tensor's units are its first dimension and nothing but."""
+    return isinstance(tensor, DTensor) and tensor.placements[0] == Shard(0)
+
+
+def _with_units_first(tensor: Tensor) -> Tensor:
+    """A tensor that is the same everywhere, or has units first, as one with units first."""
+    return tensor.redistribute(placements=[Shard(0)]) if isinstance(tensor, DTensor) else tensor
+
+
+def _is_common(tensor: Any) -> bool:
+    return not isinstance(tensor, DTensor) or isinstance(tensor.placements[0], Replicate)
+
+
+@_rule(torch.ops.aten.convolution.default)
+def _convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Rows of a convolution are independent; DTensor's own rule splits images and asks for a group."""
+    if not (_units_first(args[0]) and all(_is_common(one) for one in args[1:3])):
+        return NotImplemented
+    local = func(*(own_part(one) if isinstance(one, Tensor) else one for one in args), **kwargs)
+    return _wrap(local, Shard(0))
+
+
+@_rule(torch.ops.aten.convolution_backward.default)
+def _convolution_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if not (_units_first(args[1]) and _is_common(args[2])):
+        return NotImplemented
+    args = (_with_units_first(args[0]), *args[1:])
+    grad_x, *totals = func(*(own_part(one) if isinstance(one, Tensor) else one for one in args), **kwargs)
+    return (
+        None if grad_x is None else _wrap(grad_x, Shard(0)),
+        *(None if total is None else _wrap(total, Partial("sum")) for total in totals),
+    )
+
+
+@_rule(torch.ops.aten.index.Tensor)
+def _index(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """x[arange(R), …]: each row something of its own."""
+    x, (first, *others) = args
+    if not (_units_first(x) and first is not None and _is_common(first) and len(x) == len(first)):
+        return NotImplemented
+    every = own_part(first)
+    counted = torch.arange(len(x), device=every.device).view(-1, *(1,) * (every.ndim - 1))
+    if not torch.equal(every, counted) or not all(one is None or _units_first(one) for one in others):
+        return NotImplemented
+    local = own_part(x)
+    found = func(local, [every[: len(local)], *(one if one is None else own_part(one) for one in others)])
+    return _wrap(found, Shard(0))
+
+
+def _by_row(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Operators on images whose rows, all operands' first dimension, are independent of each other."""
+    tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+    if not all(_units_first(one) for one in tensors):
+        return NotImplemented
+    local = func(
+        *(own_part(one) if isinstance(one, Tensor) else one for one in args),
+        **{name: own_part(one) if isinstance(one, Tensor) else one for name, one in kwargs.items()},
+    )
+    if isinstance(local, tuple):
+        return tuple(_wrap(one, Shard(0)) if isinstance(one, Tensor) else one for one in local)
+    return _wrap(local, Shard(0))
+
+
+_aten = torch.ops.aten
+_RULES.update(
+    dict.fromkeys(
+        (
+            _aten.im2col.default,
+            _aten.col2im.default,
+            _aten._cdist_forward.default,
+            _aten._adaptive_avg_pool2d.default,
+            _aten._adaptive_avg_pool2d_backward.default,
+        ),
+        _by_row,
+    )
+)
