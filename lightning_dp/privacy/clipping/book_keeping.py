@@ -75,7 +75,7 @@ class BookKeeping(ClippingEngine):
             torch.compiler.reset()
         try:
             for path, child in module.named_modules():
-                owned = read_by(child, sums.names)
+                owned = read_by(child, sums.names, more=self._sites.readers.get(path, ()))
                 if owned or path in self._sites.modules:
                     self._patches.put(child, _forward(child, tape, owned, path))
         except BaseException:

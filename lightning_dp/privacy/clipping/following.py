@@ -18,7 +18,7 @@ from lightning_dp.privacy.clipping.alone import Call, over_units
 from lightning_dp.privacy.clipping.patching import Patches
 from lightning_dp.privacy.clipping.shared import Shared
 from lightning_dp.privacy.clipping.sites import Answer, PerUnit, Site, Sites, Total
-from lightning_dp.privacy.clipping.swapped import held_by, is_transposed_linear, read_by, shared_views
+from lightning_dp.privacy.clipping.swapped import held_by, is_transposed_linear, read_by, shared_views, values_of
 from lightning_dp.privacy.clipping.tape import Tape
 from lightning_dp.privacy.clipping.trees import tensors
 from lightning_dp.privacy.draws import LinedUp
@@ -42,7 +42,12 @@ class Followed:
         self._names = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
         self._tape = Tape(None, sites=self.sites, following=True)  # type: ignore[arg-type]
         self._patches = Patches()
-        for path, child in module.named_modules():
+        self._module = module
+        self._patch()
+
+    def _patch(self) -> None:
+        self._patches.undo()
+        for path, child in self._module.named_modules():
             if not isinstance(child, nn.ParameterList | nn.ParameterDict):
                 self._patches.put(child, self._forward(child, path))
 
@@ -51,20 +56,45 @@ class Followed:
 
         Raises:
             UnitsMixed: outside of all modules that could be run per unit; says where.
+            RuntimeError: a parameter is read outside of all forwards.
             Exception: whatever the step raises itself.
         """
+        before = self.sites.mark()
         with torch.enable_grad(), rows.following():
             found = loss()
-            if isinstance(found, Tensor) and _hand_written(found):
+            nodes = _graph(found) if isinstance(found, Tensor) else []
+            strays = {self._names[id(p)] for node in nodes if id(p := _leaf(node)) in self._names}
+            if not strays and any(isinstance(n, torch.autograd.function.BackwardCFunction) for n in nodes):
+                # A backward that somebody wrote by hand: torch's own follow from their forwards.
                 (found.mean() if found.ndim else found).backward()
+        if strays:
+            for name in strays:
+                self._read_further_out(name)
+            self.sites.back_to(before)
+            self._patch()
+            self.step(loss)
         self.sites.settle()
+
+    def _read_further_out(self, name: str) -> None:
+        """A forward reads a parameter of a module that it does not call: try the next module around."""
+        readers = self.sites.readers
+        now = [path for path, names in readers.items() if name in names] or [name.rpartition(".")[0]]
+        path = min(now, key=len)
+        if not path:
+            raise RuntimeError(
+                f"the loss depends on {name} in a way that no forward shows. A parameter must be used inside "
+                "the forward of the module that owns it: move it into a submodule that is called, or freeze it "
+                "(requires_grad=False)"
+            )
+        readers.setdefault(path.rpartition(".")[0], set()).add(name)
 
     def close(self) -> None:
         """Leave the module as it was found."""
         self._patches.undo()
 
     def _forward(self, module: nn.Module, path: str) -> Callable[..., Any]:
-        original, own = module.forward, read_by(module, self._names)
+        original = module.forward
+        own = read_by(module, self._names, more=self.sites.readers.get(path, ()))
         transposed = is_transposed_linear(module)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -80,7 +110,8 @@ class Followed:
                 site = Site("linear", tuple(sorted(one.name for one in own)), (args[0].ndim,))
                 place = rows.units_of(args[0])
                 self.sites.note(site, Answer((place,), (place,)))
-                with self._tape.pause():
+                values = {one.name: _plain(one.holder._parameters[one.attribute]).detach() for one in own}
+                with self._tape.pause(), values_of(own, values):
                     return original(*args) + self._tape.anchor
             before = self.sites.mark()
             try:
@@ -213,15 +244,17 @@ def _place(together: Tensor, apart: Tensor) -> UnitDim | Total | Literal[False]:
     return False
 
 
-def _hand_written(loss: Tensor) -> bool:
-    """Whether the graph has an autograd function that somebody wrote by hand: its backward is followed too."""
-    waiting, seen = [loss.grad_fn], set[Any]()
+def _graph(loss: Tensor) -> list[Any]:
+    """Every node of autograd's graph behind a loss."""
+    waiting, seen = [loss.grad_fn], dict[Any, None]()
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            return True
-        waiting.extend(function for function, _ in node.next_functions)
-    return False
+        if node is not None and node not in seen:
+            seen[node] = None
+            waiting.extend(function for function, _ in node.next_functions)
+    return list(seen)
+
+
+def _leaf(node: Any) -> Tensor | None:
+    """The parameter whose gradient a node accumulates."""
+    return node.variable if type(node).__name__ == "AccumulateGrad" else None

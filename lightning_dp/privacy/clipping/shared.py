@@ -159,6 +159,12 @@ def _name(func: Any) -> str:
     return getattr(func, "__name__", str(func))
 
 
+def _changes_in_place(func: Any) -> bool:
+    name = _name(func)
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name == "__setitem__" or (name.startswith("__i") and name in _BROADCASTING)
+
+
 def _site(func: Any, args: Any, kwargs: Any, others: list[Tensor]) -> Site:
     return Site(_name(func), tuple(sorted(_roots((args, kwargs)))), tuple(t.ndim for t in others))
 
@@ -207,6 +213,11 @@ def _follow(tape: Tape, site: Site, func: Any, args: Any, kwargs: Any, others: l
 def _stay(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     """No units in sight: the result is Shared as well."""
     roots = _roots((args, kwargs))
+    if _changes_in_place(func) and isinstance(args[0], Shared):
+        raise RuntimeError(
+            f"{_name(func)} changes a value in place that was computed from {', '.join(roots)}: give it a new "
+            "value instead (torch.where, torch.cat)"
+        )
     if any(t.requires_grad for t in tensors((args, kwargs)) if not isinstance(t, Shared)):
         raise RuntimeError(
             f"{_name(func)} brings {', '.join(roots)} together with another parameter that was read outside of "

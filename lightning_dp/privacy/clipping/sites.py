@@ -74,10 +74,17 @@ class UnknownUse(RuntimeError):
 @final
 @dataclass
 class Sites:
-    """Answers by site, and the modules that are run per unit, by path."""
+    """What following steps has shown.
+
+    Attributes:
+        answers: by site.
+        modules: that are run per unit, by path.
+        readers: by a module's path, parameters of modules inside that its own forward reads.
+    """
 
     answers: dict[Site, list[Answer]] = field(default_factory=dict)
     modules: dict[str, PerUnit] = field(default_factory=dict)
+    readers: dict[str, set[str]] = field(default_factory=dict)
     _met: Counter[Site] = field(default_factory=Counter)
 
     def begin(self) -> None:
@@ -117,6 +124,7 @@ class Sites:
                     "of its own"
                 )
         self.modules.update(other.modules)
+        self.readers.update(other.readers)
 
     def look(self, site: Site) -> Answer:
         """The answer for the next use of `site`.

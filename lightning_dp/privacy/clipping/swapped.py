@@ -1,7 +1,7 @@
 """Other tensors in place of a module's trainable parameters, for the time of one call."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -34,8 +34,17 @@ def held_by(module: nn.Module, names: Mapping[int, str]) -> list[Held]:
     ]
 
 
-def read_by(module: nn.Module, names: Mapping[int, str]) -> list[Held]:
-    """Trainable parameters that this module's forward may read itself."""
+def read_by(module: nn.Module, names: Mapping[int, str], *, more: Collection[str] = ()) -> list[Held]:
+    """Trainable parameters that this module's forward may read itself.
+
+    Args:
+        module: of the attached one.
+        names: of the trainable parameters, by id.
+        more: names of those that it was seen to read, though modules inside hold them.
+    """
+    if more:
+        own = [one for one in held_by(module, names) if one.name in more]
+        return own + [one for one in read_by(module, names) if one.name not in more]
     if isinstance(module, nn.ParameterList | nn.ParameterDict):
         return []  # never called; their parent's forward reads them
     holders, others, waiting = [module], [], list(module.children())
