@@ -114,7 +114,7 @@ class Loop(ClippingEngine):
             self._replaying = False
         sums.refuse_strays({name for grads in per_unit for name in grads}, engine="Loop")
         squares = {
-            name: torch.stack([grads[name].double().square().sum() for grads in per_unit]).float()
+            name: torch.stack([grads[name].double().square().sum() for grads in per_unit])
             for name in per_unit[0]
         }
         norms, coefficients = sums.decide(squares)
@@ -123,7 +123,7 @@ class Loop(ClippingEngine):
             for unit in units:
                 # Skipped rather than multiplied by 0: 0 · NaN is NaN.
                 if coefficients[name][unit] != 0:
-                    total += coefficients[name][unit] * per_unit[unit][name]
+                    total += (coefficients[name][unit] * per_unit[unit][name].double()).float()
             sums.add(name, total)
         sums.forget()
         return norms
@@ -164,6 +164,10 @@ class Loop(ClippingEngine):
 
     def take(self) -> dict[str, Tensor]:
         return self._attached().take()
+
+    @property
+    def pending(self) -> bool:
+        return self._sums is not None and self._sums.pending
 
     def observe(self, observer: Observer | None) -> None:
         self._attached().observer = observer

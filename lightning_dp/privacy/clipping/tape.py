@@ -11,7 +11,7 @@ from torch.func import vjp, vmap
 from lightning_dp.privacy.clipping.exact import exact_products
 from lightning_dp.privacy.clipping.per_row import unfussed
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
-from lightning_dp.privacy.clipping.uses import KeptUse, OuterUse, Use, squared_norms_of_sum
+from lightning_dp.privacy.clipping.uses import KeptUse, OuterUse, SumUse, Use
 
 
 class Tape:
@@ -46,12 +46,9 @@ class Tape:
         uses = self.uses[name]
         if len(uses) == 1:
             return self.squares[name] if name in self.squares else uses[0].squared_norms()
-        outer = [use for use in uses if isinstance(use, OuterUse)]
-        if len(outer) == len(uses):
-            joined = outer[0].joined(outer[1:])
-            self.uses[name] = [joined]
-            return joined.squared_norms()
-        return squared_norms_of_sum(uses, units=self.sums.units)
+        joined = SumUse.of(uses, units=self.sums.units)
+        self.uses[name] = [joined]
+        return joined.squared_norms()
 
 
 class Sink(ABC):
@@ -80,8 +77,7 @@ class ParameterSink(Sink):
         # The count is a hint (checkpointing calls twice): several uses are always joined in collect.
         alone = tape.calls[name] <= 1 and not tape.uses[name]
         if alone:
-            if isinstance(use, OuterUse) and use.way() == "keep":
-                use = use.kept()
+            use = use.cheapest()
             # Now, while activation and gradient are in cache.
             tape.squares[name] = use.squared_norms()
         tape.uses[name].append(use)
