@@ -165,7 +165,80 @@ def unet_lora() -> Task:
     return Task(build, inputs, losses)
 
 
-MODELS: dict[str, Callable[[], Task]] = {"ts": series, "img": image, "unet_lora": unet_lora}
+class Residual(nn.Module):
+    """Two 3 × 3 convolutions with GroupNorm and a shortcut (arXiv 1512.03385, 1803.08494)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.GroupNorm(8, outputs), nn.GroupNorm(8, outputs)])
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norms[1](self.second(F.relu(self.norms[0](self.first(x)))))
+        return F.relu(hidden + self.shortcut(x))
+
+
+def resnet() -> Task:
+    """ResNet-18's layout at half its width, for images of 32 × 32 in ten classes."""
+
+    def build() -> nn.Module:
+        widths = [(32, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
+        widths += [(64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1)]
+        return nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1, bias=False),
+            nn.GroupNorm(8, 32),
+            nn.ReLU(),
+            *(Residual(*width) for width in widths),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(256, 10),
+        )
+
+    def losses(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    return Task(build, lambda n: (torch.randn(n, 3, 32, 32), torch.randint(0, 10, (n,))), losses)
+
+
+def unet() -> Task:
+    """A small UNet2DModel of diffusers, all of it trained, on latents of 4 × 16 × 16."""
+
+    def build() -> nn.Module:
+        from diffusers import UNet2DModel
+
+        return UNet2DModel(
+            sample_size=16,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(64, 128),
+            layers_per_block=1,
+            norm_num_groups=16,
+            attention_head_dim=32,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        )
+
+    def losses(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        x, t, target = batch
+        return (model(x, t).sample - target).square().flatten(1).mean(dim=1)
+
+    def inputs(n: int) -> tuple[Tensor, ...]:
+        x = torch.randn(n, 4, 16, 16)
+        return x, torch.randint(0, 1000, (n,)), torch.randn_like(x)
+
+    return Task(build, inputs, losses)
+
+
+MODELS: dict[str, Callable[[], Task]] = {
+    "ts": series,
+    "img": image,
+    "unet_lora": unet_lora,
+    "resnet": resnet,
+    "unet": unet,
+}
 
 
 class Stepper:

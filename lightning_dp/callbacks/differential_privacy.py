@@ -296,16 +296,25 @@ class DifferentialPrivacy(Callback):
         self._logical.begin_part(last=part.last)
         self._collected = False
         self._weights = torch.tensor(part.weights)
+        rows_per_unit = self.plan.unit.rows_per_unit * int(getattr(pl_module, "rows_per_example", 1))
+        self._rows = len(self._weights) * rows_per_unit
         self.clipping_engine.expect(
-            unit_weights=self._weights,
-            rows_per_unit=self.plan.unit.rows_per_unit * int(getattr(pl_module, "rows_per_example", 1)),
+            unit_weights=self._weights, rows_per_unit=rows_per_unit, loss_scale=self._rows
         )
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Undo Lightning's division of the loss by accumulate_grad_batches."""
-        factor = trainer.accumulate_grad_batches
-        if factor != 1:
-            loss.register_hook(lambda gradient: gradient * factor)
+        """Undo the division of the loss by the number of rows, and Lightning's by accumulate_grad_batches.
+
+        In half precision a unit's gradient would else be rounded by how many others there are.
+        """
+        factor = trainer.accumulate_grad_batches * self._rows
+        if self._rows > 2 / torch.finfo(loss.dtype).eps:
+            raise RuntimeError(
+                f"the loss of {self._rows} rows is a mean in {loss.dtype}, which can't hold that number, so "
+                "each unit's gradient depends on how many others there are: return the rows' losses (R,), or "
+                "take their mean in fp32"
+            )
+        loss.register_hook(lambda gradient: gradient * factor)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add this physical batch's clipped gradients to the sums."""

@@ -33,7 +33,12 @@ def mean_loss(output: Any) -> Any:
                 f"training_step returned losses of shape {shape}; one loss a row is (R,): average what is "
                 "inside a row, and return no mean over rows"
             )
-        return losses.mean()
+        return _mean(losses)
     if isinstance(output, Tensor) and output.ndim == 1:
-        return output.mean()
+        return _mean(output)
     return output
+
+
+def _mean(losses: Tensor) -> Tensor:
+    # In half precision the number of rows would be rounded, and with it every row's gradient.
+    return losses.float().mean() if losses.element_size() < 4 else losses.mean()

@@ -9,9 +9,10 @@ import torch
 from lightning.pytorch import seed_everything
 from support import Records, Regression, make_trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.privacy.noise import GaussianNoise
 from lightning_dp.privacy.units import PrivacyUnit
@@ -131,6 +132,47 @@ def test_a_huge_and_a_broken_record_change_the_sum_by_at_most_the_clip(tmp_path)
     trainer.fit(module, datamodule=data)
     assert all(p.isfinite().all() for p in module.parameters())
     assert float(trainer.callback_metrics["privacy/epsilon"]) > 0
+
+
+class WitnessedSums(BookKeeping):
+    """The real engine; keeps what it handed over."""
+
+    taken: dict[str, Tensor] | None = None
+
+    def take(self):
+        sums = super().take()
+        self.taken = {name: value.clone() for name, value in sums.items()}  # noise is added in place
+        return sums
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_one_record_less_leaves_the_other_records_contributions_as_they_were(tmp_path, precision):
+    whole = Records(39)
+
+    def sums(records: slice) -> dict[str, Tensor]:
+        data, engine = Records(39), WitnessedSums()
+        data.dataset = TensorDataset(*(t[records] for t in whole.dataset.tensors))
+        n = len(data.dataset)
+        privacy = private(expected_batch_size=n, num_units=n, clipping_engine=engine, max_grad_norm=0.01)
+        torch.manual_seed(0)
+        trainer = make_trainer(tmp_path, steps=1, privacy=privacy, precision=precision)
+        trainer.fit(Regression(), datamodule=data)
+        assert engine.taken is not None
+        return engine.taken
+
+    every, others, own = sums(slice(None)), sums(slice(0, 38)), sums(slice(38, None))
+    moved = [every[name] - others[name] - own[name] for name in every]
+    assert float(torch.cat([m.flatten() for m in moved]).norm()) <= 1e-5 * 0.01
+
+
+def test_a_mean_over_more_rows_than_half_precision_can_count_is_refused(tmp_path):
+    class Half(Regression):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx).bfloat16()
+
+    privacy = private(expected_batch_size=300, num_units=300)
+    with pytest.raises(RuntimeError, match="take their mean in fp32"):
+        make_trainer(tmp_path, steps=1, privacy=privacy).fit(Half(), datamodule=Records(300))
 
 
 def test_same_seed_gives_other_noise_and_other_batches(tmp_path):

@@ -170,7 +170,7 @@ def test_p7_targets_counted_over_the_batch(tmp_path, monkeypatch):
 
 
 def test_p12_a_broken_record_spoils_the_sum(tmp_path, monkeypatch):
-    def decide(self, squared_norms, *, slack=None):
+    def decide(self, squared_norms):
         squares = torch.zeros(self.units, self.num_groups)
         for name, square in squared_norms.items():
             squares[:, self.groups[name]] += square

@@ -149,6 +149,6 @@ def joined(stacked: Tensor, place: UnitDim | Total | None) -> Tensor:
 def _check(tensor: Tensor, place: UnitDim, *, units: int) -> None:
     if not place.fits(tensor, units=units):
         raise RuntimeError(
-            f"a module that is run per unit gets {tuple(tensor.shape)}, which has not the batch's {units} units "
-            f"in {place}, where a step that was followed had them"
+            f"a module that is run per unit gets {tuple(tensor.shape)}, which has not the batch's {units} "
+            f"units in {place}, where a step that was followed had them"
         )

@@ -20,28 +20,23 @@ from torch import Tensor, nn
 # Registers the operators' rules.
 import lightning_dp.privacy.clipping.shared_rules  # noqa: F401
 from lightning_dp.privacy.clipping import layer_ops
+from lightning_dp.privacy.clipping.alone import run_alone
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.exact import exact_products
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer
 from lightning_dp.privacy.clipping.patching import Patches
-from lightning_dp.privacy.clipping.alone import run_alone
 from lightning_dp.privacy.clipping.shared import Shared
 from lightning_dp.privacy.clipping.sites import Site, Sites
 from lightning_dp.privacy.clipping.swapped import Held, held_by, is_transposed_linear, read_by, shared_views
 from lightning_dp.privacy.clipping.tape import ParameterSink, Sink, Tape, TransposedSink
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
-from lightning_dp.privacy.clipping.uses import OuterUse
+from lightning_dp.privacy.clipping.untrusted import Untrusted
 
 _REFUSED: dict[type, str] = {
     nn.modules.batchnorm._BatchNorm: "it mixes rows; use nn.GroupNorm",
     nn.modules.lazy.LazyModuleMixin: "run one forward before attaching, so that its parameters exist",
 }
-
-_CANCELLED = 1e-3
-"""A ghost norm below this share of what its terms add up to without signs is computed anew in fp64."""
-_SLACK = 1e-12
-"""Share of the same sum added to squared norms before clipping: bounds fp32 rounding of the clipped sum."""
 
 
 class BookKeeping(ClippingEngine):
@@ -105,21 +100,29 @@ class BookKeeping(ClippingEngine):
 
     def _collect(self, tape: Tape) -> Tensor:
         squares = {name: tape.squared_norms(name) for name in list(tape.uses)}
-        slack = _recompute_cancelled(tape, squares)
-        norms, coefficients = tape.sums.decide(squares, slack=slack)
+        untrusted = Untrusted(tape.uses, squares, sums=tape.sums)
+        norms, coefficients = tape.sums.decide(squares)
         spoilt = norms.isnan()
-        if spoilt.any():
-            for uses in tape.uses.values():
-                for use in uses:
-                    use.empty(spoilt)
+        some_left_out = untrusted.any or bool(spoilt.any())
         for name in list(tape.uses):
             # Popped, so that each layer's A and G are free before the next layer's product.
-            for use in tape.uses.pop(name):
+            uses = tape.uses.pop(name)
+            if some_left_out:
+                alone = untrusted.sum(name, uses, coefficients[name])
+                if alone is not None:
+                    tape.sums.add(name, alone)
+            for use in uses:
+                if some_left_out:
+                    use.empty(untrusted.left_out(name, spoilt))
                 tape.sums.add(name, use.weighted_sum(coefficients[name]))
         return norms
 
     def take(self) -> dict[str, Tensor]:
         return self._attached().sums.take()
+
+    @property
+    def pending(self) -> bool:
+        return self._tape is not None and self._tape.sums.pending
 
     def observe(self, observer: Observer | None) -> None:
         self._attached().sums.observer = observer
@@ -127,31 +130,6 @@ class BookKeeping(ClippingEngine):
     def detach(self) -> None:
         self._patches.undo()
         self._tape = None
-
-
-def _recompute_cancelled(tape: Tape, squares: dict[str, Tensor]) -> Tensor | None:
-    """Replace ghost norms that rounding may have spoilt; return what rounding can still hide.
-
-    Args:
-        squares: by name (U,), changed in place where tokens cancelled.
-
-    Returns:
-        (U, G) to add to squared norms before clipping; None where no ghost norm was used.
-    """
-    spreads = {name: uses[0].spread() for name, uses in tape.uses.items() if len(uses) == 1}
-    found = {name: spread for name, spread in spreads.items() if spread is not None}
-    if not found:
-        return None
-    total = torch.stack(list(squares.values())).sum(dim=0)
-    spread_sum = torch.stack(list(found.values())).sum(dim=0)
-    units = torch.nonzero(spread_sum * _CANCELLED > total).flatten()
-    slack = torch.zeros(len(total), tape.sums.num_groups, device=total.device)
-    for name, spread in found.items():
-        use = tape.uses[name][0]
-        if len(units) and isinstance(use, OuterUse):
-            squares[name][units] = use.directly(units)
-        slack[:, tape.sums.groups[name]] += _SLACK * spread
-    return slack.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _forward(module: nn.Module, tape: Tape, owned: list[Held], path: str) -> Callable[..., Any]:

@@ -34,14 +34,27 @@ class Machine:
     """How much dearer an operation is in a batch of small products than in a large one."""
     keep_bytes_ratio: float
     """Kept per-unit gradients may take this many times the bytes of the A and G they replace."""
+    kernel_entry: float
+    """Operations in the time that one entry of a convolution's per-unit gradient takes beside its sums."""
+    shifted_entry: float
+    """The same for an entry of a Gram matrix that is moved and added."""
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """Counted for a CPU core and its share of memory bandwidth, and for data-centre GPUs."""
     if device.type == "cpu":
-        return Machine(flops_per_byte=4.0, small_product=1.1, keep_bytes_ratio=1.25)
+        return Machine(
+            flops_per_byte=4.0, small_product=1.1, keep_bytes_ratio=1.25, kernel_entry=160, shifted_entry=80
+        )
     half = dtype in (torch.bfloat16, torch.float16)
-    return Machine(flops_per_byte=160.0 if half else 14.0, small_product=1.5, keep_bytes_ratio=0.5)
+    moved = 160.0 if half else 14.0
+    return Machine(
+        flops_per_byte=moved,
+        small_product=1.5,
+        keep_bytes_ratio=0.5,
+        kernel_entry=8 * moved,
+        shifted_entry=8 * moved,
+    )
 
 
 def cheapest(*, units: int, tokens: int, outputs: int, inputs: int, itemsize: int, machine: Machine) -> Way:
@@ -71,3 +84,35 @@ def cheapest(*, units: int, tokens: int, outputs: int, inputs: int, itemsize: in
     if gradients <= machine.keep_bytes_ratio * replaced:
         costs["keep"] = full * machine.small_product + 3 * gradients * moved
     return min(costs, key=lambda way: costs[way])
+
+
+def cheapest_of_convolution(
+    *,
+    tokens: int,
+    pixels: int,
+    outputs: int,
+    inputs: int,
+    kernel: tuple[int, int],
+    groups: int,
+    bytes_replaced: int,
+    machine: Machine,
+) -> Way:
+    """The cheapest way for one convolution; all counts are of one unit.
+
+    Args:
+        tokens: positions of the output.
+        pixels: positions of the padded input.
+        outputs, inputs: channels.
+        kernel: its height and width.
+        groups: of channels.
+        bytes_replaced: of the unit's input and output gradient.
+        machine: the device's costs.
+    """
+    entries = outputs * inputs // groups * kernel[0] * kernel[1]
+    full = 2.0 * tokens * entries
+    gradient = full + entries * machine.kernel_entry
+    grams = 2.0 * (pixels**2 * inputs + tokens**2 * outputs)
+    shifts = groups * tokens**2 * (sum(kernel) + 1) * machine.shifted_entry
+    if 4 * entries <= machine.keep_bytes_ratio * bytes_replaced and gradient <= grams + shifts + full:
+        return "keep"
+    return "ghost" if grams + shifts < gradient else "direct"

@@ -81,6 +81,11 @@ class ClippingEngine(ABC):
         one unit of weight 1 to the concatenated sums has ℓ2 norm ≤ max_grad_norm.
         """
 
+    @property
+    @abstractmethod
+    def pending(self) -> bool:
+        """Whether sums are held that no `take` has fetched: a logical batch is not finished."""
+
     @abstractmethod
     def observe(self, observer: Observer | None) -> None:
         """Show `observer` the norms of every batch from now on, in `collect`; None ends it, as detach does.

@@ -18,7 +18,13 @@ from lightning_dp.privacy.clipping.alone import Call, over_units
 from lightning_dp.privacy.clipping.patching import Patches
 from lightning_dp.privacy.clipping.shared import Shared
 from lightning_dp.privacy.clipping.sites import Answer, PerUnit, Site, Sites, Total
-from lightning_dp.privacy.clipping.swapped import held_by, is_transposed_linear, read_by, shared_views, values_of
+from lightning_dp.privacy.clipping.swapped import (
+    held_by,
+    is_transposed_linear,
+    read_by,
+    shared_views,
+    values_of,
+)
 from lightning_dp.privacy.clipping.tape import Tape
 from lightning_dp.privacy.clipping.trees import tensors
 from lightning_dp.privacy.draws import LinedUp
@@ -34,7 +40,7 @@ class Followed:
     """A module whose steps are followed, one after another.
 
     Args:
-        module: on the CPU; its forwards are replaced until `close`, and whatever a step changes in it is changed.
+        module: on the CPU; its forwards are replaced until `close`, and what a step changes in it is changed.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -83,8 +89,8 @@ class Followed:
         if not path:
             raise RuntimeError(
                 f"the loss depends on {name} in a way that no forward shows. A parameter must be used inside "
-                "the forward of the module that owns it: move it into a submodule that is called, or freeze it "
-                "(requires_grad=False)"
+                "the forward of the module that owns it: move it into a submodule that is called, or freeze "
+                "it (requires_grad=False)"
             )
         readers.setdefault(path.rpartition(".")[0], set()).add(name)
 

@@ -25,11 +25,12 @@ class ClippingFunction(ABC):
         """Factors for each unit and group.
 
         Args:
-            norms: (U, G) fp32, finite, ≥ 0.
+            norms: (U, G) fp64, finite, ≥ 0: of a crafted unit anything from 1e-90 to 1e38.
             max_grad_norm: C > 0.
 
         Returns:
-            (U, G) fp32 with Σ_g (factor · norm)² ≤ C² for every unit.
+            (U, G), finite and ≥ 0, with Σ_g (factor · norm)² ≤ C² for every unit; what exceeds it by more
+            than rounding is refused when it happens.
         """
 
 

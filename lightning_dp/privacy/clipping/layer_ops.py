@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lightning_dp.privacy.clipping.convolutions import ConvUse
 from lightning_dp.privacy.clipping.exact import exact_products
 from lightning_dp.privacy.clipping.tape import Sink, Tape
-from lightning_dp.privacy.clipping.uses import ConvUse, KeptUse, LookupUse, OuterUse
+from lightning_dp.privacy.clipping.uses import KeptUse, LookupUse, OuterUse
 from lightning_dp.privacy.rows import UnitDim
 
 

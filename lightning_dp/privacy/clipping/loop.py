@@ -123,7 +123,7 @@ class Loop(ClippingEngine):
             self._replaying = False
         sums.refuse_strays({name for grads in per_unit for name in grads}, engine="Loop")
         squares = {
-            name: torch.stack([grads[name].double().square().sum() for grads in per_unit]).float()
+            name: torch.stack([grads[name].double().square().sum() for grads in per_unit])
             for name in per_unit[0]
         }
         norms, coefficients = sums.decide(squares)
@@ -132,7 +132,7 @@ class Loop(ClippingEngine):
             for unit in units:
                 # Skipped rather than multiplied by 0: 0 · NaN is NaN.
                 if coefficients[name][unit] != 0:
-                    total += coefficients[name][unit] * per_unit[unit][name]
+                    total += (coefficients[name][unit] * per_unit[unit][name].double()).float()
             sums.add(name, total)
         sums.forget()
         return norms
@@ -150,11 +150,13 @@ class Loop(ClippingEngine):
             for index in call.grads:
                 if not isinstance(call.answer.results[index], UnitDim):
                     raise RuntimeError(
-                        f"{call.path or 'The module'} returned {tuple(call.outputs[index].shape)}, in which no "
-                        "unit has a part of its own: return a loss a row, and take their mean last"
+                        f"{call.path or 'The module'} returned {tuple(call.outputs[index].shape)}, in which "
+                        "no unit has a part of its own: return a loss a row, and take their mean last"
                     )
             with torch.enable_grad(), call.autocast.again():
-                args, kwargs = map_tensors(lambda t: own(t, next(places)), (call.args, call.kwargs))
+                args, kwargs = map_tensors(
+                    lambda t, places=places: own(t, next(places)), (call.args, call.kwargs)
+                )
                 outputs = list(tensors(call.forward(*args, **kwargs)))
             reached = [i for i in call.grads if outputs[i].requires_grad]
             for index in reached:
@@ -176,6 +178,10 @@ class Loop(ClippingEngine):
 
     def take(self) -> dict[str, Tensor]:
         return self._attached().take()
+
+    @property
+    def pending(self) -> bool:
+        return self._sums is not None and self._sums.pending
 
     def observe(self, observer: Observer | None) -> None:
         self._attached().observer = observer

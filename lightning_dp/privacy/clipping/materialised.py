@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_dp.privacy.clipping.engine import ClippingEngine
+from lightning_dp.privacy.clipping.exact import kept_sum
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer
 from lightning_dp.privacy.clipping.per_unit import per_unit_gradients
@@ -110,13 +111,13 @@ class Materialised(ClippingEngine):
         finally:
             self._replaying = False
         sums.refuse_strays(set(per_unit), engine="Materialised")
-        squares = {name: grads.flatten(1).square().sum(dim=1) for name, grads in per_unit.items()}
+        squares = {
+            name: torch.linalg.vector_norm(grads.flatten(1), dim=1, dtype=torch.float64).square()
+            for name, grads in per_unit.items()
+        }
         norms, coefficients = sums.decide(squares)
         for name, grads in per_unit.items():
-            c = coefficients[name]
-            # 0 · NaN is NaN: rows that count for nothing are emptied first.
-            grads = torch.where((c != 0).view(-1, *(1,) * (grads.ndim - 1)), grads, torch.zeros_like(grads))
-            sums.add(name, torch.tensordot(c, grads, dims=1))
+            sums.add(name, kept_sum(grads, coefficients[name]))
         sums.forget()
         return norms
 
@@ -126,8 +127,8 @@ class Materialised(ClippingEngine):
         for index, grad in call.grads.items():
             if not isinstance(call.answer.results[index], UnitDim):
                 raise RuntimeError(
-                    f"{call.path or 'The module'} returned {tuple(grad.shape)}, in which no unit has a part of "
-                    "its own (inputs that are the same for all units, such as positions?): use BookKeeping"
+                    f"{call.path or 'The module'} returned {tuple(grad.shape)}, in which no unit has a part "
+                    "of its own (inputs that are the same for all units, such as positions?): use BookKeeping"
                 )
         rule = GradSampleModule.GRAD_SAMPLERS.get(type(call.module))
         first = (UnitDim(0),)
@@ -178,6 +179,10 @@ class Materialised(ClippingEngine):
 
     def take(self) -> dict[str, Tensor]:
         return self._attached().take()
+
+    @property
+    def pending(self) -> bool:
+        return self._sums is not None and self._sums.pending
 
     def observe(self, observer: Observer | None) -> None:
         self._attached().observer = observer

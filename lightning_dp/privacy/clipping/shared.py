@@ -142,8 +142,8 @@ class _Look:
         for tensor, place in zip(others, answer.operands, strict=True):
             if place is not None and not place.fits(tensor, units=units):
                 raise RuntimeError(
-                    f"{site.operator} uses {', '.join(site.parameters)} with {tuple(tensor.shape)}, which has "
-                    f"not the batch's {units} units in {place}, where a step that was followed had them"
+                    f"{site.operator} uses {', '.join(site.parameters)} with {tuple(tensor.shape)}, which "
+                    f"has not the batch's {units} units in {place}, where a step that was followed had them"
                 )
         self._places = {id(t): place for t, place in zip(others, answer.operands, strict=True)}
 
@@ -186,8 +186,8 @@ def _follow(tape: Tape, site: Site, func: Any, args: Any, kwargs: Any, others: l
     """Note where this use has units; its result is followed."""
     if any(is_total(t) for t in others):
         raise UnitsMixed(
-            f"{site.operator} brings {', '.join(site.parameters)} together with a sum over units (a penalty on "
-            "weights belongs into the optimizer: weight_decay)",
+            f"{site.operator} brings {', '.join(site.parameters)} together with a sum over units (a penalty "
+            "on weights belongs into the optimizer: weight_decay)",
             place=user_line(),
         )
     places = tuple(units_of(t) for t in others)
@@ -215,13 +215,13 @@ def _stay(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     roots = _roots((args, kwargs))
     if _changes_in_place(func) and isinstance(args[0], Shared):
         raise RuntimeError(
-            f"{_name(func)} changes a value in place that was computed from {', '.join(roots)}: give it a new "
-            "value instead (torch.where, torch.cat)"
+            f"{_name(func)} changes a value in place that was computed from {', '.join(roots)}: give it a "
+            "new value instead (torch.where, torch.cat)"
         )
     if any(t.requires_grad for t in tensors((args, kwargs)) if not isinstance(t, Shared)):
         raise RuntimeError(
-            f"{_name(func)} brings {', '.join(roots)} together with another parameter that was read outside of "
-            "the forward of its module: move both into one module, or freeze one (requires_grad=False)"
+            f"{_name(func)} brings {', '.join(roots)} together with another parameter that was read outside "
+            "of the forward of its module: move both into one module, or freeze one (requires_grad=False)"
         )
     result = func(*_plain(args), **_plain(kwargs))
 
@@ -260,7 +260,7 @@ def _narrowed(tape: Tape, func: Any, args: Any, kwargs: Any, result: Shared) -> 
 
 
 def _rowwise(tape: Tape, value: Shared, *, rank: int, place: UnitDim, size: int) -> Tensor:
-    """`value`, of size 1 at `place` among `rank` dimensions, repeated along it; keeps the copies' gradients."""
+    """`value`, of size 1 at `place` among `rank` dimensions, repeated along it; keeps its copies' gradients."""
     one = value.plain().reshape(*(1,) * (rank - value.ndim), *value.shape)
     sink, units, shape = value.sink(), tape.sums.units, value.shape
     sink.announce()

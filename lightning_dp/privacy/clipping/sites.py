@@ -120,8 +120,8 @@ class Sites:
             if mine != answers:
                 raise UnknownUse(
                     f"{site.operator} uses {', '.join(site.parameters)} now on units at "
-                    f"{_shown(answers)}, where another step had them at {_shown(mine)}: give each use a module "
-                    "of its own"
+                    f"{_shown(answers)}, where another step had them at {_shown(mine)}: give each use a "
+                    "module of its own"
                 )
         self.modules.update(other.modules)
         self.readers.update(other.readers)

@@ -13,7 +13,7 @@ from lightning_dp.privacy.clipping.exact import exact_products
 from lightning_dp.privacy.clipping.per_unit import unfussed
 from lightning_dp.privacy.clipping.sites import Sites
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
-from lightning_dp.privacy.clipping.uses import KeptUse, OuterUse, Use, squared_norms_of_sum
+from lightning_dp.privacy.clipping.uses import KeptUse, OuterUse, SumUse, Use
 from lightning_dp.privacy.rows import UnitDim
 
 
@@ -71,12 +71,9 @@ class Tape:
         uses = self.uses[name]
         if len(uses) == 1:
             return self.squares[name] if name in self.squares else uses[0].squared_norms()
-        outer = [use for use in uses if isinstance(use, OuterUse)]
-        if len(outer) == len(uses):
-            joined = outer[0].joined(outer[1:])
-            self.uses[name] = [joined]
-            return joined.squared_norms()
-        return squared_norms_of_sum(uses, units=self.sums.units)
+        joined = SumUse.of(uses, units=self.sums.units)
+        self.uses[name] = [joined]
+        return joined.squared_norms()
 
 
 class Sink(ABC):
@@ -105,8 +102,7 @@ class ParameterSink(Sink):
         # The count is a hint (checkpointing calls twice): several uses are always joined in collect.
         alone = tape.calls[name] <= 1 and not tape.uses[name]
         if alone:
-            if isinstance(use, OuterUse) and use.way() == "keep":
-                use = use.kept()
+            use = use.cheapest()
             # Now, while activation and gradient are in cache.
             tape.squares[name] = use.squared_norms()
         tape.uses[name].append(use)

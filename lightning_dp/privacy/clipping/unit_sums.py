@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer, UnitNorms
 
+_CONTRACT = 1e-5
+"""By which share a unit may exceed max_grad_norm: fp32 factors of fp32 norms are rounded."""
+
 
 class UnitSums:
     """Turns per-group squared norms into coefficients and keeps Σ_u coefficient_u · g_u.
@@ -49,6 +52,8 @@ class UnitSums:
         self._sums: dict[str, Tensor] = {}
         self.rows_per_unit = 1
         self.observer: Observer | None = None
+        self.pending = False
+        """Whether a batch was clipped since the last `take`."""
 
     def expect(self, *, unit_weights: Tensor, rows_per_unit: int, loss_scale: float) -> None:
         """Note the next physical batch and forget `.grad`, which no step may use."""
@@ -58,6 +63,8 @@ class UnitSums:
             raise ValueError(f"rows_per_unit={rows_per_unit} must be ≥ 1")
         if not loss_scale > 0:
             raise ValueError(f"loss_scale={loss_scale} must be > 0")
+        if not bool((unit_weights.isfinite() & (unit_weights >= 0)).all()):
+            raise ValueError("unit_weights must be finite and ≥ 0: a unit counts with its weight times C")
         self._weights = unit_weights.detach().float()
         self.rows_per_unit = rows_per_unit
         self._scale = len(unit_weights) / loss_scale
@@ -87,48 +94,70 @@ class UnitSums:
         """Rows of the announced batch, U · rows_per_unit."""
         return self.units * self.rows_per_unit
 
-    def decide(
-        self, squared_norms: Mapping[str, Tensor], *, slack: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def decide(self, squared_norms: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Norms of the units and what each unit's rows are to be multiplied with.
 
         Args:
-            squared_norms: by parameter name, (U,) fp32, of what the backward delivered. Parameters
+            squared_norms: by parameter name, (U,) fp64, of what the backward delivered. Parameters
                 that no unit reached may be missing.
-            slack: (U, G) fp32 or None; added to the squares before clipping but not reported. For
-                rounding errors that a unit could otherwise hide behind.
 
         Returns:
-            (U,) norms, NaN for units that are not finite, and by parameter name (U,) coefficients
-            (weight · factor · scale, exactly 0 for units that are not finite).
+            (U,) fp32 norms, NaN for units that are not finite in fp32, and by parameter name (U,) fp64
+            coefficients (weight · factor · scale, exactly 0 for units that are not finite).
+
+        Raises:
+            RuntimeError: the clipping function breaks its contract, so that the sum has no known bound.
         """
         if self._weights is None:
             raise RuntimeError("No batch was announced: call expect() before the forward pass.")
         device = next(iter(self.parameters.values())).device
-        squares = torch.zeros(self.units, self.num_groups, device=device)
+        squares = torch.zeros(self.units, self.num_groups, dtype=torch.float64, device=device)
         for name, square in squared_norms.items():
             squares[:, self.groups[name]] += square.to(device)
-        finite = squares.isfinite().all(dim=1)
-        zero = torch.zeros((), device=device)
-        squares = torch.where(finite[:, None], squares, zero)
-        norms = squares.sqrt() * self._scale
-        clipped = norms if slack is None else (squares + slack.to(device)).sqrt() * self._scale
-        factors = self._function.factors(clipped, max_grad_norm=self._max_grad_norm)
-        weights = self._weights.to(device) * self._scale
-        coefficients = torch.where(finite[:, None], factors * weights[:, None], zero)
-        total = torch.where(
-            finite, norms.square().sum(dim=1).sqrt(), torch.full((), torch.nan, device=device)
-        )
+        norms = squares.sqrt() * self._scale  # (U, G)
+        total = norms.square().sum(dim=1).sqrt()
+        finite = total <= torch.finfo(torch.float32).max
+        norms = torch.where(finite[:, None], norms, 0.0)
+        factors = self._factors(norms)
+        coefficients = torch.where(finite[:, None], factors, 0.0) * (
+            self._weights.to(device).double() * self._scale
+        ).unsqueeze(1)
+        self.pending = True
         if self.observer is not None:
-            shown = torch.where(finite[:, None], factors, zero)
+            shown = torch.where(finite[:, None], factors, 0.0).float()
             self.observer(
                 UnitNorms(
-                    norms={name: square.sqrt() * self._scale for name, square in squared_norms.items()},
+                    norms={n: (square.sqrt() * self._scale).float() for n, square in squared_norms.items()},
                     factors={name: shown[:, self.groups[name]] for name in squared_norms},
                     weights=self._weights,
                 )
             )
-        return total, {name: coefficients[:, group] for name, group in self.groups.items()}
+        shown_total = torch.where(finite, total, torch.nan).float()
+        return shown_total, {name: coefficients[:, group] for name, group in self.groups.items()}
+
+    def _factors(self, norms: Tensor) -> Tensor:
+        """(U, G) fp64 factors of fp64 norms, held to `ClippingFunction.factors`' contract."""
+        factors = self._function.factors(norms, max_grad_norm=self._max_grad_norm)
+        name = type(self._function).__name__
+        if not isinstance(factors, Tensor) or factors.shape != norms.shape:
+            got = tuple(factors.shape) if isinstance(factors, Tensor) else type(factors).__name__
+            raise RuntimeError(
+                f"{name}.factors returned {got} for norms of shape {tuple(norms.shape)}: return one factor "
+                "for each unit and group"
+            )
+        factors = factors.detach().to(norms.device, torch.float64)
+        if not bool((factors.isfinite() & (factors >= 0)).all()):
+            raise RuntimeError(
+                f"{name}.factors returned a factor that is negative or not finite: return numbers ≥ 0 for "
+                "every finite norm, 0 included"
+            )
+        largest = float((factors * norms).square().sum(dim=1).sqrt().max())
+        if largest > self._max_grad_norm * (1 + _CONTRACT):
+            raise RuntimeError(
+                f"{name}.factors lets one unit contribute {largest:.6g} where max_grad_norm="
+                f"{self._max_grad_norm:.6g}: make Σ (factor · norm)² over groups at most max_grad_norm²"
+            )
+        return factors
 
     def add(self, name: str, value: Tensor) -> None:
         """Add `value`, of the parameter's shape, to the running fp32 sum of `name`."""
@@ -153,7 +182,7 @@ class UnitSums:
 
     def take(self) -> dict[str, Tensor]:
         """Running sums by name, zeros where no unit reached a parameter; starts anew."""
-        sums, self._sums = self._sums, {}
+        sums, self._sums, self.pending = self._sums, {}, False
         return {
             name: sums[name] if name in sums else torch.zeros_like(parameter, dtype=torch.float32)
             for name, parameter in self.parameters.items()

@@ -1,12 +1,14 @@
 """One use of one parameter in one backward: its norms, its gradients, its clipped sum.
 
-Shapes: U units, T tokens of a unit (rows × positions), p outputs, d inputs. All results are fp32.
+Shapes: U units, T tokens of a unit (rows × positions), p outputs, d inputs. Gradients and sums are fp32,
+squared norms fp64: fp32 has no room for the square of 1e-20 or 1e20. `floor` tells which units the fast
+ways may have got wrong, by under- or overflow or by tokens that cancel; `exactly` is the slow way for those.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_dp.privacy.clipping.cost import Way, cheapest, machine
@@ -18,13 +20,28 @@ _CHUNK_BYTES = 1 << 20
 _KEPT_BYTES = 1 << 20
 """Per-unit gradients kept in one piece; measured: 3 MiB cost a tenth more memory, 12 MiB a third."""
 
+TINY = 2.0**-126
+"""Below it fp32 loses digits, or all of them where a device flushes to zero."""
+_ORDINARY = 1e15
+"""Activations and gradients up to this length meet no overflow in fp32, whatever the clip factor."""
+PRECISION = 1e-6
+"""Share of a squared norm that underflow may take without being noticed."""
+GRAM_SPREAD = 1e3
+"""Squared norms by Gram matrices are right as long as they are at least this part of their `spread`."""
+_SUM_SPREAD = 5e3, 1e7
+"""The same for sums that are formed twice, for the norm and clipped: per entry of the weight, and at most.
+
+Rounding of both is 2⁻²⁴ of the root of the spread, and in no direction in particular: of numel entries one
+is along the gradient, and what is across it lengthens by its square.
+"""
+
 
 class Use(ABC):
     """A parameter's per-unit gradients, in whatever form is cheap."""
 
     @abstractmethod
     def squared_norms(self) -> Tensor:
-        """(U,) squared norms of the per-unit gradients."""
+        """(U,) fp64 squared norms of the per-unit gradients, right where `floor` has no objection."""
 
     @abstractmethod
     def per_unit(self, start: int, stop: int) -> Tensor:
@@ -38,9 +55,34 @@ class Use(ABC):
     def empty(self, units: Tensor) -> None:
         """Set the gradients of the units marked in (U,) bool to exactly 0, NaN and Inf included."""
 
+    @abstractmethod
+    def exactly(self, units: Tensor) -> Tensor:
+        """(n, *shape) fp64 gradients of some units (indices), without under- or overflow."""
+
     def spread(self) -> Tensor | None:
-        """(U,) bound on the squared norm had nothing cancelled; None where norms are exact anyway."""
+        """(U,) fp64 bound on the squared norm had nothing cancelled; None where sums are of kept numbers."""
         return None
+
+    def cheapest(self) -> "Use":
+        """The form in which it waits for the clip factors."""
+        return self
+
+    def floor(self) -> Tensor | None:
+        """(U,) fp64, valid after `squared_norms`: units with less in their whole squared norm need `exactly`.
+
+        Inf where there may be overflow; None where squared norm and sum are of the same kept numbers.
+        """
+        return None
+
+    def exact_squares(self, units: Tensor) -> Tensor:
+        """(n,) fp64 squared norms of some units (indices), by `exactly`."""
+        return torch.stack([self.exactly(unit).square().sum() for unit in units.split(1)])
+
+    def exact_sum(self, units: Tensor, factors: Tensor) -> Tensor:
+        """Σ factor · gradient of some units (indices), by `exactly`; factors are (n,) fp64."""
+        # One unit at a time, as for the norm: the same numbers come back, whatever cancels in them.
+        pairs = zip(units.split(1), factors, strict=True)
+        return torch.stack([self.exactly(unit)[0].mul_(factor) for unit, factor in pairs]).sum(dim=0).float()
 
 
 class KeptUse(Use):
@@ -54,10 +96,14 @@ class KeptUse(Use):
         return _row_squares(self._gradients)
 
     def per_unit(self, start: int, stop: int) -> Tensor:
-        return self._gradients[start:stop].view(-1, *self._shape)
+        part = self._gradients[start:stop]
+        return part.view(len(part), *self._shape)
+
+    def exactly(self, units: Tensor) -> Tensor:
+        return self._gradients[units].double().view(len(units), *self._shape)
 
     def weighted_sum(self, factors: Tensor) -> Tensor:
-        return (factors @ self._gradients).view(self._shape)
+        return (factors.to(self._gradients.dtype) @ self._gradients).view(self._shape)
 
     def empty(self, units: Tensor) -> None:
         self._gradients = self._gradients.masked_fill(units[:, None], 0)
@@ -81,19 +127,26 @@ class ChunkedUse(Use):
             stop = start + self._step
             self._chunks.append(bmm(short[start:stop].transpose(1, 2), long[start:stop]))
             norms.append(torch.linalg.vector_norm(self._chunks[-1].flatten(1), dim=1))
-        self._squares = torch.cat(norms).square()
+        self._squares = torch.cat(norms).double().square()
 
     def squared_norms(self) -> Tensor:
         return self._squares
+
+    def floor(self) -> Tensor:
+        return torch.full_like(self._squares, TINY * self._chunks[0][0].numel() / PRECISION)
 
     def per_unit(self, start: int, stop: int) -> Tensor:
         gradients = torch.cat(self._chunks)[start:stop]
         return gradients.transpose(1, 2) if self._transposed else gradients
 
+    def exactly(self, units: Tensor) -> Tensor:
+        found = torch.stack([self._chunks[unit // self._step][unit % self._step] for unit in units.tolist()])
+        return (found.transpose(1, 2) if self._transposed else found).double()
+
     def weighted_sum(self, factors: Tensor) -> Tensor:
         shape = self._chunks[0].shape[1:]
         out = self._chunks[0].new_zeros(shape.numel())
-        for chunk, part in zip(self._chunks, factors.split(self._step), strict=True):
+        for chunk, part in zip(self._chunks, factors.to(out.dtype).split(self._step), strict=True):
             out.addmv_(chunk.flatten(1).T, part)
         self._chunks = []
         return out.view(shape).T.contiguous() if self._transposed else out.view(shape)
@@ -113,8 +166,7 @@ class OuterUse(Use):
 
     def __init__(self, inputs: Tensor, grads: Tensor) -> None:
         self.inputs, self.grads = inputs, grads
-        self._spread: Tensor | None = None
-        self._gradients: Tensor | None = None
+        self._floor: Tensor | None = None
 
     def way(self) -> Way:
         """What the cost model says."""
@@ -131,12 +183,19 @@ class OuterUse(Use):
     def squared_norms(self, way: Way | None = None) -> Tensor:
         way = way or self.way()
         if way == "outer":
-            return _row_squares(self.inputs) * _row_squares(self.grads)
+            squares = [_row_squares(side) for side in (self.inputs, self.grads)]
+            self._floor = beyond(*squares)
+            return squares[0] * squares[1]
         if way == "ghost":
             return self._ghost()
         if way == "keep":
-            return self.kept().squared_norms()
+            kept = self.kept()
+            self._floor = self._sum_floor(self._frobenius())
+            return kept.squared_norms()
         return self._direct()
+
+    def cheapest(self) -> Use:
+        return self.kept() if self.way() == "keep" else self
 
     def kept(self) -> ChunkedUse:
         """The same use with its per-unit gradients formed and A, G let go."""
@@ -145,25 +204,27 @@ class OuterUse(Use):
     def _ghost(self) -> Tensor:
         """⟨AAᵀ, GGᵀ⟩ by strips of rows: what lies left of the diagonal is what lies above it."""
         inputs, grads = self.inputs, self.grads
-        units, tokens, _ = grads.shape
+        units, tokens, outputs = grads.shape
         strip = -(-tokens // 4) if tokens >= 64 else tokens
         total = torch.zeros(units, device=grads.device)
         plain = torch.zeros(units, device=grads.device)
+        lengths = torch.zeros(2, units, device=grads.device)  # Σ_t ‖a_t‖², Σ_t ‖g_t‖²
         for start in range(0, tokens, strip):
             stop = min(start + strip, tokens)
             left = bmm(inputs[:, start:stop], inputs[:, start:].transpose(1, 2))  # (U, strip, T − start)
             right = bmm(grads[:, start:stop], grads[:, start:].transpose(1, 2))
             square = left[:, :, : stop - start], right[:, :, : stop - start]
             diagonals = [gram.diagonal(dim1=1, dim2=2) for gram in square]
-            plain += (diagonals[0] * diagonals[1]).clamp_min(0).sqrt().sum(dim=1)
+            plain += (diagonals[0].sqrt() * diagonals[1].sqrt()).sum(dim=1)
+            lengths += torch.stack([diagonal.sum(dim=1) for diagonal in diagonals])
             on_diagonal = torch.linalg.vecdot(square[0].flatten(1), square[1].flatten(1))
             if stop == tokens:
                 total += on_diagonal
             else:
                 total += 2 * torch.linalg.vecdot(left.flatten(1), right.flatten(1)) - on_diagonal
-        self._spread = plain.square()
+        self._floor = floor_of_grams(*lengths, plain=plain, tokens=tokens, widths=(inputs.shape[2], outputs))
         # A sum of products of both signs: rounding may leave it just below 0.
-        return total.clamp_min(0)
+        return total.double().clamp_min(0)
 
     def _direct(self) -> Tensor:
         """Per-unit gradients, a chunk at a time, thrown away."""
@@ -176,23 +237,44 @@ class OuterUse(Use):
             )
             for i in range(0, units, step)
         ]
-        lengths = [torch.linalg.vector_norm(side, dim=2, dtype=torch.float32) for side in (inputs, grads)]
-        self._spread = (lengths[0] * lengths[1]).sum(dim=1).square()
-        return torch.cat(chunks).square()
+        self._floor = self._sum_floor(self._frobenius())
+        return torch.cat(chunks).double().square()
 
-    def spread(self) -> Tensor | None:
-        return self._spread
+    def _frobenius(self) -> tuple[Tensor, Tensor]:
+        """(U,) fp64 bounds on ‖A‖² and ‖G‖²."""
+        inputs, grads = (
+            torch.linalg.vector_norm(side.flatten(1), dim=1, dtype=torch.float32).double().square()
+            + TINY * side[0].numel()
+            for side in (self.inputs, self.grads)
+        )
+        return inputs, grads
 
-    def directly(self, units: Tensor) -> Tensor:
-        """Squared norms in fp64 of some units (indices), for those that cancellation spoilt."""
-        gradients = torch.bmm(self.grads[units].double().transpose(1, 2), self.inputs[units].double())
-        return gradients.square().sum(dim=(1, 2)).float()
+    def _sum_floor(self, sides: tuple[Tensor, Tensor]) -> Tensor:
+        return floor_of_sums(*sides, numel=self.grads.shape[2] * self.inputs.shape[2])
+
+    def spread(self) -> Tensor:
+        inputs, grads = self._frobenius()
+        return inputs * grads
+
+    def floor(self) -> Tensor:
+        return self._sum_floor(self._frobenius()) if self._floor is None else self._floor
+
+    def exactly(self, units: Tensor) -> Tensor:
+        return torch.bmm(self.grads[units].double().transpose(1, 2), self.inputs[units].double())
+
+    def exact_squares(self, units: Tensor) -> Tensor:
+        # Layers behind a gate that is still 0 are common; nothing is to be multiplied there.
+        some = self.grads[units].flatten(1).ne(0).any(dim=1) & self.inputs[units].flatten(1).ne(0).any(dim=1)
+        found = torch.zeros(len(units), dtype=torch.float64, device=units.device)
+        if some.any():
+            found[some] = super().exact_squares(units[some])
+        return found
 
     def per_unit(self, start: int, stop: int) -> Tensor:
         return bmm(self.grads[start:stop].transpose(1, 2), self.inputs[start:stop])
 
     def weighted_sum(self, factors: Tensor) -> Tensor:
-        return scaled_product(self.grads, self.inputs, factors)
+        return scaled_product(self.grads, self.inputs, factors.float())
 
     def empty(self, units: Tensor) -> None:
         # Not in place: A may be the user's own batch.
@@ -215,28 +297,43 @@ class LookupUse(Use):
     """
 
     def __init__(self, index: Tensor, grads: Tensor, *, num_embeddings: int) -> None:
-        self._index, self._grads, self._num_embeddings = index, grads, num_embeddings
+        self._num_embeddings = num_embeddings
+        self._index, self._grads = index, grads.float()
+        if index.shape[1] > 1:
+            self._sum_equal()
+
+    def _sum_equal(self) -> None:
+        index, grads = self._index, self._grads
+        # Tokens with equal index are summed first: norm and clipped sum are of the same kept numbers, so
+        # that tokens may cancel. (U, T) of which distinct index of the unit a token is:
+        order = index.argsort(dim=1, stable=True)
+        self._index = index.gather(1, order)
+        fresh = torch.ones_like(index, dtype=torch.bool)
+        fresh[:, 1:] = self._index[:, 1:] != self._index[:, :-1]
+        slot = (fresh.long().cumsum(dim=1) - 1)[:, :, None].expand_as(grads)
+        sorted_grads = grads.gather(1, order[:, :, None].expand_as(grads))
+        summed = torch.zeros_like(sorted_grads).scatter_add_(1, slot, sorted_grads)
+        # Back to the first token with that index, 0 at the others.
+        self._grads = summed.gather(1, slot).masked_fill_(~fresh[:, :, None], 0)
 
     def squared_norms(self) -> Tensor:
-        if self._index.shape[1] == 1:
-            return _row_squares(self._grads)
-        # Summing tokens with equal index first leaves nothing to cancel between Gram entries.
-        order = self._index.argsort(dim=1)
-        index = self._index.gather(1, order)
-        grads = self._grads.float().gather(1, order[:, :, None].expand_as(self._grads))
-        fresh = torch.ones_like(index, dtype=torch.bool)
-        fresh[:, 1:] = index[:, 1:] != index[:, :-1]
-        slot = fresh.long().cumsum(dim=1) - 1  # (U, T): which distinct index of the unit
-        summed = torch.zeros_like(grads).scatter_add_(1, slot[:, :, None].expand_as(grads), grads)
-        return _row_squares(summed)
+        return _row_squares(self._grads)
 
     def per_unit(self, start: int, stop: int) -> Tensor:
-        grads = self._grads[start:stop].float()
+        grads = self._grads[start:stop]
         out = grads.new_zeros(stop - start, self._num_embeddings, grads.shape[2])
         return out.scatter_add_(1, self._index[start:stop, :, None].expand_as(grads), grads)
 
+    def exactly(self, units: Tensor) -> Tensor:
+        grads = self._grads[units].double()
+        out = grads.new_zeros(len(units), self._num_embeddings, grads.shape[2])
+        return out.scatter_add_(1, self._index[units, :, None].expand_as(grads), grads)
+
+    def exact_squares(self, units: Tensor) -> Tensor:
+        return _row_squares(self._grads[units])
+
     def weighted_sum(self, factors: Tensor) -> Tensor:
-        weighted = self._grads.float() * factors[:, None, None]
+        weighted = self._grads * factors.float()[:, None, None]
         out = weighted.new_zeros(self._num_embeddings, weighted.shape[2])
         return out.index_add_(0, self._index.flatten(), weighted.flatten(0, 1))
 
@@ -244,108 +341,86 @@ class LookupUse(Use):
         self._grads = self._grads.masked_fill(units[:, None, None], 0)
 
 
-class ConvUse(Use):
-    """A convolution's kernel, (p, d / groups, kh, kw).
+class SumUse(Use):
+    """Several uses of one parameter (tied, called twice): the norm of a sum is not that of its parts."""
 
-    Args:
-        inputs: (U · k, d, h, w), already padded as far as the mode is not zeros.
-        grads: (U · k, p, h', w').
-        units: U.
-        shape: the kernel's shape.
-        stride, padding, dilation: pairs, as in `torch.nn.functional.conv2d`.
-        groups: as there.
-    """
+    def __init__(self, uses: Sequence[Use], *, units: int) -> None:
+        self._uses, self._units = list(uses), units
+        self._numel = self._uses[0].per_unit(0, 1).numel()
+        self._floor: Tensor | None = None
 
-    def __init__(
-        self,
-        inputs: Tensor,
-        grads: Tensor,
-        *,
-        units: int,
-        shape: torch.Size,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
-    ) -> None:
-        self._inputs, self._grads, self._units, self._shape = inputs, grads, units, shape
-        self._stride, self._padding, self._dilation, self._groups = stride, padding, dilation, groups
-
-    def _as_outer(self, start: int, stop: int) -> OuterUse:
-        """Units start … stop as a linear map on patches, its groups counted as units."""
-        k = len(self._grads) // self._units
-        outputs, groups = self._shape[0], self._groups
-        patches = F.unfold(
-            self._inputs[start * k : stop * k].float(),
-            self._shape[2:],
-            stride=self._stride,
-            padding=self._padding,
-            dilation=self._dilation,
-        )  # (n·k, d·kh·kw, L)
-        grads = self._grads[start * k : stop * k].float().flatten(2)  # (n·k, p, L)
-        units = stop - start
-
-        def tokens(tensor: Tensor, width: int) -> Tensor:
-            split = tensor.view(units, k, groups, width, -1)
-            return split.permute(0, 2, 1, 4, 3).reshape(units * groups, -1, width)
-
-        return OuterUse(tokens(patches, patches.shape[1] // groups), tokens(grads, outputs // groups))
-
-    def _step(self) -> int:
-        k = len(self._grads) // self._units
-        positions = self._grads[0, 0].numel()
-        per_unit = 4 * (k * positions + self._shape[0]) * self._shape[1:].numel() * self._groups
-        return max(1, 16 * _CHUNK_BYTES // per_unit)
+    @staticmethod
+    def of(uses: Sequence[Use], *, units: int) -> Use:
+        """One use that is all of `uses`."""
+        if len(uses) == 1:
+            return uses[0]
+        outer = [use for use in uses if isinstance(use, OuterUse)]
+        return outer[0].joined(outer[1:]) if len(outer) == len(uses) else SumUse(uses, units=units)
 
     def squared_norms(self) -> Tensor:
-        step, found = self._step(), []
+        step = max(1, 32 * _CHUNK_BYTES // (4 * self._numel))
+        found, apart = [], []
         for start in range(0, self._units, step):
-            outer = self._as_outer(start, min(start + step, self._units))
-            way = outer.way()
-            found.append(outer.squared_norms("direct" if way != "outer" else way).view(-1, self._groups))
-        return torch.cat(found).sum(dim=1)
+            stop = min(start + step, self._units)
+            pieces = [use.per_unit(start, stop) for use in self._uses]
+            apart.append(torch.stack([_row_squares(piece) for piece in pieces]).sqrt())  # (uses, n)
+            found.append(_row_squares(torch.stack(pieces).sum(dim=0)))
+        lengths = torch.cat(apart, dim=1)
+        for length, use in zip(lengths, self._uses, strict=True):
+            spread = use.spread()
+            if spread is not None:
+                torch.maximum(length, spread.sqrt(), out=length)
+        whole = lengths.sum(dim=0).square()
+        self._floor = floor_of_sums(whole, torch.ones_like(whole), numel=self._numel)
+        return torch.cat(found)
+
+    def floor(self) -> Tensor | None:
+        return self._floor
 
     def per_unit(self, start: int, stop: int) -> Tensor:
-        gradients = self._as_outer(start, stop)
-        return gradients.per_unit(0, (stop - start) * self._groups).view(stop - start, *self._shape)
+        return torch.stack([use.per_unit(start, stop) for use in self._uses]).sum(dim=0)
+
+    def exactly(self, units: Tensor) -> Tensor:
+        return torch.stack([use.exactly(units) for use in self._uses]).sum(dim=0)
 
     def weighted_sum(self, factors: Tensor) -> Tensor:
-        k = len(self._grads) // self._units
-        rows = factors.repeat_interleave(k)[:, None, None, None]
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return torch.ops.aten.convolution_backward(
-                self._grads.float() * rows,
-                self._inputs.float(),
-                self._inputs.new_empty(self._shape, dtype=torch.float32),
-                None,
-                self._stride,
-                self._padding,
-                self._dilation,
-                False,
-                (0, 0),
-                self._groups,
-                (False, True, False),
-            )[1]
+        return torch.stack([use.weighted_sum(factors) for use in self._uses]).sum(dim=0)
 
     def empty(self, units: Tensor) -> None:
-        rows = units.repeat_interleave(len(self._grads) // self._units)[:, None, None, None]
-        self._inputs, self._grads = self._inputs.masked_fill(rows, 0), self._grads.masked_fill(rows, 0)
-
-
-def squared_norms_of_sum(uses: list[Use], *, units: int) -> Tensor:
-    """(U,) squared norms where a parameter's gradient is the sum of several uses (tied, called twice)."""
-    one = next(iter(uses)).per_unit(0, 1)
-    step = max(1, 32 * _CHUNK_BYTES // (4 * one.numel()))
-    found = []
-    for start in range(0, units, step):
-        stop = min(start + step, units)
-        total = uses[0].per_unit(start, stop).clone()
-        for use in uses[1:]:
-            total += use.per_unit(start, stop)
-        found.append(torch.linalg.vector_norm(total.flatten(1), dim=1))
-    return torch.cat(found).square()
+        for use in self._uses:
+            use.empty(units)
 
 
 def _row_squares(tensor: Tensor) -> Tensor:
-    """(U, …) → (U,) sums of squares in fp32."""
-    return torch.linalg.vector_norm(tensor.flatten(1), dim=1, dtype=torch.float32).square()
+    """(U, …) → (U,) sums of squares in fp64."""
+    return torch.linalg.vector_norm(tensor.flatten(1), dim=1, dtype=torch.float64).square()
+
+
+def beyond(*squares: Tensor) -> Tensor:
+    """(U,) fp64, Inf where one of the squared lengths is beyond what fp32 products stand, else 0."""
+    largest = torch.stack(squares).amax(dim=0)
+    return torch.where(largest <= _ORDINARY**2, 0.0, torch.inf)
+
+
+def floor_of_sums(left: Tensor, right: Tensor, *, numel: int) -> Tensor:
+    """`Use.floor` where a sum of products of squared lengths ≤ `left` and `right` is formed in fp32."""
+    per_entry, most = _SUM_SPREAD
+    cancelled = left * right / min(per_entry * numel, most)
+    return beyond(left, right) + cancelled + TINY * numel / PRECISION
+
+
+def floor_of_grams(
+    left: Tensor, right: Tensor, *, plain: Tensor, tokens: int, widths: tuple[int, int]
+) -> Tensor:
+    """`Use.floor` where two T × T Gram matrices are formed in fp32 and multiplied.
+
+    Args:
+        left, right: (U,) fp32, their traces Σ_t ‖a_t‖², Σ_t ‖g_t‖².
+        plain: (U,) fp32, Σ_t ‖a_t‖ ‖g_t‖.
+        tokens: T.
+        widths: entries of a_t and g_t.
+    """
+    sides = [side.double() + TINY * tokens * width for side, width in zip((left, right), widths, strict=True)]
+    # Each of T² products misses what either Gram entry lost, and may be lost itself.
+    lost = 2 * TINY * tokens * (widths[0] * sides[1] + widths[1] * sides[0] + tokens)
+    return beyond(*sides) + lost / PRECISION + plain.double().square() / GRAM_SPREAD

@@ -8,10 +8,10 @@ Not found here: state outside of the module, what a step does only on private va
 and a data set whose items are not what its unit says. The trainer's part is in `callbacks`.
 """
 
+from lightning_dp.privacy.draws import LinedUp
 from lightning_dp.privacy.preflight.broken_units import find_spoilt_batches
 from lightning_dp.privacy.preflight.clipped_sum import find_wrong_sums
 from lightning_dp.privacy.preflight.coupling import find_coupling
-from lightning_dp.privacy.draws import LinedUp
 from lightning_dp.privacy.preflight.finding import CODES, Accepted, Finding, check_accept, settle
 from lightning_dp.privacy.preflight.layers import find_in_layers
 from lightning_dp.privacy.preflight.made_up import MadeUpUnits

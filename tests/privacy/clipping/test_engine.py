@@ -272,6 +272,81 @@ def test_group_that_matches_nothing_is_refused():
         PerGroup(groups={"a": ["x"]}, shares={"b": 1.0})
 
 
+class _Broken(Flat):
+    """A clipping function that returns what it is told."""
+
+    def __init__(self, change) -> None:
+        self._change = change
+
+    def factors(self, norms, *, max_grad_norm):
+        return self._change(super().factors(norms, max_grad_norm=max_grad_norm))
+
+
+@ALL
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.ones_like, "lets one unit contribute"),
+        (lambda factors: factors * 1.0001, "lets one unit contribute"),
+        (torch.neg, "negative"),
+        (lambda factors: factors * torch.tensor(float("nan")), "not finite"),
+        (lambda factors: factors / 0, "not finite"),
+        (lambda factors: factors[:, 0], "of shape"),
+        (lambda factors: factors[:1], "of shape"),
+        (lambda factors: 0.5, "float"),
+    ],
+)
+def test_a_clipping_function_that_breaks_its_contract_is_refused(engine, change, message):
+    model, x = _model(), torch.randn(4, 5, 6)
+    with pytest.raises(RuntimeError, match=rf"_Broken\.factors.*{message}"):
+        run(engine(), model, lambda: _rows(model(x)), units=4, function=_Broken(change))
+
+
+class _OneLayerFree(PerLayer):
+    def factors(self, norms, *, max_grad_norm):
+        factors = super().factors(norms, max_grad_norm=max_grad_norm)
+        factors[:, -1] = 1.0
+        return factors
+
+
+@ALL
+def test_a_clipping_function_that_forgets_one_group_is_refused(engine):
+    model, x = _model(), torch.randn(4, 5, 6)
+    with pytest.raises(RuntimeError, match=r"_OneLayerFree\.factors lets one unit contribute"):
+        run(engine(), model, lambda: _rows(model(x)), units=4, function=_OneLayerFree())
+
+
+@ALL
+def test_weights_are_finite_and_not_negative(engine):
+    attached = engine()
+    attached.attach(_model(), function=Flat(), max_grad_norm=1.0)
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="unit_weights"):
+            attached.expect(unit_weights=torch.tensor([1.0, bad]), rows_per_unit=1)
+    attached.detach()
+
+
+@ALL
+def test_pending_says_whether_sums_wait_to_be_taken(engine):
+    model, x = _model(), torch.randn(4, 5, 6)
+    attached = engine()
+    assert not attached.pending
+    attached.attach(model, function=Flat(), max_grad_norm=1.0)
+    for _ in range(2):
+        attached.expect(unit_weights=torch.ones(4), rows_per_unit=1)
+        _rows(model(x)).mean().backward()
+        attached.collect()
+        assert attached.pending
+    attached.take()
+    assert not attached.pending
+    attached.expect(unit_weights=torch.ones(4), rows_per_unit=1)
+    torch.zeros((), requires_grad=True).backward()
+    attached.collect()
+    assert attached.pending, "a batch that reached no parameter is a batch"
+    attached.detach()
+    assert not attached.pending
+
+
 FAULTS = {
     "ghost norm of A alone": (uses.OuterUse, "_ghost", lambda self: self.inputs.float().square().sum((1, 2))),
     "bias summed over rows": (layer_ops, "_bias_use", None),
