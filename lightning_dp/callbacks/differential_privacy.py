@@ -5,6 +5,7 @@ One private step, in the order of the hooks below: `setup` checks, plans and swa
 sums; `on_before_optimizer_step` has the step covered by the ledger, adds noise once and sets `.grad`.
 """
 
+import logging
 import uuid
 from dataclasses import replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lightning_dp.callbacks.declared_unit import ASSUMED, check_unit, dataset_name, find_unit
 from lightning_dp.callbacks.logical_batches import LogicalBatches
 from lightning_dp.callbacks.preflight import run_preflight
 from lightning_dp.callbacks.trainer_checks import check_loader, check_optimizers, check_trainer
@@ -27,6 +29,7 @@ from lightning_dp.privacy.charging import StepCharges
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction, Flat
+from lightning_dp.privacy.distinct_items import check_distinct
 from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.privacy.noise import GaussianNoise, NoiseSource
 from lightning_dp.privacy.plan import PrivacyPlan
@@ -36,8 +39,10 @@ from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.report import write_privacy_report
 from lightning_dp.privacy.sampling import PoissonLoader
 from lightning_dp.privacy.secure_noise import SecureGaussianNoise
-from lightning_dp.privacy.units import PrivacyUnit
+from lightning_dp.privacy.units import PrivacyUnit, UnitName
 from lightning_dp.strategies.private_ddp import PrivateDDP
+
+_logger = logging.getLogger(__name__)
 
 
 @final
@@ -66,6 +71,9 @@ class DifferentialPrivacy(Callback):
         max_grad_norm: C > 0, bound on one unit's contribution to the summed gradient.
         expected_batch_size: B, units in an average batch; B / N is the sampling rate.
         physical_batch_size: units that one process computes at once, for memory; None is all of a batch.
+        unit: what one item of the train dataset is, as a PrivacyUnit or its name (record, window, user);
+            None asks `privacy_unit()` of the data module, then of the dataset. Where nobody says, it is
+            `record`, and report and ledger say that this was assumed.
         num_units: N as a public fact, where it must not be counted from the data; None counts.
         clipping_function: how a unit's norms become factors.
         clipping_engine: how clipped sums are computed; never changes the result.
@@ -88,6 +96,7 @@ class DifferentialPrivacy(Callback):
         max_grad_norm: float = 1.0,
         expected_batch_size: int,
         physical_batch_size: int | None = None,
+        unit: PrivacyUnit | UnitName | None = None,
         num_units: int | None = None,
         clipping_function: ClippingFunction | None = None,
         clipping_engine: ClippingEngine | None = None,
@@ -120,6 +129,8 @@ class DifferentialPrivacy(Callback):
             if count is not None and count < 1:
                 raise ValueError(f"privacy.{name} must be at least 1, not {count}")
         check_accept(accept or {})
+        check_unit(unit)
+        self.unit = unit
         self.accept = accept or {}
         self.target_epsilon = target_epsilon
         self.delta = delta
@@ -178,7 +189,8 @@ class DifferentialPrivacy(Callback):
         loader = source.dataloader()
         check_loader(loader)
         assert isinstance(loader, DataLoader)
-        unit = self._unit(trainer, loader)
+        unit = self._unit(trainer, pl_module, loader)
+        check_distinct(loader)
         self._plan = self._make_plan(unit, pl_module, num_steps=trainer.max_steps)
         self.__dict__.pop("_facts", None)  # of an earlier fit's plan
         self._accepted = run_preflight(
@@ -201,18 +213,20 @@ class DifferentialPrivacy(Callback):
         )
         trainer.fit_loop._data_source = _DataLoaderSource(self._loader, "")
 
-    def _unit(self, trainer: Trainer, loader: DataLoader) -> PrivacyUnit:
-        describe = getattr(getattr(trainer, "datamodule", None), "privacy_unit", None)
-        counted = len(loader.dataset)  # type: ignore[arg-type]
-        if describe is None:
-            unit = PrivacyUnit(name="record", num_units=counted, description="one item of the train dataset")
-        else:
-            unit = describe()
-            if unit.num_units != counted:
-                raise ValueError(
-                    f"privacy_unit() declares {unit.num_units} units and the train dataset has {counted} "
-                    "items: each item must be exactly one unit"
-                )
+    def _unit(self, trainer: Trainer, module: LightningModule, loader: DataLoader) -> PrivacyUnit:
+        unit = find_unit(
+            loader,
+            datamodule=getattr(trainer, "datamodule", None),
+            module=module,
+            unit=self.unit,
+            dataset=self.dataset,
+        )
+        if not unit.declared and self._ranks.is_first:
+            _logger.warning(
+                "The privacy unit is %s; say it by a method privacy_unit() of the data module or the train "
+                "dataset, or by DifferentialPrivacy(unit=…)",
+                ASSUMED,
+            )
         return unit if self.num_units is None else replace(unit, num_units=self.num_units)
 
     def _make_plan(self, unit: PrivacyUnit, module: LightningModule, *, num_steps: int) -> PrivacyPlan:
@@ -238,18 +252,19 @@ class DifferentialPrivacy(Callback):
         """
         self._accepted += check_optimizers(trainer, pl_module, accept=self.accept)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
-        datamodule = getattr(trainer, "datamodule", None)
         assert self._loader is not None
-        data = datamodule if datamodule is not None else self._loader.dataset
         self._charges = StepCharges(
             Ledger(self.ledger),
             self.plan,
-            dataset=self.dataset or getattr(data, "dataset_id", None) or type(data).__name__,
+            dataset=dataset_name(
+                self._loader.dataset, datamodule=getattr(trainer, "datamodule", None), dataset=self.dataset
+            ),
             run=self._run,
             parent=self._parent,
             reserve_steps=self.reserve_steps,
             ranks=self._ranks,
             overrides=tuple(map(str, self._accepted)),
+            facts={} if self.plan.unit.declared else {"unit": ASSUMED, "declared": False},
         )
         self._charges.cover()
         if read := getattr(pl_module, "read_train_set", None):

@@ -253,6 +253,10 @@ def _describe(account: dict[str, Any]) -> str:
         ]
         head = ["run", "ε", "steps charged", "σ", "q", "starts / clean ends", "last entry (UTC)"]
         lines += ["", _table(head, rows)]
+        said = [(run["run"], name, value) for run in account["runs"] for name, value in run["facts"].items()]
+        lines += [
+            f"  {_shorten(run)}: {name}: {value}" for run, name, value in said if isinstance(value, str)
+        ]
     if account["releases"]:
         rows = [
             [str(r["seq"]), r["kind"], _shorten(r["run"]), _number(r["epsilon"]), r["note"]]

@@ -165,6 +165,7 @@ class PrivacyPlan:
             "prior_releases": [event_to_dict(event) for event in self.prior],
             "unit": self.unit.name,
             "unit_description": self.unit.description,
+            "unit_declared": self.unit.declared,
             "relation": "add or remove one unit",
             "sampling": "Poisson over units",
             "accountant": "PLD (dp-accounting)",

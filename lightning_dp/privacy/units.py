@@ -21,6 +21,7 @@ class PrivacyUnit:
         windows_per_event: ≥ 1, the largest number of training windows that one event (a run of one
             time step) can touch; None where an event is not defined for this unit.
         description: one sentence for reports: what exactly is protected.
+        declared: False where nobody said what the unit is, so that it was assumed.
     """
 
     name: UnitName
@@ -28,6 +29,7 @@ class PrivacyUnit:
     rows_per_unit: int = 1
     windows_per_event: int | None = None
     description: str
+    declared: bool = True
 
     def __post_init__(self) -> None:
         if self.name not in get_args(UnitName):
@@ -43,9 +45,9 @@ class PrivacyUnit:
                     f"PrivacyUnit.{field} is {value!r}; it must be a whole number of at least 1: "
                     "count the items of the train dataset."
                 )
-        if not self.description.strip():
+        if not isinstance(self.description, str) or not self.description.strip():
             raise ValueError(
-                "PrivacyUnit.description is empty; say in one sentence what one unit is, "
+                f"PrivacyUnit.description is {self.description!r}; say in one sentence what one unit is, "
                 "because reports print it beside epsilon."
             )
 

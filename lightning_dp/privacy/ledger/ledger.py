@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,7 @@ class Ledger:
         run: str,
         parent: tuple[int, str] | None = None,
         plan: Sequence[Event] = (),
+        facts: Mapping[str, object] | None = None,
     ) -> Lease:
         """Take a lease: what one process start needs to reserve. Checks the whole ledger first.
 
@@ -142,6 +143,7 @@ class Ledger:
             plan: everything that this process means to charge. It is held against the limit while the
                 process lives, so of two runs that can't both end one is refused here, before any
                 private row is read. A plan is not a charge and not part of any ε.
+            facts: what else the entry says about the run, for readers; JSON-ready.
 
         Raises:
             LedgerError: the ledger does not hold `parent`, so charges since then would be lost.
@@ -169,6 +171,7 @@ class Ledger:
                     "parent": None if parent is None else list(parent),
                     "plan": [event_to_dict(event) for event in plan],
                     "process": process,
+                    **({"facts": dict(facts)} if facts else {}),
                 }
                 entry = self._file.insert(
                     connection, replay, (dataset, unit), kind="open", run=run, lease=lease, detail=detail
