@@ -25,6 +25,8 @@ from lightning_dp.callbacks.declared_unit import ASSUMED, check_unit, dataset_na
 from lightning_dp.callbacks.logical_batches import LogicalBatches
 from lightning_dp.callbacks.preflight import run_preflight
 from lightning_dp.callbacks.trainer_checks import check_loader, check_optimizers, check_trainer
+from lightning_dp.callbacks.weights_account import Before, account_for, check_public_start
+from lightning_dp.callbacks.weights_seen import Origin, remember, seen_by
 from lightning_dp.privacy.charging import StepCharges
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.engine import ClippingEngine
@@ -36,7 +38,7 @@ from lightning_dp.privacy.plan import PrivacyPlan
 from lightning_dp.privacy.preflight import Accepted, check_accept
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.ranks import Ranks
-from lightning_dp.privacy.report import write_privacy_report
+from lightning_dp.privacy.report import json_ready, write_privacy_report
 from lightning_dp.privacy.sampling import PoissonLoader
 from lightning_dp.privacy.secure_noise import SecureGaussianNoise
 from lightning_dp.privacy.units import PrivacyUnit, UnitName
@@ -83,6 +85,9 @@ class DifferentialPrivacy(Callback):
         reserve_steps: ≥ 1, steps that are charged ahead at once; a crash forfeits at most so many.
         secure: noise from the operating system's cryptographic generator, added on a public grid, against
             attacks on the generator's state and on floating-point rounding; slower.
+        public_start: why weights that were trained without privacy before this fit hold nothing private
+            ("pretrained on the UCI electricity set"); None makes no such statement, and such weights are
+            refused. Weights of earlier private fits need none: they are counted.
         accept: for findings of the preflight that are harmless here, code → why; the reasons go into the
             ledger and the privacy report. See `lightning_dp.privacy.preflight.CODES`.
     """
@@ -104,6 +109,7 @@ class DifferentialPrivacy(Callback):
         ledger: str | None = None,
         reserve_steps: int = 50,
         secure: bool = False,
+        public_start: str | None = None,
         accept: dict[str, str] | None = None,
     ) -> None:
         if (target_epsilon is None) == (noise_multiplier is None):
@@ -130,7 +136,9 @@ class DifferentialPrivacy(Callback):
                 raise ValueError(f"privacy.{name} must be at least 1, not {count}")
         check_accept(accept or {})
         check_unit(unit)
+        check_public_start(public_start)
         self.unit = unit
+        self.public_start = public_start
         self.accept = accept or {}
         self.target_epsilon = target_epsilon
         self.delta = delta
@@ -151,6 +159,7 @@ class DifferentialPrivacy(Callback):
         self._loader: PoissonLoader | None = None
         self._preparations: list[Preparation] = []
         self._accepted: list[Accepted] = []
+        self._before = Before()
         self._charges: StepCharges | None = None
         self._logical: LogicalBatches | None = None
         self._collected = False
@@ -253,19 +262,27 @@ class DifferentialPrivacy(Callback):
         self._accepted += check_optimizers(trainer, pl_module, accept=self.accept)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
         assert self._loader is not None
+        dataset = dataset_name(
+            self._loader.dataset, datamodule=getattr(trainer, "datamodule", None), dataset=self.dataset
+        )
+        ledger = Ledger(self.ledger)
+        self._count_earlier_runs(pl_module, ledger=ledger, dataset=dataset)
         self._charges = StepCharges(
-            Ledger(self.ledger),
+            ledger,
             self.plan,
-            dataset=dataset_name(
-                self._loader.dataset, datamodule=getattr(trainer, "datamodule", None), dataset=self.dataset
-            ),
+            dataset=dataset,
             run=self._run,
             parent=self._parent,
             reserve_steps=self.reserve_steps,
             ranks=self._ranks,
             overrides=tuple(map(str, self._accepted)),
-            facts={} if self.plan.unit.declared else {"unit": ASSUMED, "declared": False},
+            facts={
+                **({} if self.plan.unit.declared else {"unit": ASSUMED, "declared": False}),
+                **({} if self.public_start is None else {"public_start": self.public_start}),
+                **({"weights_seen": json_ready(self._before.report)} if self._before.report else {}),
+            },
         )
+        remember(pl_module, Origin(dataset=dataset, run=self._run, ledger=list(self._charges.head)))
         self._charges.cover()
         if read := getattr(pl_module, "read_train_set", None):
             read()  # in every process at once, rather than where the others wait for the first one's releases
@@ -273,6 +290,24 @@ class DifferentialPrivacy(Callback):
             for preparation in self._preparations:
                 self._prepare(preparation)
         self._report(status="running")
+
+    def _count_earlier_runs(self, module: LightningModule, *, ledger: Ledger, dataset: str) -> None:
+        """Make the plan's ε that of the weights, or refuse where none can be stated."""
+        origins = seen_by(module)
+        self._before = Before()
+        if origins:
+            self._before = self._ranks.on_first(
+                lambda: account_for(
+                    origins,
+                    ledger=ledger,
+                    dataset=dataset,
+                    unit=self.plan.unit.name,
+                    run=self._run,
+                    public_start=self.public_start,
+                )
+            )
+        if self._before.events:
+            self._plan = replace(self.plan, earlier=self._before.events)
 
     def _prepare(self, preparation: Preparation) -> None:
         assert self._charges is not None
@@ -422,7 +457,11 @@ class DifferentialPrivacy(Callback):
     @cached_property
     def _facts(self) -> dict[str, object]:
         accepted = [one.to_dict() for one in self._accepted]
-        return {**self.plan.to_dict(), "accepted_findings": accepted}
+        return {
+            **self.plan.to_dict(),
+            "accepted_findings": accepted,
+            "weights_seen": self._before.report,
+        }
 
     # checkpoints
 

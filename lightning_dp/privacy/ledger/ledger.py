@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +230,18 @@ class Ledger:
             if charge.key == (dataset, unit):
                 runs[charge.run].append(charge.event)
         return runs
+
+    def charges_of(
+        self, runs: Collection[str]
+    ) -> dict[tuple[str, str], tuple[float, dict[str, list[Event]]]]:
+        """Everything that some runs charged: (data set, unit) → (δ, run → its charges)."""
+        replay = self._file.read()[0]
+        found: dict[tuple[str, str], tuple[float, dict[str, list[Event]]]] = {}
+        for charge in replay.charges.values():
+            if charge.run in runs:
+                _, by_run = found.setdefault(charge.key, (replay.accounts[charge.key].delta, {}))
+                by_run.setdefault(charge.run, []).append(charge.event)
+        return found
 
     def epsilon(self, dataset: str, *, unit: str, delta: float | None = None) -> float:
         """ε of everything charged to an account (PLD), at its δ or another.
