@@ -8,6 +8,20 @@ from typing import Literal, get_args
 
 UnitName = Literal["record", "window", "user"]
 
+_COARSENESS = {"record": 0, "event": 0, "window": 1, "user": 2}
+
+
+def is_coarser(unit: str, other: str) -> bool:
+    """Whether what protects one `unit` may hold many of the `other`: user ⊐ window ⊐ record and event.
+
+    A unit of another name may hold anything, and be part of anything.
+    """
+    if unit == other:
+        return False
+    if unit not in _COARSENESS or other not in _COARSENESS:
+        return True
+    return _COARSENESS[unit] > _COARSENESS[other]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyUnit:

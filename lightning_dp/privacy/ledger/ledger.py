@@ -18,6 +18,7 @@ from lightning_dp.privacy.ledger.processes import process_start
 from lightning_dp.privacy.ledger.replay import Replay
 from lightning_dp.privacy.ledger.rows import ChargeKind, Entry
 from lightning_dp.privacy.ledger.storage import ENVIRONMENT_VARIABLE, LedgerFile
+from lightning_dp.privacy.units import is_coarser
 
 RELATION = "add_or_remove_one"
 
@@ -123,6 +124,26 @@ class Ledger:
         with self._appending() as (replay, append):
             replay.account(dataset, unit)
             return append((dataset, unit), kind="limit", detail={"epsilon": wanted, "reason": reason})
+
+    def allow(self, dataset: str, *, unit: str, finer: str, reason: str) -> Entry:
+        """Let runs at a finer unit go on beside the limit of a coarser one, which does not see them.
+
+        Kept for good; a new limit on the coarser unit ends it.
+
+        Args:
+            dataset, unit: a registered account.
+            finer: the unit that may be charged, such as `window` beside `user`.
+            reason: why, in words.
+        """
+        if len(reason.split()) < 2:
+            raise ValueError(f"reason is {reason!r}; say in words why {finer} may be charged beside {unit}.")
+        if not is_coarser(unit, _check_name("finer", finer)):
+            raise ValueError(
+                f"finer is {finer!r}, which is not finer than {unit!r}: a limit per {unit} does not stop it."
+            )
+        with self._appending() as (replay, append):
+            replay.account(dataset, unit)
+            return append((dataset, unit), kind="override", detail={"finer_unit": finer, "reason": reason})
 
     def open_run(
         self,
