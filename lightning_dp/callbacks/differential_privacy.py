@@ -284,12 +284,13 @@ class DifferentialPrivacy(Callback):
         )
         remember(pl_module, Origin(dataset=dataset, run=self._run, ledger=list(self._charges.head)))
         self._charges.cover()
+        self._report(status="running")  # before anything is read: never below what may be released
         if read := getattr(pl_module, "read_train_set", None):
             read()  # in every process at once, rather than where the others wait for the first one's releases
         if self._parent is None:  # else the checkpoint holds what they set
             for preparation in self._preparations:
                 self._prepare(preparation)
-        self._report(status="running")
+                self._report(status="running")
 
     def _count_earlier_runs(self, module: LightningModule, *, ledger: Ledger, dataset: str) -> None:
         """Make the plan's ε that of the weights, or refuse where none can be stated."""
@@ -445,8 +446,8 @@ class DifferentialPrivacy(Callback):
             self._folder,
             {
                 "status": status,
-                "epsilon_spent": self.plan.epsilon_after(self._charges.spent),
-                "steps_charged": self._charges.spent,
+                "epsilon_spent": self.plan.epsilon_after(self._charges.charged),
+                "steps_charged": self._charges.charged,
                 "run": self._run,
                 "ledger_seq": seq,
                 "ledger_hash": digest,

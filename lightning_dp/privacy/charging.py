@@ -79,6 +79,11 @@ class StepCharges:
         """Steps charged to the run so far: earlier processes' charges and this one's steps."""
         return self.charged_before + self.taken
 
+    @property
+    def charged(self) -> int:
+        """Steps that the ledger holds against the run: those spent and, until `close`, those reserved."""
+        return self.spent + self._credit
+
     def cover(self) -> bool:
         """Make sure that the next step is paid for; True if something was charged.
 
@@ -128,6 +133,7 @@ class StepCharges:
         if self._lease is not None:
             lease, self._lease = self._lease, None
             self.head = lease.close(steps_taken=self._taken_of).reference
+            self._credit = 0
 
     def _open(self, ledger: Ledger, *, dataset: str, run: str, parent: tuple[int, str] | None) -> int:
         """Take the lease; return the steps that earlier processes of the run were charged for."""

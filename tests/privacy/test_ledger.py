@@ -579,8 +579,8 @@ def test_any_column_that_is_edited_is_found(ledger: Ledger, path: Path, column: 
     for unit in (UNIT, "window"):
         for dataset in (DATA, "others"):
             ledger.register(dataset, unit=unit, delta=DELTA)
-    target = open_run(ledger, "one").reserve(EVENT)
-    other = ledger.open_run("others", unit="window", run="two").reserve(EVENT, kind="audit", note="x")
+    one, two = open_run(ledger, "one"), ledger.open_run("others", unit="window", run="two")
+    target, other = one.reserve(EVENT), two.reserve(EVENT, kind="audit", note="x")
     value = {"seq": other.seq + 1, "detail": json.dumps(other.detail)}.get(column) or vars(other)[column]
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("DROP TRIGGER entry_is_not_updated")

@@ -64,8 +64,8 @@ def check_coarser_limits(replay: Replay, key: tuple[str, str]) -> None:
         raise BudgetExceeded(
             f"Data set {dataset!r} has a limit of ε = {account.limit:g} per {coarser}, and a charge per "
             f"{unit} would lose more about a {coarser} than that limit sees: train with the unit {coarser}, "
-            f"or let the data's owner allow it and say why: lightning-dp ledger allow {dataset} --unit {coarser} "
-            f"--finer {unit} --reason WHY",
+            f"or let the data's owner allow it and say why: lightning-dp ledger allow {dataset} --unit "
+            f"{coarser} --finer {unit} --reason WHY",
             limit_epsilon=account.limit,
             spent_epsilon=spent,
             needed_epsilon=float("inf"),
