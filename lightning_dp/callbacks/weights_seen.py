@@ -4,19 +4,25 @@ Importing this makes every fit of Lightning leave a mark on the module that it t
 on all modules inside of it. A mark goes where its module goes: with the instance, with copies and pickles,
 and in the metadata of its state dict, thus in checkpoints and back by `load_state_dict`. Two methods of
 others are wrapped for that: `Trainer.fit`, for fits that no callback of ours takes part in, and
-`torch.nn.Module.load_state_dict`, which alone knows of both a state dict and its receiver.
+`torch.nn.Module.load_state_dict`, which alone knows of both a state dict and its receiver. Parameters that
+an optimizer steps outside of any fit, by a hook of torch's for all optimizers, are known to have seen
+something.
 
-Not seen: weights copied tensor by tensor or by a state dict that was rebuilt as a plain dict; training by
-loops other than Lightning's; weights trained where this was not imported, unless a checkpoint says so.
+Not seen: weights copied tensor by tensor or by a state dict that was rebuilt as a plain dict; copies of
+what a loop other than Lightning's trained; weights trained where this was not imported.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakTensorKeyDictionary
 
 _KEY = "lightning_dp_seen"
 
@@ -55,7 +61,9 @@ class _Marks:
 
 def seen_by(module: nn.Module) -> list[Origin]:
     """What the weights of a module and of all modules inside have seen, each once, oldest first."""
-    return unique(origin for child in module.modules() for marks in _of(child) for origin in marks.origins)
+    marked = unique(origin for child in module.modules() for marks in _of(child) for origin in marks.origins)
+    stepped = any(parameter in _stepped for parameter in module.parameters())
+    return [*marked, *([Origin(dataset="")] if stepped and Origin(dataset="") not in marked else [])]
 
 
 def unique(origins: Iterable[Origin]) -> list[Origin]:
@@ -101,7 +109,8 @@ def _fit_that_marks(fit: Any) -> Any:
         from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 
         if DifferentialPrivacy.of(self) is not None or not isinstance(model, nn.Module):
-            return fit(self, model, train_dataloaders, *args, **options)
+            with _in_a_fit():
+                return fit(self, model, train_dataloaders, *args, **options)
         module_given = args[1] if len(args) > 1 else options.get("datamodule")
         given = train_dataloaders if module_given is None else module_given
         data = given if isinstance(given, LightningDataModule) else getattr(given, "dataset", given)
@@ -109,7 +118,8 @@ def _fit_that_marks(fit: Any) -> Any:
         new = origin not in seen_by(model)
         remember(model, origin)  # before: checkpoints of the fit must have it
         try:
-            return fit(self, model, train_dataloaders, *args, **options)
+            with _in_a_fit():
+                return fit(self, model, train_dataloaders, *args, **options)
         finally:
             if new and self.global_step == step:  # refused, or over before a step
                 _forget(model, origin)
@@ -132,7 +142,30 @@ def _in_metadata(state_dict: Any) -> list[Origin]:
     return unique(Origin(**mark) for local in metadata.values() for mark in local.get(_KEY, ()))
 
 
+_stepped = WeakTensorKeyDictionary()
+_fits = 0
+
+
+@contextmanager
+def _in_a_fit() -> Iterator[None]:
+    global _fits
+    _fits += 1
+    try:
+        yield
+    finally:
+        _fits -= 1
+
+
+def _note_step(optimizer: Optimizer, args: Any, options: Any) -> None:
+    if _fits:  # which has marked the module
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            _stepped[parameter] = True
+
+
 if not hasattr(Trainer.fit, "_marks"):  # once, also where this is imported anew
     Trainer.fit = _fit_that_marks(Trainer.fit)  # type: ignore[method-assign]
     Trainer.fit._marks = True  # type: ignore[attr-defined]
+    register_optimizer_step_post_hook(_note_step)
     nn.Module.load_state_dict = _load_that_marks(nn.Module.load_state_dict)  # type: ignore[method-assign]

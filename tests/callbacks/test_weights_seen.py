@@ -198,6 +198,22 @@ def test_averaged_weights_remember(tmp_path):
     refused(tmp_path / "two", by_checkpoint(None, tmp_path), "trained on diaries")
 
 
+def test_a_loop_of_ones_own_is_seen(tmp_path):
+    module = Regression()
+    optimizer = torch.optim.Adam(module.net[0].parameters(), lr=0.1)
+    module.net(torch.randn(3, 4)).sum().backward()
+    fit(tmp_path / "one", copy.deepcopy(module))
+    optimizer.step()
+    refused(tmp_path / "two", module, "data that nobody recorded without privacy")
+    inner = Regression()
+    inner.net = module.net
+    refused(tmp_path / "two", inner, "data that nobody recorded without privacy")
+    report = fit(tmp_path / "two", module, public_start="made-up rows, see above")
+    assert report["weights_seen"] == [
+        {"dataset": "", "public": False, "statement": "made-up rows, see above"}
+    ]
+
+
 def test_a_fit_that_made_no_step_leaves_no_mark(tmp_path):
     class Broken(Regression):
         def configure_optimizers(self):
