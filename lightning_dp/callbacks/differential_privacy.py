@@ -9,6 +9,7 @@ import logging
 import uuid
 from dataclasses import replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, final
 
@@ -132,8 +133,9 @@ class DifferentialPrivacy(Callback):
             ("num_units", num_units),
             ("reserve_steps", reserve_steps),
         ):
-            if count is not None and count < 1:
-                raise ValueError(f"privacy.{name} must be at least 1, not {count}")
+            whole = isinstance(count, Integral) and not isinstance(count, bool)
+            if count is not None and not (whole and count >= 1):
+                raise ValueError(f"privacy.{name} must be a whole number of at least 1, not {count!r}")
         check_accept(accept or {})
         check_unit(unit)
         check_public_start(public_start)

@@ -82,12 +82,13 @@ class WeightsOrigin(Callback):
             return
         checkpoint = _read(path)
         ledger = Ledger(private.ledger if private is not None else None)
-        self._earlier = unique([*self._earlier, *self._origins(checkpoint, ledger=ledger)])
+        loaded = self._origins(checkpoint, ledger=ledger)
         if private is not None:
-            for origin in self._earlier:
+            for origin in loaded:
                 _check(origin, own=name, ledger=ledger, path=path)
         load_weights(pl_module, checkpoint["state_dict"], fresh=self.fresh)
-        remember(pl_module, *self._earlier)
+        remember(pl_module, *loaded)
+        self._earlier = unique([*self._earlier, *loaded])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._missing is not None:

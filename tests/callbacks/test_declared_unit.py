@@ -192,6 +192,12 @@ def test_a_unit_of_no_known_kind_is_refused(given):
         private(unit=given)
 
 
+@pytest.mark.parametrize("bad", ["24", 24.0, True, [24], {"num_units": 24}])
+def test_a_count_that_is_no_whole_number_is_refused(bad):
+    with pytest.raises(ValueError, match="num_units must be a whole number of at least 1, not"):
+        private(num_units=bad)
+
+
 @pytest.mark.parametrize("bad", [3, "", object()])
 def test_a_dataset_id_that_is_no_name_is_refused(tmp_path, ledger_path, bad):
     refused(tmp_path, ledger_path, "dataset_id is .*it must be the name", data=Records(N, dataset_id=bad))
