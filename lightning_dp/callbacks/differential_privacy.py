@@ -5,9 +5,11 @@ One private step, in the order of the hooks below: `setup` checks, plans and swa
 sums; `on_before_optimizer_step` has the step covered by the ledger, adds noise once and sets `.grad`.
 """
 
+import logging
 import uuid
 from dataclasses import replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, final
 
@@ -20,24 +22,30 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lightning_dp.callbacks.declared_unit import ASSUMED, check_unit, dataset_name, find_unit
 from lightning_dp.callbacks.logical_batches import LogicalBatches
 from lightning_dp.callbacks.preflight import run_preflight
 from lightning_dp.callbacks.trainer_checks import check_loader, check_optimizers, check_trainer
+from lightning_dp.callbacks.weights_account import Before, account_for, check_public_start
+from lightning_dp.callbacks.weights_seen import Origin, remember, seen_by
 from lightning_dp.privacy.charging import StepCharges
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction, Flat
+from lightning_dp.privacy.distinct_items import check_distinct
 from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.privacy.noise import GaussianNoise, NoiseSource
 from lightning_dp.privacy.plan import PrivacyPlan
 from lightning_dp.privacy.preflight import Accepted, check_accept
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.ranks import Ranks
-from lightning_dp.privacy.report import write_privacy_report
+from lightning_dp.privacy.report import json_ready, write_privacy_report
 from lightning_dp.privacy.sampling import PoissonLoader
 from lightning_dp.privacy.secure_noise import SecureGaussianNoise
-from lightning_dp.privacy.units import PrivacyUnit
+from lightning_dp.privacy.units import PrivacyUnit, UnitName
 from lightning_dp.strategies.private_ddp import PrivateDDP
+
+_logger = logging.getLogger(__name__)
 
 
 @final
@@ -66,6 +74,9 @@ class DifferentialPrivacy(Callback):
         max_grad_norm: C > 0, bound on one unit's contribution to the summed gradient.
         expected_batch_size: B, units in an average batch; B / N is the sampling rate.
         physical_batch_size: units that one process computes at once, for memory; None is all of a batch.
+        unit: what one item of the train dataset is, as a PrivacyUnit or its name (record, window, user);
+            None asks `privacy_unit()` of the data module, then of the dataset. Where nobody says, it is
+            `record`, and report and ledger say that this was assumed.
         num_units: N as a public fact, where it must not be counted from the data; None counts.
         clipping_function: how a unit's norms become factors.
         clipping_engine: how clipped sums are computed; never changes the result.
@@ -75,6 +86,9 @@ class DifferentialPrivacy(Callback):
         reserve_steps: ≥ 1, steps that are charged ahead at once; a crash forfeits at most so many.
         secure: noise from the operating system's cryptographic generator, added on a public grid, against
             attacks on the generator's state and on floating-point rounding; slower.
+        public_start: why weights that were trained without privacy before this fit hold nothing private
+            ("pretrained on the UCI electricity set"); None makes no such statement, and such weights are
+            refused. Weights of earlier private fits need none: they are counted.
         accept: for findings of the preflight that are harmless here, code → why; the reasons go into the
             ledger and the privacy report. See `lightning_dp.privacy.preflight.CODES`.
     """
@@ -88,6 +102,7 @@ class DifferentialPrivacy(Callback):
         max_grad_norm: float = 1.0,
         expected_batch_size: int,
         physical_batch_size: int | None = None,
+        unit: PrivacyUnit | UnitName | None = None,
         num_units: int | None = None,
         clipping_function: ClippingFunction | None = None,
         clipping_engine: ClippingEngine | None = None,
@@ -95,6 +110,7 @@ class DifferentialPrivacy(Callback):
         ledger: str | None = None,
         reserve_steps: int = 50,
         secure: bool = False,
+        public_start: str | None = None,
         accept: dict[str, str] | None = None,
     ) -> None:
         if (target_epsilon is None) == (noise_multiplier is None):
@@ -117,9 +133,14 @@ class DifferentialPrivacy(Callback):
             ("num_units", num_units),
             ("reserve_steps", reserve_steps),
         ):
-            if count is not None and count < 1:
-                raise ValueError(f"privacy.{name} must be at least 1, not {count}")
+            whole = isinstance(count, Integral) and not isinstance(count, bool)
+            if count is not None and not (whole and count >= 1):
+                raise ValueError(f"privacy.{name} must be a whole number of at least 1, not {count!r}")
         check_accept(accept or {})
+        check_unit(unit)
+        check_public_start(public_start)
+        self.unit = unit
+        self.public_start = public_start
         self.accept = accept or {}
         self.target_epsilon = target_epsilon
         self.delta = delta
@@ -140,6 +161,7 @@ class DifferentialPrivacy(Callback):
         self._loader: PoissonLoader | None = None
         self._preparations: list[Preparation] = []
         self._accepted: list[Accepted] = []
+        self._before = Before()
         self._charges: StepCharges | None = None
         self._logical: LogicalBatches | None = None
         self._collected = False
@@ -178,7 +200,8 @@ class DifferentialPrivacy(Callback):
         loader = source.dataloader()
         check_loader(loader)
         assert isinstance(loader, DataLoader)
-        unit = self._unit(trainer, loader)
+        unit = self._unit(trainer, pl_module, loader)
+        check_distinct(loader)
         self._plan = self._make_plan(unit, pl_module, num_steps=trainer.max_steps)
         self.__dict__.pop("_facts", None)  # of an earlier fit's plan
         self._accepted = run_preflight(
@@ -201,18 +224,20 @@ class DifferentialPrivacy(Callback):
         )
         trainer.fit_loop._data_source = _DataLoaderSource(self._loader, "")
 
-    def _unit(self, trainer: Trainer, loader: DataLoader) -> PrivacyUnit:
-        describe = getattr(getattr(trainer, "datamodule", None), "privacy_unit", None)
-        counted = len(loader.dataset)  # type: ignore[arg-type]
-        if describe is None:
-            unit = PrivacyUnit(name="record", num_units=counted, description="one item of the train dataset")
-        else:
-            unit = describe()
-            if unit.num_units != counted:
-                raise ValueError(
-                    f"privacy_unit() declares {unit.num_units} units and the train dataset has {counted} "
-                    "items: each item must be exactly one unit"
-                )
+    def _unit(self, trainer: Trainer, module: LightningModule, loader: DataLoader) -> PrivacyUnit:
+        unit = find_unit(
+            loader,
+            datamodule=getattr(trainer, "datamodule", None),
+            module=module,
+            unit=self.unit,
+            dataset=self.dataset,
+        )
+        if not unit.declared and self._ranks.is_first:
+            _logger.warning(
+                "The privacy unit is %s; say it by a method privacy_unit() of the data module or the train "
+                "dataset, or by DifferentialPrivacy(unit=…)",
+                ASSUMED,
+            )
         return unit if self.num_units is None else replace(unit, num_units=self.num_units)
 
     def _make_plan(self, unit: PrivacyUnit, module: LightningModule, *, num_steps: int) -> PrivacyPlan:
@@ -238,26 +263,54 @@ class DifferentialPrivacy(Callback):
         """
         self._accepted += check_optimizers(trainer, pl_module, accept=self.accept)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
-        datamodule = getattr(trainer, "datamodule", None)
         assert self._loader is not None
-        data = datamodule if datamodule is not None else self._loader.dataset
+        dataset = dataset_name(
+            self._loader.dataset, datamodule=getattr(trainer, "datamodule", None), dataset=self.dataset
+        )
+        ledger = Ledger(self.ledger)
+        self._count_earlier_runs(pl_module, ledger=ledger, dataset=dataset)
         self._charges = StepCharges(
-            Ledger(self.ledger),
+            ledger,
             self.plan,
-            dataset=self.dataset or getattr(data, "dataset_id", None) or type(data).__name__,
+            dataset=dataset,
             run=self._run,
             parent=self._parent,
             reserve_steps=self.reserve_steps,
             ranks=self._ranks,
             overrides=tuple(map(str, self._accepted)),
+            facts={
+                **({} if self.plan.unit.declared else {"unit": ASSUMED, "declared": False}),
+                **({} if self.public_start is None else {"public_start": self.public_start}),
+                **({"weights_seen": json_ready(self._before.report)} if self._before.report else {}),
+            },
         )
+        remember(pl_module, Origin(dataset=dataset, run=self._run, ledger=list(self._charges.head)))
         self._charges.cover()
+        self._report(status="running")  # before anything is read: never below what may be released
         if read := getattr(pl_module, "read_train_set", None):
             read()  # in every process at once, rather than where the others wait for the first one's releases
         if self._parent is None:  # else the checkpoint holds what they set
             for preparation in self._preparations:
                 self._prepare(preparation)
-        self._report(status="running")
+                self._report(status="running")
+
+    def _count_earlier_runs(self, module: LightningModule, *, ledger: Ledger, dataset: str) -> None:
+        """Make the plan's ε that of the weights, or refuse where none can be stated."""
+        origins = seen_by(module)
+        self._before = Before()
+        if origins:
+            self._before = self._ranks.on_first(
+                lambda: account_for(
+                    origins,
+                    ledger=ledger,
+                    dataset=dataset,
+                    unit=self.plan.unit.name,
+                    run=self._run,
+                    public_start=self.public_start,
+                )
+            )
+        if self._before.events:
+            self._plan = replace(self.plan, earlier=self._before.events)
 
     def _prepare(self, preparation: Preparation) -> None:
         assert self._charges is not None
@@ -404,8 +457,8 @@ class DifferentialPrivacy(Callback):
             self._folder,
             {
                 "status": status,
-                "epsilon_spent": self.plan.epsilon_after(self._charges.spent),
-                "steps_charged": self._charges.spent,
+                "epsilon_spent": self.plan.epsilon_after(self._charges.charged),
+                "steps_charged": self._charges.charged,
                 "run": self._run,
                 "ledger_seq": seq,
                 "ledger_hash": digest,
@@ -416,7 +469,11 @@ class DifferentialPrivacy(Callback):
     @cached_property
     def _facts(self) -> dict[str, object]:
         accepted = [one.to_dict() for one in self._accepted]
-        return {**self.plan.to_dict(), "accepted_findings": accepted}
+        return {
+            **self.plan.to_dict(),
+            "accepted_findings": accepted,
+            "weights_seen": self._before.report,
+        }
 
     # checkpoints
 

@@ -84,7 +84,7 @@ class EMA(Callback):
             return
         training = self._training or _copy_of(pl_module, set(self._average))
         checkpoint["training_weights"] = {name: value.cpu() for name, value in training.items()}
-        checkpoint["state_dict"] = {**checkpoint["state_dict"], **self._average}
+        checkpoint["state_dict"].update(self._average)  # in place: its metadata says what the weights saw
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

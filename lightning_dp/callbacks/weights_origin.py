@@ -7,7 +7,7 @@ checkpoint therefore carries the list of data sets behind it, over any number of
 
 import json
 import pickle
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -16,28 +16,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_dp.adapters.public_start import load_weights
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.callbacks.weights_seen import Origin, data_of, remember, seen_by, unique
 from lightning_dp.privacy.ledger import Ledger, LedgerError
 from lightning_dp.privacy.report import replace_text
 from lightning_dp.tracking.run_folder import CHECKPOINT
 
 FILE = "weights_origin.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """One data set that weights have seen.
-
-    Attributes:
-        dataset: its name, "" where nobody recorded it.
-        public: whether its data module says by an attribute `public` that no row of it is private.
-        statement: why it is public, in the words of whoever says so; "" where nobody does.
-        ledger: [sequence number, hash] of the ledger's entry that the private run ended with, or None.
-    """
-
-    dataset: str
-    public: bool = False
-    statement: str = ""
-    ledger: list[Any] | None = None
 
 
 @final
@@ -86,7 +70,9 @@ class WeightsOrigin(Callback):
         if private is not None and private.dataset:
             name = private.dataset
         self._own = Origin(dataset=name, public=getattr(data, "public", False) is True)
-        self._earlier, self._missing = [], None
+        self._earlier, self._missing = seen_by(pl_module), None
+        # The fit that has just begun has left its mark already, where nobody else accounts for it.
+        self._earlier = [origin for origin in self._earlier if origin != data_of(data)]
         if self.start_from is None:
             return
         path = Path(self.start_from)
@@ -96,11 +82,13 @@ class WeightsOrigin(Callback):
             return
         checkpoint = _read(path)
         ledger = Ledger(private.ledger if private is not None else None)
-        self._earlier = self._origins(checkpoint, ledger=ledger)
+        loaded = self._origins(checkpoint, ledger=ledger)
         if private is not None:
-            for origin in self._earlier:
+            for origin in loaded:
                 _check(origin, own=name, ledger=ledger, path=path)
         load_weights(pl_module, checkpoint["state_dict"], fresh=self.fresh)
+        remember(pl_module, *loaded)
+        self._earlier = unique([*self._earlier, *loaded])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._missing is not None:
@@ -129,7 +117,10 @@ class WeightsOrigin(Callback):
             # The ledger, not the checkpoint, says which data a private run was charged to.
             datasets = _charged_to(paid["run"], ledger=ledger)
             seq, digest = paid["ledger"]
-            private = [Origin(dataset=name, ledger=[int(seq), str(digest)]) for name in datasets or [""]]
+            private = [
+                Origin(dataset=name, ledger=[int(seq), str(digest)], run=str(paid["run"]))
+                for name in datasets or [""]
+            ]
             recorded = [origin for origin in recorded if origin.dataset not in datasets or origin.public]
             private = [p for p in private if p.dataset not in {origin.dataset for origin in recorded}]
         if self.public is not None:
@@ -154,6 +145,9 @@ class WeightsOrigin(Callback):
         origins = [Origin(dataset="")] if state is None else [Origin(**origin) for origin in state["origins"]]
         self._earlier = [origin for origin in origins if origin != self._own]
         self._missing = None
+        paid = checkpoint.get("callbacks", {}).get(DifferentialPrivacy.__qualname__)
+        if state is None and not paid:
+            remember(pl_module, *origins)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -101,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
         help="no charge may take the filter's ε above this; 0 stops all charges, 'none' lifts the limit",
     )
     limit.add_argument("--reason", default="", help="kept with the entry")
+    allow = add("allow", _allow, "let a finer unit be charged beside a coarser unit's limit", with_json=False)
+    add_dataset(allow)
+    allow.add_argument("--finer", required=True, metavar="UNIT", help="the unit that may be charged")
+    allow.add_argument("--reason", required=True, help="why; kept with the entry")
     export = add("export", _export, "all entries, as CSV or, with totals, as JSON")
     add_dataset(export, optional=True)
     export.add_argument("--output", metavar="FILE", type=Path, help="write there; must not exist yet")
@@ -152,7 +156,10 @@ def _show(ledger: Ledger, arguments: argparse.Namespace) -> str:
         return _json({"ledger": str(ledger.path), "head": _head(entries), "accounts": accounts})
     text = "\n\n".join(_describe(account) for account in accounts)
     if len(accounts) > 1:
-        text += "\n\nThe units of one data set are accounts of their own; they do not add up into each other."
+        text += (
+            "\n\nThe units of one data set are accounts of their own; they do not add up into each other. A "
+            "limit on a coarser unit refuses charges on finer ones until 'ledger allow' says why not."
+        )
     return text
 
 
@@ -167,12 +174,7 @@ def _verify(ledger: Ledger, arguments: argparse.Namespace) -> str:
 
 
 def _set_limit(ledger: Ledger, arguments: argparse.Namespace) -> str:
-    chosen = _choose(ledger, arguments.dataset, arguments.unit)
-    if len(chosen) > 1:
-        raise ValueError(
-            f"data set {arguments.dataset!r} fits {_accounts(chosen)}; name one in full and give --unit"
-        )
-    dataset, unit = chosen[0]
+    dataset, unit = _choose_one(ledger, arguments)
     before = ledger.budget(dataset, unit=unit).limit_epsilon
     entry = ledger.set_limit(
         dataset, unit=unit, limit_epsilon=arguments.epsilon, reason=arguments.reason.strip()
@@ -182,6 +184,24 @@ def _set_limit(ledger: Ledger, arguments: argparse.Namespace) -> str:
         f"Limit of {dataset} ({unit}): {_number(before)} → {_number(budget.limit_epsilon)} "
         f"(entry {entry.seq}). {_left(budget)}"
     )
+
+
+def _allow(ledger: Ledger, arguments: argparse.Namespace) -> str:
+    dataset, unit = _choose_one(ledger, arguments)
+    entry = ledger.allow(dataset, unit=unit, finer=arguments.finer, reason=arguments.reason.strip())
+    return (
+        f"Data set {dataset}: charges per {arguments.finer} are allowed beside the limit per {unit} (entry "
+        f"{entry.seq}), until that limit is set anew."
+    )
+
+
+def _choose_one(ledger: Ledger, arguments: argparse.Namespace) -> tuple[str, str]:
+    chosen = _choose(ledger, arguments.dataset, arguments.unit)
+    if len(chosen) > 1:
+        raise ValueError(
+            f"data set {arguments.dataset!r} fits {_accounts(chosen)}; name one in full and give --unit"
+        )
+    return chosen[0]
 
 
 def _export(ledger: Ledger, arguments: argparse.Namespace) -> str:
@@ -253,6 +273,10 @@ def _describe(account: dict[str, Any]) -> str:
         ]
         head = ["run", "ε", "steps charged", "σ", "q", "starts / clean ends", "last entry (UTC)"]
         lines += ["", _table(head, rows)]
+        said = [(run["run"], name, value) for run in account["runs"] for name, value in run["facts"].items()]
+        lines += [
+            f"  {_shorten(run)}: {name}: {value}" for run, name, value in said if isinstance(value, str)
+        ]
     if account["releases"]:
         rows = [
             [str(r["seq"]), r["kind"], _shorten(r["run"]), _number(r["epsilon"]), r["note"]]

@@ -384,7 +384,8 @@ class LatentDiffusion(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Complete it by what it left out, so that anything else that is missing is noticed."""
-        checkpoint["state_dict"] = {**self._in_other_files(), **checkpoint["state_dict"]}
+        for name, value in self._in_other_files().items():  # in place: its metadata says what the weights saw
+            checkpoint["state_dict"].setdefault(name, value)
 
     def _in_other_files(self) -> dict[str, Tensor]:
         whole = [] if self.autoencoder.in_checkpoints else ["autoencoder."]

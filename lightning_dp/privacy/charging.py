@@ -1,6 +1,6 @@
 """Pays for training steps ahead of time, a handful at once, and never for more than the plan holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from lightning_dp.privacy.accounting import Event, GaussianEvent
 from lightning_dp.privacy.ledger import Lease, Ledger, LedgerError
@@ -25,6 +25,7 @@ class StepCharges:
         reserve_steps: ≥ 1, steps charged at once.
         ranks: the processes; None is what torch.distributed says.
         overrides: reasons for which checks were overridden, kept in the ledger.
+        facts: what else the ledger's entry says about this run, JSON-ready.
 
     Attributes:
         charged_before: steps that earlier processes of the run were charged for.
@@ -48,8 +49,10 @@ class StepCharges:
         reserve_steps: int,
         ranks: Ranks | None = None,
         overrides: tuple[str, ...] = (),
+        facts: Mapping[str, object] | None = None,
     ) -> None:
         self._plan = plan
+        self._facts = facts or {}
         self._reserve_steps = reserve_steps
         self._ranks = ranks or Ranks()
         self._lease: Lease | None = None
@@ -75,6 +78,11 @@ class StepCharges:
     def spent(self) -> int:
         """Steps charged to the run so far: earlier processes' charges and this one's steps."""
         return self.charged_before + self.taken
+
+    @property
+    def charged(self) -> int:
+        """Steps that the ledger holds against the run: those spent and, until `close`, those reserved."""
+        return self.spent + self._credit
 
     def cover(self) -> bool:
         """Make sure that the next step is paid for; True if something was charged.
@@ -125,6 +133,7 @@ class StepCharges:
         if self._lease is not None:
             lease, self._lease = self._lease, None
             self.head = lease.close(steps_taken=self._taken_of).reference
+            self._credit = 0
 
     def _open(self, ledger: Ledger, *, dataset: str, run: str, parent: tuple[int, str] | None) -> int:
         """Take the lease; return the steps that earlier processes of the run were charged for."""
@@ -146,7 +155,9 @@ class StepCharges:
                 "steps lost in a crash stay charged. Start a new run to spend more."
             )
         events = plan.events(left) if parent is None else [plan.event(left)]
-        self._lease = ledger.open_run(dataset, unit=unit, run=run, parent=parent, plan=events)
+        self._lease = ledger.open_run(
+            dataset, unit=unit, run=run, parent=parent, plan=events, facts=self._facts
+        )
         return charged
 
     def _charged(self, events: list[Event]) -> int:

@@ -13,6 +13,7 @@ from typing import Self
 from lightning_dp.privacy.accounting import (
     COARSE_INTERVAL,
     FINE_INTERVAL,
+    Event,
     GaussianEvent,
     check_delta,
     epsilon_pld,
@@ -39,6 +40,8 @@ class PrivacyPlan:
         max_grad_norm: C > 0, bound on the ℓ2 norm of one unit's contribution.
         delta: δ in (0, 1).
         prior: releases of the same run before its first step, such as normalisation constants.
+        earlier: what earlier runs of the same weights charged to the same account. Part of every ε here,
+            never of what this run is charged.
     """
 
     unit: PrivacyUnit
@@ -48,6 +51,7 @@ class PrivacyPlan:
     max_grad_norm: float
     delta: float
     prior: tuple[GaussianEvent, ...] = ()
+    earlier: tuple[Event, ...] = ()
 
     def __post_init__(self) -> None:
         check_sampling(self.unit, self.expected_batch_size, self.num_steps)
@@ -110,15 +114,19 @@ class PrivacyPlan:
         """Everything that is released up to the end of `steps` steps."""
         return [*self.prior, self.event(steps)]
 
+    def _of_weights(self, steps: int) -> list[Event]:
+        """Everything that the weights have released by then, in earlier runs too."""
+        return [*self.earlier, *self.events(steps)]
+
     @cached_property
     def epsilon(self) -> float:
         """ε per unit at the end of the plan (PLD)."""
-        return epsilon_pld(self.events(self.num_steps), self.delta)
+        return epsilon_pld(self._of_weights(self.num_steps), self.delta)
 
     @cached_property
     def epsilon_rdp(self) -> float:
         """The same by Rényi composition: larger, shown as a check."""
-        return epsilon_rdp(self.events(self.num_steps), self.delta)
+        return epsilon_rdp(self._of_weights(self.num_steps), self.delta)
 
     def epsilons(self) -> dict[str, float | None]:
         """ε of each privacy unit at the end of the plan; None where the unit is undefined here.
@@ -128,8 +136,12 @@ class PrivacyPlan:
         """
         event = None
         if self.unit.windows_per_event is not None:
-            event = group_epsilon(
-                self.events(self.num_steps), self.delta, group_size=self.unit.windows_per_event
+            events = self._of_weights(self.num_steps)
+            gaussian = [one for one in events if isinstance(one, GaussianEvent)]
+            event = (
+                group_epsilon(gaussian, self.delta, group_size=self.unit.windows_per_event)
+                if len(gaussian) == len(events)
+                else math.inf  # of an earlier run's Laplace release no bound for groups is known here
             )
         by_name: dict[str, float | None] = {"record": None, "window": None, "event": event, "user": None}
         by_name[self.unit.name] = self.epsilon
@@ -141,14 +153,14 @@ class PrivacyPlan:
         Computed at a few step counts and rounded up to the next of them; exact at the end.
         """
         if steps <= 0:
-            return epsilon_pld(self.prior, self.delta)
+            return epsilon_pld([*self.earlier, *self.prior], self.delta)
         # ε grows about like √steps, so quadratic spacing makes equal increments of it.
         point = math.ceil(_REPORT_POINTS * math.sqrt(steps / self.num_steps) - 1e-9)
         rounded = max(steps, math.ceil(self.num_steps * (point / _REPORT_POINTS) ** 2))
         if steps <= self.num_steps <= rounded:
             return self.epsilon
         # The fast figure is a little above the exact one; during the plan it can't pass its end.
-        fast = _fast_epsilon(tuple(self.events(rounded)), self.delta)
+        fast = _fast_epsilon(tuple(self._of_weights(rounded)), self.delta)
         return min(fast, self.epsilon) if rounded <= self.num_steps else fast
 
     def to_dict(self) -> dict[str, object]:
@@ -165,6 +177,7 @@ class PrivacyPlan:
             "prior_releases": [event_to_dict(event) for event in self.prior],
             "unit": self.unit.name,
             "unit_description": self.unit.description,
+            "unit_declared": self.unit.declared,
             "relation": "add or remove one unit",
             "sampling": "Poisson over units",
             "accountant": "PLD (dp-accounting)",
@@ -174,7 +187,7 @@ class PrivacyPlan:
 
 
 @lru_cache(maxsize=1024)
-def _fast_epsilon(events: tuple[GaussianEvent, ...], delta: float) -> float:
+def _fast_epsilon(events: tuple[Event, ...], delta: float) -> float:
     return epsilon_pld(events, delta, interval=COARSE_INTERVAL)
 
 

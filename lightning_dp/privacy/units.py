@@ -8,6 +8,20 @@ from typing import Literal, get_args
 
 UnitName = Literal["record", "window", "user"]
 
+_COARSENESS = {"record": 0, "event": 0, "window": 1, "user": 2}
+
+
+def is_coarser(unit: str, other: str) -> bool:
+    """Whether what protects one `unit` may hold many of the `other`: user ⊐ window ⊐ record and event.
+
+    A unit of another name may hold anything, and be part of anything.
+    """
+    if unit == other:
+        return False
+    if unit not in _COARSENESS or other not in _COARSENESS:
+        return True
+    return _COARSENESS[unit] > _COARSENESS[other]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyUnit:
@@ -21,6 +35,7 @@ class PrivacyUnit:
         windows_per_event: ≥ 1, the largest number of training windows that one event (a run of one
             time step) can touch; None where an event is not defined for this unit.
         description: one sentence for reports: what exactly is protected.
+        declared: False where nobody said what the unit is, so that it was assumed.
     """
 
     name: UnitName
@@ -28,6 +43,7 @@ class PrivacyUnit:
     rows_per_unit: int = 1
     windows_per_event: int | None = None
     description: str
+    declared: bool = True
 
     def __post_init__(self) -> None:
         if self.name not in get_args(UnitName):
@@ -43,9 +59,9 @@ class PrivacyUnit:
                     f"PrivacyUnit.{field} is {value!r}; it must be a whole number of at least 1: "
                     "count the items of the train dataset."
                 )
-        if not self.description.strip():
+        if not isinstance(self.description, str) or not self.description.strip():
             raise ValueError(
-                "PrivacyUnit.description is empty; say in one sentence what one unit is, "
+                f"PrivacyUnit.description is {self.description!r}; say in one sentence what one unit is, "
                 "because reports print it beside epsilon."
             )
 

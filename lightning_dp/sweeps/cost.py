@@ -144,6 +144,8 @@ def _account(path: str | None, dataset: str, unit: str) -> tuple[list[Event], fl
 
 
 def _unit(privacy: DifferentialPrivacy, data: Any) -> PrivacyUnit:
+    if isinstance(privacy.unit, PrivacyUnit):
+        return privacy.unit
     if hasattr(data, "privacy_unit"):
         unit: PrivacyUnit = data.privacy_unit()
         return unit if privacy.num_units is None else replace(unit, num_units=privacy.num_units)
@@ -152,4 +154,6 @@ def _unit(privacy: DifferentialPrivacy, data: Any) -> PrivacyUnit:
         data.prepare_data()
         data.setup("fit")
         num_units = len(data.train_dataloader().dataset)
-    return PrivacyUnit(name="record", num_units=num_units, description="one item of the train dataset")
+    return PrivacyUnit(
+        name=privacy.unit or "record", num_units=num_units, description="one item of the train dataset"
+    )

@@ -461,3 +461,29 @@ def test_delta_above_one_over_n_needs_a_reason_that_the_ledger_keeps(tmp_path, l
     assert "a test of the accounting" in entry.detail["reason"]
     (accepted,) = json.loads((tmp_path / "privacy.json").read_text())["accepted_findings"]
     assert accepted["code"] == "delta"
+
+
+def test_the_report_of_a_running_fit_is_never_below_what_was_charged(tmp_path, ledger_path):
+    """As a killed process leaves it: read between any two hooks, at the end of and within reservations."""
+    found = []
+
+    def look() -> None:
+        report = json.loads((tmp_path / "privacy.json").read_text())
+        ledger = Ledger(ledger_path)
+        charged = sum(event.steps for event in ledger.events("records", unit="record"))
+        found.append((report["steps_charged"], charged))
+        assert report["epsilon_spent"] >= ledger.epsilon("records", unit="record") * (1 - 1e-6)
+        assert ledger.contains(report["ledger_seq"], report["ledger_hash"])
+
+    class Looks(Regression):
+        def on_train_batch_start(self, *_):
+            look()
+
+        def on_train_batch_end(self, *_):
+            look()
+
+    make_trainer(tmp_path, steps=7, privacy=private(reserve_steps=3)).fit(Looks(), datamodule=Records(N))
+    assert {reported - charged for reported, charged in found} == {0}
+    assert [reported for reported, _ in found][::2] == [3, 3, 3, 6, 6, 6, 7]
+    look()
+    assert found[-1] == (7, 7)

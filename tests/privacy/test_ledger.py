@@ -50,7 +50,7 @@ from lightning_dp.privacy.ledger import storage as storage_module
 from lightning_dp.privacy.ledger.anchor import read_anchor
 from lightning_dp.privacy.ledger.filter import ORDERS
 from lightning_dp.privacy.ledger.replay import Replay
-from lightning_dp.privacy.ledger.rows import SCHEMA
+from lightning_dp.privacy.ledger.rows import COLUMNS, SCHEMA
 
 EVENT = GaussianEvent(noise_multiplier=2.0, sampling_rate=0.05, steps=10)
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
@@ -326,6 +326,70 @@ def test_units_have_budgets_of_their_own(ledger: Ledger) -> None:
         ledger.open_run(DATA, unit="window", run="run").reserve(EVENT)
 
 
+def test_a_limit_is_reached_by_audits_too(ledger: Ledger) -> None:
+    ledger.set_limit(DATA, unit=UNIT, limit_epsilon=limit_for(25))
+    lease = open_run(ledger)
+    lease.reserve(EVENT, kind="audit")
+    lease.reserve(EVENT, kind="release")
+    for kind in ("audit", "release", "reserve"):
+        with pytest.raises(BudgetExceeded):
+            lease.reserve(EVENT, kind=kind)  # type: ignore[arg-type]
+
+
+def test_two_units_of_one_data_set_are_two_accounts(ledger: Ledger) -> None:
+    """Also where one run, by mistake or on purpose, charges both."""
+    ledger.register(DATA, unit="window", delta=DELTA)
+    with open_run(ledger, "both") as lease, ledger.open_run(DATA, unit="window", run="both") as other:
+        lease.reserve(EVENT)
+        for _ in range(3):
+            other.reserve(EVENT)
+    per_user, per_window = (epsilon_pld([replace(EVENT, steps=n)], DELTA) for n in (10, 30))
+    for unit, expected, number in ((UNIT, per_user, 1), ("window", per_window, 3)):
+        assert ledger.epsilon(DATA, unit=unit) == pytest.approx(expected, rel=1e-6)
+        assert ledger.epsilon_of_run("both", dataset=DATA, unit=unit) == pytest.approx(expected, rel=1e-6)
+        assert len(ledger.events(DATA, unit=unit)) == number
+        assert len(ledger.events_by_run(DATA, unit=unit)["both"]) == number
+    assert ledger.charges_of(["both"])[DATA, "window"] == (DELTA, {"both": [EVENT] * 3})
+
+
+@pytest.mark.parametrize("finer", ["window", "record", "event", "household"])
+def test_a_limit_on_a_coarser_unit_stops_finer_ones(ledger: Ledger, finer: str) -> None:
+    """Nobody knows how many windows a user has, so a user's limit can't see what windows lose."""
+    ledger.register(DATA, unit=finer, delta=DELTA)
+    running = ledger.open_run(DATA, unit=finer, run="fine", plan=[EVENT])
+    running.reserve(EVENT)
+    ledger.set_limit(DATA, unit=UNIT, limit_epsilon=3)
+    head = ledger.head()
+    match = (
+        f"limit of ε = 3 per user, and a charge per {finer} .*ledger allow meters --unit user --finer {finer}"
+    )
+    with pytest.raises(BudgetExceeded, match=match):
+        running.reserve(EVENT)
+    with pytest.raises(BudgetExceeded, match=match):
+        ledger.open_run(DATA, unit=finer, run="next", plan=[EVENT])
+    assert ledger.head() == head
+    open_run(ledger, "coarse").reserve(EVENT)
+    with pytest.raises(ValueError, match="say in words"):
+        ledger.allow(DATA, unit=UNIT, finer=finer, reason=" why ")
+    ledger.allow(DATA, unit=UNIT, finer=finer, reason="shown to nobody but us")
+    running.reserve(EVENT)
+    assert ledger.budget(DATA, unit=UNIT).limit_epsilon == 3
+    ledger.set_limit(DATA, unit=UNIT, limit_epsilon=2)
+    with pytest.raises(BudgetExceeded, match="limit of ε = 2 per user"):
+        running.reserve(EVENT)
+    ledger.set_limit(DATA, unit=UNIT, limit_epsilon=None)
+    running.reserve(EVENT)
+
+
+def test_what_is_not_finer_needs_no_allowance(ledger: Ledger) -> None:
+    ledger.register(DATA, unit="window", delta=DELTA, limit_epsilon=3)
+    open_run(ledger).reserve(EVENT)
+    ledger.register("others", unit="record", delta=DELTA)
+    ledger.open_run("others", unit="record", run="run").reserve(EVENT)
+    with pytest.raises(ValueError, match="not finer than 'window'"):
+        ledger.allow(DATA, unit="window", finer=UNIT, reason="it is the other way")
+
+
 def test_what_a_clean_end_gives_back_can_be_charged_again(ledger: Ledger) -> None:
     ledger.set_limit(DATA, unit=UNIT, limit_epsilon=limit_for(10))
     lease = open_run(ledger, "one")
@@ -507,6 +571,26 @@ def test_a_flipped_byte_in_any_row_is_found_and_named(ledger: Ledger, path: Path
             open_run(ledger)
     path.write_bytes(sound)
     assert ledger.verify() == entries[-1].reference
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_any_column_that_is_edited_is_found(ledger: Ledger, path: Path, column: str) -> None:
+    """With values that are right elsewhere in the ledger, so that nothing but the hash can tell."""
+    for unit in (UNIT, "window"):
+        for dataset in (DATA, "others"):
+            ledger.register(dataset, unit=unit, delta=DELTA)
+    one, two = open_run(ledger, "one"), ledger.open_run("others", unit="window", run="two")
+    target, other = one.reserve(EVENT), two.reserve(EVENT, kind="audit", note="x")
+    value = {"seq": other.seq + 1, "detail": json.dumps(other.detail)}.get(column) or vars(other)[column]
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TRIGGER entry_is_not_updated")
+        connection.execute(f"UPDATE entry SET {column} = ? WHERE seq = ?", [value, target.seq])
+        connection.execute(SCHEMA["entry_is_not_updated"])
+        connection.commit()
+    anchor(path).write_text("")  # so that only the chain can tell
+    with pytest.raises(LedgerCorrupt) as caught:
+        ledger.verify()
+    assert caught.value.seq == target.seq
 
 
 def flip(content: bytes, where: int, bit: int = 1) -> bytes:
@@ -1098,6 +1182,18 @@ def test_set_limit_appends(filled: Ledger, capsys: pytest.CaptureFixture[str]) -
     assert entry.detail == {"epsilon": 5.0, "reason": "board"}
     code, out, _ = call(capsys, filled, "set-limit", "images", "--epsilon", "none")
     assert filled.budget("images", unit="record").limit_epsilon is None
+
+
+def test_allow_appends_and_show_has_the_reason(filled: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    filled.set_limit(DATA, unit=UNIT, limit_epsilon=9)
+    code, out, _ = call(capsys, filled, "allow", DATA, "--finer", "window", "--reason", "the board said so")
+    assert code == 0
+    assert "per window are allowed beside the limit per user" in out
+    filled.register(DATA, unit="window", delta=DELTA)
+    assert "the board said so" in call(capsys, filled, "show", DATA, "--unit", UNIT)[1]
+    code, _, said = call(capsys, filled, "allow", "images", "--finer", "user", "--reason", "no such order")
+    assert code == 2
+    assert "not finer than 'record'" in said
 
 
 def test_export_holds_every_entry(filled: Ledger, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ beside the ledger that repeats `(seq, hash)` of what was committed.
 Out of scope: putting back ledger, anchor and checkpoints together, or deleting all of them; somebody
 who rewrites the file and its hashes on purpose (compare `(seq, hash)` with a copy held elsewhere);
 a re-encoded copy of the data under another name; network file systems, which SQLite's log does not
-support; the units of one data set, whose accounts are apart and do not add up into each other.
+support; the units of one data set, whose accounts are apart and do not add up into each other: a limit
+on a coarser unit (user ⊐ window ⊐ record, event) therefore refuses charges on finer ones unless the owner
+allows them, while a limit on a finer unit does not see what is charged to a coarser one.
 """
 
 from lightning_dp.privacy.ledger.budget import Budget

@@ -69,4 +69,5 @@ def _run(run: str, events: Sequence[Event], own: Sequence[Entry], delta: float) 
         "noise_multipliers": sorted({event.noise_multiplier for event in gaussian}),
         "sampling_rates": sorted({event.sampling_rate for event in gaussian}),
         "last_entry": mine[-1].time,
+        "facts": {name: value for entry in mine for name, value in entry.detail.get("facts", {}).items()},
     }

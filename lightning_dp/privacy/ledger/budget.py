@@ -8,6 +8,7 @@ from lightning_dp.privacy.accounting import Event, count_releases, releases
 from lightning_dp.privacy.ledger.errors import BudgetExceeded
 from lightning_dp.privacy.ledger.filter import filter_epsilon_of_counts
 from lightning_dp.privacy.ledger.replay import Replay
+from lightning_dp.privacy.units import is_coarser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,39 @@ def undrawn_plans(
     return total
 
 
+def check_coarser_limits(replay: Replay, key: tuple[str, str]) -> None:
+    """Raise BudgetExceeded where a coarser unit of the same data has a limit that charges here would pass by.
+
+    What finer units lose is no part of a coarser unit's account, because nobody can say how many of them
+    one user has.
+    """
+    dataset, unit = key
+    for (name, coarser), account in replay.accounts.items():
+        if (
+            name != dataset
+            or account.limit is None
+            or unit in account.beside
+            or not is_coarser(coarser, unit)
+        ):
+            continue
+        spent = filter_epsilon_of_counts(account.counts, account.delta, account.limit)
+        raise BudgetExceeded(
+            f"Data set {dataset!r} has a limit of ε = {account.limit:g} per {coarser}, and a charge per "
+            f"{unit} would lose more about a {coarser} than that limit sees: train with the unit {coarser}, "
+            f"or let the data's owner allow it and say why: lightning-dp ledger allow {dataset} --unit "
+            f"{coarser} --finer {unit} --reason WHY",
+            limit_epsilon=account.limit,
+            spent_epsilon=spent,
+            needed_epsilon=float("inf"),
+            steps_left=0,
+        )
+
+
 def check_budget(
     replay: Replay, key: tuple[str, str], events: Sequence[Event], *, run: str, lease: str
 ) -> None:
-    """Raise BudgetExceeded where `events` would pass the limit together with all else."""
+    """Raise BudgetExceeded where `events` would pass the limit together with all else, or pass by another."""
+    check_coarser_limits(replay, key)
     account = replay.accounts[key]
     limit = account.limit
     if limit is None or not events:

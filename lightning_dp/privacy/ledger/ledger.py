@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lightning_dp.privacy.ledger.processes import process_start
 from lightning_dp.privacy.ledger.replay import Replay
 from lightning_dp.privacy.ledger.rows import ChargeKind, Entry
 from lightning_dp.privacy.ledger.storage import ENVIRONMENT_VARIABLE, LedgerFile
+from lightning_dp.privacy.units import is_coarser
 
 RELATION = "add_or_remove_one"
 
@@ -124,6 +125,26 @@ class Ledger:
             replay.account(dataset, unit)
             return append((dataset, unit), kind="limit", detail={"epsilon": wanted, "reason": reason})
 
+    def allow(self, dataset: str, *, unit: str, finer: str, reason: str) -> Entry:
+        """Let runs at a finer unit go on beside the limit of a coarser one, which does not see them.
+
+        Kept for good; a new limit on the coarser unit ends it.
+
+        Args:
+            dataset, unit: a registered account.
+            finer: the unit that may be charged, such as `window` beside `user`.
+            reason: why, in words.
+        """
+        if len(reason.split()) < 2:
+            raise ValueError(f"reason is {reason!r}; say in words why {finer} may be charged beside {unit}.")
+        if not is_coarser(unit, _check_name("finer", finer)):
+            raise ValueError(
+                f"finer is {finer!r}, which is not finer than {unit!r}: a limit per {unit} does not stop it."
+            )
+        with self._appending() as (replay, append):
+            replay.account(dataset, unit)
+            return append((dataset, unit), kind="override", detail={"finer_unit": finer, "reason": reason})
+
     def open_run(
         self,
         dataset: str,
@@ -132,6 +153,7 @@ class Ledger:
         run: str,
         parent: tuple[int, str] | None = None,
         plan: Sequence[Event] = (),
+        facts: Mapping[str, object] | None = None,
     ) -> Lease:
         """Take a lease: what one process start needs to reserve. Checks the whole ledger first.
 
@@ -142,6 +164,7 @@ class Ledger:
             plan: everything that this process means to charge. It is held against the limit while the
                 process lives, so of two runs that can't both end one is refused here, before any
                 private row is read. A plan is not a charge and not part of any ε.
+            facts: what else the entry says about the run, for readers; JSON-ready.
 
         Raises:
             LedgerError: the ledger does not hold `parent`, so charges since then would be lost.
@@ -169,6 +192,7 @@ class Ledger:
                     "parent": None if parent is None else list(parent),
                     "plan": [event_to_dict(event) for event in plan],
                     "process": process,
+                    **({"facts": dict(facts)} if facts else {}),
                 }
                 entry = self._file.insert(
                     connection, replay, (dataset, unit), kind="open", run=run, lease=lease, detail=detail
@@ -227,6 +251,18 @@ class Ledger:
             if charge.key == (dataset, unit):
                 runs[charge.run].append(charge.event)
         return runs
+
+    def charges_of(
+        self, runs: Collection[str]
+    ) -> dict[tuple[str, str], tuple[float, dict[str, list[Event]]]]:
+        """Everything that some runs charged: (data set, unit) → (δ, run → its charges)."""
+        replay = self._file.read()[0]
+        found: dict[tuple[str, str], tuple[float, dict[str, list[Event]]]] = {}
+        for charge in replay.charges.values():
+            if charge.run in runs:
+                _, by_run = found.setdefault(charge.key, (replay.accounts[charge.key].delta, {}))
+                by_run.setdefault(charge.run, []).append(charge.event)
+        return found
 
     def epsilon(self, dataset: str, *, unit: str, delta: float | None = None) -> float:
         """ε of everything charged to an account (PLD), at its δ or another.

@@ -22,11 +22,16 @@ _REMOTE_HOLD = timedelta(hours=24)
 
 @dataclass
 class Account:
-    """The facts of one data set and unit and all that was charged to it."""
+    """The facts of one data set and unit and all that was charged to it.
+
+    `beside` has the finer units that the owner lets be charged although this limit doesn't see them, with
+    the reasons; a new limit forgets them.
+    """
 
     relation: str
     delta: float
     limit: float | None = None
+    beside: dict[str, str] = field(default_factory=dict)
     counts: Counter[Event] = field(default_factory=Counter)
     runs: dict[str, None] = field(default_factory=dict)
 
@@ -164,6 +169,7 @@ class Replay:
             self.accounts[key] = Account(relation=detail["relation"], delta=detail["delta"])
         elif entry.kind == "limit":
             self.accounts[key].limit = detail["epsilon"]
+            self.accounts[key].beside.clear()
         elif entry.kind == "open":
             self.accounts[key].runs[entry.run] = None
             plan = count_releases([event_from_dict(event) for event in detail["plan"]])
@@ -179,6 +185,8 @@ class Replay:
             self.leases[entry.lease].ended = True
             for seq, taken in detail["steps_taken"].items():
                 self._close_charge(int(seq), taken, entry.lease)
+        elif entry.kind == "override" and "finer_unit" in detail:
+            self.accounts[key].beside[detail["finer_unit"]] = detail["reason"]
         elif entry.kind not in ("genesis", "override"):
             raise ValueError(f"unknown kind {entry.kind!r}")
         self.seq, self.hash = entry.reference
