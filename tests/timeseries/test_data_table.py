@@ -61,7 +61,7 @@ def all_rows(dataset) -> dict[str, torch.Tensor]:
 
 
 def test_unsorted_rows_come_out_in_order(tmp_path):
-    data = table(tmp_path, three().sample(frac=1, random_state=0))
+    data = table(tmp_path, three().sample(frac=1, random_state=0), public=True)
     data.setup()
     unit = data.privacy_unit()
     assert (unit.name, unit.num_units, unit.rows_per_unit) == ("user", 3, 4)
@@ -96,7 +96,7 @@ def test_gaps_and_missing_cells_are_missing_and_different_lengths_fit(tmp_path):
     frame["kwh"] = frame["kwh"].astype(str)
     frame.loc[200, "kwh"] = "NA"
     frame = frame.drop(index=range(180, 185))
-    data = table(tmp_path, frame)
+    data = table(tmp_path, frame, public=True)
     data.setup()
     test = all_rows(data.test_dataset)
     hours = set(range(7 * 24 - 24, 10 * 24))
@@ -126,6 +126,55 @@ def test_a_mean_of_duplicates_leaves_out_missing_ones(tmp_path):
     data = table(tmp_path, frame, reading=Reading(duplicates="mean"), unit="window")
     data.setup()
     assert data.train_dataset[0]["values"][30, 0] == pytest.approx(31.5)
+
+
+def moved(frame: pd.DataFrame, *, before: str) -> pd.DataFrame:
+    """The same table with other readings before a stamp."""
+    changed = frame.copy()
+    changed.loc[changed["time"] < pd.Timestamp(before), "kwh"] += 1000.0
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("split", "horizons"),
+    [
+        (TIMES, 6),  # of 9: a day of three is context alone
+        (ByTime(val_from="2024-01-06", test_from="2024-01-08"), 9),  # nobody trained on the day before
+        (ByCustomerAndTime(customers=ByCustomer(val_share=0, test_share=0.5), times=TIMES), None),
+    ],
+)
+@pytest.mark.parametrize("task", [None, PointImputation(ratio=0.5)])
+def test_nothing_that_a_test_sees_is_a_row_that_was_trained_on(tmp_path, split, horizons, task):
+    trained_until = str(getattr(split, "val_from", None) or "2024-01-08")
+    frames = [three(), moved(three(), before=trained_until)]
+    if horizons is None:  # whole customers: only train customers' rows move
+        train = frames[0]["meter"].map(split.customers.part) == "train"
+        assert 0 < train.sum() < len(train)
+        frames[1].loc[~train, "kwh"] = frames[0].loc[~train, "kwh"]
+    seen = []
+    for number, frame in enumerate(frames):
+        (tmp_path / f"{number}").mkdir()
+        data = table(tmp_path / f"{number}", frame, split=split, task=task)
+        data.setup()
+        assert horizons is None or len(data.test_dataset) == horizons
+        assert (data.train_dataset.__getitems__([0])["values"] > 900).any() == bool(number)
+        seen.append([all_rows(data.test_dataset), data.metric_mean, data.metric_std])
+    for field in seen[0][0]:
+        assert torch.equal(seen[0][0][field], seen[1][0][field]), field
+    assert torch.equal(seen[0][1], seen[1][1])
+    assert torch.equal(seen[0][2], seen[1][2])
+
+
+def test_errors_are_standardised_by_train_rows_of_a_public_table_alone(tmp_path):
+    """The planted fault, allowed on the user's word: the published error tells the train rows' variance."""
+    frame = three()
+    train = frame["kwh"][frame["time"] < pd.Timestamp("2024-01-08")].to_numpy()
+    data = table(tmp_path, frame, public=True)
+    assert float(data.metric_std) == pytest.approx(train.std(), rel=1e-5)
+    own = table(tmp_path, frame)
+    own.setup()
+    scored = all_rows(own.test_dataset)["values"][:, 24:].numpy()
+    assert float(own.metric_std) == pytest.approx(scored.std(), rel=1e-5)
 
 
 def test_a_constant_series_trains_and_is_reported(tmp_path):

@@ -45,7 +45,13 @@ class Table(WindowDataModule):
     user, and windows are read from there: neither step needs the table in memory. What was found in it is
     written beside that array and not into run folders, which are made to be passed on.
 
+    Validation and test windows hold no row that was trained on, in their contexts neither, and errors are
+    standardised by what the test scores: test metrics are published, and no ε covers what they are made of.
+
     Covariates are the 6 calendar features and those of the layout.
+
+    Attributes:
+        public: whether anyone may see these rows.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class Table(WindowDataModule):
         value_unit: str = "",
         cache_dir: str | None = None,
         task: Mask | None = None,
+        public: bool = False,
     ) -> None:
         """Declare what the table is; nothing is read yet.
 
@@ -90,6 +97,8 @@ class Table(WindowDataModule):
             value_unit: of the values, for figures.
             cache_dir: folder of converted tables; None = the user's cache folder.
             task: what is to be predicted; None = the forecast of the last `horizon` steps.
+            public: on your word, anyone may see these rows. Published protocols can then be followed: train
+                rows are the context of the first test windows, and standardise errors.
 
         Raises:
             ValueError: an argument can't be right.
@@ -129,6 +138,7 @@ class Table(WindowDataModule):
         self.short = short
         self.value_unit = value_unit
         self.cache_dir = cache_dir
+        self.public = public
         self.channel_names = list(layout.channel_names)
         self.num_covariates = NUM_CALENDAR_FEATURES + layout.covariates.num_covariates
         self.num_dropped = 0
@@ -162,8 +172,8 @@ class Table(WindowDataModule):
         for part, windows in evaluation.items():
             if not len(windows):
                 raise ValueError(
-                    f"Table.split leaves no {part} window of {self.length} steps: give that part a larger "
-                    "share, other borders, or another seed."
+                    f"Table.split leaves no {part} window of {self.length} steps, none of which may be a "
+                    "train row: give that part a larger share, other borders, or another seed."
                 )
         return Splits(
             train=make_train_items(
@@ -180,6 +190,9 @@ class Table(WindowDataModule):
         )
 
     def read_metric_scale(self) -> tuple[Tensor, Tensor]:
+        """Of what the test scores; of the train rows where they are public."""
+        if not self.public:
+            return super().read_metric_scale()
         store = self._train_store()
         count, total, squares = (np.zeros(self.num_channels) for _ in range(3))
         for index in range(len(store)):
@@ -277,8 +290,10 @@ class Table(WindowDataModule):
                 continue
             begin, end = int(index["first_rows"][code]), int(index["end_rows"][code])
             if span.begin is not None:
-                row = self._row(span.begin, code)
-                begin = max(begin, row - self.context_length)  # the context may reach back
+                begin = max(begin, self._row(span.begin, code) - self.context_length)  # may reach back …
+                trained = self.split.spans(name).get("train")
+                if trained is not None and trained.end is not None and not self.public:
+                    begin = max(begin, self._row(trained.end, code))  # … to where nobody trained
             if span.end is not None:
                 end = min(end, self._row(span.end, code))
             chosen.append(code)
