@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import yaml
@@ -141,6 +142,8 @@ class Cli(LightningCLI):
             config.ckpt_path = str(self._folder / CHECKPOINT)
         if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
             raise ValueError(f"ckpt_path={config.ckpt_path} is not a file")
+        if config.privacy is not None and config.data is not None:
+            _check_data_config(config.data)
         # Read before anything is instantiated, and with what the links will fill in left open.
         self._text = self._parser(self.subcommand).dump(config, skip_link_targets=True, skip_none=False)
 
@@ -221,6 +224,13 @@ class _Unstarted(Cli):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing runs."""
+
+
+def _check_data_config(config: Any) -> None:
+    """What a data module would refuse in a private fit, before links to its facts make it read its rows."""
+    check = getattr(locate(config.class_path), "check_config", None)
+    if check is not None:
+        check(config.init_args)
 
 
 def _run_folder(given: str | None) -> Path:

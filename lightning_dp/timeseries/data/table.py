@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.data_files import cache_folder
 from lightning_dp.privacy.units import PrivacyUnit
 from lightning_dp.timeseries.data.base import Splits, WindowDataModule
@@ -36,6 +37,10 @@ from lightning_dp.timeseries.masks import Mask
 Short = Literal["error", "drop"]
 
 _REPORT = "nonprivate_report.txt"
+_NO_FREQUENCY = (
+    "Table.reading.frequency is not given, and where a fit is private no customer's readings may set the "
+    "clock of all: set it to the step at which readings are known to be taken, such as '15min', 'h' or 'D'."
+)
 
 
 class Table(WindowDataModule):
@@ -47,6 +52,8 @@ class Table(WindowDataModule):
 
     Validation and test windows hold no row that was trained on, in their contexts neither, and errors are
     standardised by what the test scores: test metrics are published, and no ε covers what they are made of.
+    What is the same for all customers (the clock, the borders of the split, bounds and categories of
+    covariates) is stated and never taken from their rows; only a fit without privacy may infer the frequency.
 
     Covariates are the 6 calendar features and those of the layout.
 
@@ -84,8 +91,8 @@ class Table(WindowDataModule):
             layout: what the columns mean.
             context_length: ≥ 1, time steps before the horizon.
             horizon: ≥ 1, last time steps of a window.
-            reading: how cells are written; None = as ISO 8601 and with decimal points, at the frequency that
-                is found.
+            reading: how cells are written; None = as ISO 8601 and with decimal points. A private fit needs
+                its `frequency`.
             split: into train, validation and test; None = `ByCustomer()`.
             unit: what a train item is: `user` (a customer, by λ windows), `window`, or `disjoint`.
             windows_per_user: λ ≥ 1, windows that a customer contributes to a batch; of `user` only.
@@ -143,6 +150,20 @@ class Table(WindowDataModule):
         self.num_covariates = NUM_CALENDAR_FEATURES + layout.covariates.num_covariates
         self.num_dropped = 0
 
+    @staticmethod
+    def check_config(arguments: Any) -> None:
+        """Refuse, before the table is made, what `setup` of a private fit would: links may read the files.
+
+        Args:
+            arguments: of `__init__`, as a configuration has them.
+
+        Raises:
+            ValueError: a fact that is the same for all customers is left to their rows.
+        """
+        reading = arguments.get("reading")
+        if reading is None or reading.get("frequency") is None:
+            raise ValueError(_NO_FREQUENCY)
+
     @property
     def steps_per_day(self) -> int:  # type: ignore[override]
         """Time steps of a day, 1 where it has none of its own; reads the files if no frequency is given."""
@@ -164,6 +185,16 @@ class Table(WindowDataModule):
     def prepare_data(self) -> None:
         """Convert the files where that has not been done; what is wrong with them shows before a run."""
         self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """As of `WindowDataModule`.
+
+        Raises:
+            ValueError: the fit is private and a fact that is the same for all customers isn't stated.
+        """
+        if self.trainer is not None and DifferentialPrivacy.of(self.trainer) is not None:
+            self._check_public_facts()
+        super().setup(stage)
 
     def read_splits(self) -> Splits:
         _say(f"data report (nonprivate, for this machine only): {self._folder / _REPORT}")
@@ -206,7 +237,12 @@ class Table(WindowDataModule):
         return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
     def privacy_unit(self) -> PrivacyUnit:
-        """The customer with all train rows, or one window of it."""
+        """The customer with all train rows, or one window of it.
+
+        Raises:
+            ValueError: as `setup` of a private fit.
+        """
+        self._check_public_facts()
         self.setup()
         return describe_train_items(
             self.train_dataset,
@@ -215,6 +251,10 @@ class Table(WindowDataModule):
             train_stride=self.train_stride,
             user="customer",
         )
+
+    def _check_public_facts(self) -> None:
+        if self.reading.frequency is None:
+            raise ValueError(_NO_FREQUENCY)
 
     @cached_property
     def _folder(self) -> Path:
