@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lightning_dp.callbacks.loggers import follow_fit
 from lightning_dp.callbacks.logical_batches import LogicalBatches
 from lightning_dp.callbacks.preflight import run_preflight
 from lightning_dp.callbacks.trainer_checks import check_loader, check_optimizers, check_trainer
@@ -164,6 +165,7 @@ class DifferentialPrivacy(Callback):
         if stage != "fit":
             return
         check_trainer(trainer)
+        follow_fit(trainer, figures=self._figures)
         self._ranks = Ranks()
         if isinstance(trainer.strategy, PrivateDDP):
             trainer.strategy.accept_callback()
@@ -351,17 +353,22 @@ class DifferentialPrivacy(Callback):
         assert self._logical is not None
         if self._logical.inside:
             return
-        pl_module.log_dict(
-            {
-                "privacy/steps": float(self._charges.spent),
-                "privacy/noise_multiplier": self.plan.noise_multiplier,
-            }
-        )
-        pl_module.log("privacy/epsilon", self.plan.epsilon_after(self._charges.spent), prog_bar=True)
+        for name, value in self._figures().items():
+            pl_module.log(name, value, prog_bar=name == "privacy/epsilon")
         if self._charges.left < 1:
             trainer.should_stop = True
         elif self._charges.cover():
             self._report(status="running")
+
+    def _figures(self) -> dict[str, float]:
+        """What is published of the fit so far; nothing before the first charge."""
+        if self._charges is None:
+            return {}
+        return {
+            "privacy/steps": float(self._charges.spent),
+            "privacy/noise_multiplier": self.plan.noise_multiplier,
+            "privacy/epsilon": self.plan.epsilon_after(self._charges.spent),
+        }
 
     # after training
 

@@ -284,7 +284,7 @@ def test_every_task_without_dropout(tmp_path, task):
 
 def test_a_table_of_the_users_own(tmp_path):
     """Customers of different lengths, with gaps and something that is no number."""
-    stamps = pd.date_range("2024-01-01", periods=96, freq="h")
+    stamps = pd.date_range("2024-01-01", periods=144, freq="h")
     load = np.random.default_rng(0).gamma(2, 0.3, (NUM_UNITS + 2, len(stamps)))
     rows = pd.DataFrame(load.T, columns=[f"meter {n}" for n in range(len(load))]).assign(time=stamps)
     long = rows.melt(id_vars="time", var_name="meter", value_name="kwh")
