@@ -94,8 +94,14 @@ def run(folder: Path, *loggers: Logger, accept: dict[str, str] | None = None, te
         if test:
             trainer.test(module, held_out, verbose=False)
     finally:
-        wandb.teardown()  # unlike finish, it waits until the file is whole
+        end_wandb()
     return trainer
+
+
+def end_wandb() -> None:
+    """The file of a run is whole once W&B's own process has ended."""
+    wandb.finish()
+    wandb.teardown()
 
 
 def sent(folder: Path) -> bytes:
@@ -187,7 +193,7 @@ def test_an_experiment_hands_out_nothing_else(tmp_path):
         )
         with pytest.raises(RuntimeError, match=r"logger\.experiment\.(summary|config) would send"):
             trainer.fit(Own(), DataLoader(TensorDataset(torch.rand(40, 3)), batch_size=8))
-        wandb.teardown()
+        end_wandb()
         assert str(SECRET)[:6].encode() not in sent(folder)
 
 
