@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
 from typing import Any, final
 
+import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import rank_zero_info
@@ -54,7 +55,7 @@ class Outgoing:
         sent = {}
         for name, value in metrics.items():
             if name in figures:
-                sent[name] = figures[name]
+                sent[name] = float(np.float32(figures[name]))  # as everybody else hears it from Lightning
             elif name == "epoch":
                 sent[name] = self._trainer.current_epoch
             elif name in public or (self.evaluating and _is_number(value)):
