@@ -165,7 +165,6 @@ class DifferentialPrivacy(Callback):
         if stage != "fit":
             return
         check_trainer(trainer)
-        follow_fit(trainer, figures=self._figures)
         self._ranks = Ranks()
         if isinstance(trainer.strategy, PrivateDDP):
             trainer.strategy.accept_callback()
@@ -180,6 +179,7 @@ class DifferentialPrivacy(Callback):
         loader = source.dataloader()
         check_loader(loader)
         assert isinstance(loader, DataLoader)
+        follow_fit(trainer, train=loader.dataset, figures=self._figures)
         unit = self._unit(trainer, loader)
         self._plan = self._make_plan(unit, pl_module, num_steps=trainer.max_steps)
         self.__dict__.pop("_facts", None)  # of an earlier fit's plan

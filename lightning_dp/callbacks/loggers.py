@@ -1,6 +1,7 @@
 """Loggers of a private fit: those that may send what train hooks log are found, others are told the rule."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -28,14 +29,15 @@ def find_outgoing_loggers(trainer: Trainer) -> list[Finding]:
     ]
 
 
-def follow_fit(trainer: Trainer, *, figures: Callable[[], Mapping[str, float]]) -> None:
+def follow_fit(trainer: Trainer, *, train: Any, figures: Callable[[], Mapping[str, float]]) -> None:
     """Loggers that ask what may leave this machine go by the rule of this fit.
 
     Args:
         trainer: of the private fit.
+        train: its data set.
         figures: name → value of what is published of it at any time.
     """
-    outgoing = Outgoing(trainer, figures=figures)
+    outgoing = Outgoing(trainer, train=train, figures=figures)
     for logger in trainer.loggers:
         if isinstance(logger, FollowsFit):
             logger.follow(outgoing)

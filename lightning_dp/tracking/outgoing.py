@@ -15,6 +15,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from lightning_dp.tracking.shared_rows import share_rows
 
 PRIVATE_PREFIX = "nonprivate/"
 _EVALUATING = (RunningStage.VALIDATING, RunningStage.TESTING)
@@ -26,23 +29,34 @@ class Outgoing:
 
     What may go: the fit's own privacy figures, the epoch, numbers that are logged while validation or test
     runs (no ε covers those rows, which is said wherever ε is), and what the user declares public. Whatever a
-    train hook logs, or anybody outside of an evaluation, stays.
+    train hook logs, or anybody outside of an evaluation, stays; so do metrics of an evaluation on train rows.
 
     Args:
         trainer: of the fit; it is asked for its stage.
+        train: the data set of the fit.
         figures: name → value of what is published of a private fit at this moment, such as ε. These values
             are sent whatever was logged under their names.
     """
 
-    def __init__(self, trainer: Trainer, *, figures: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, trainer: Trainer, *, train: Any, figures: Callable[[], Mapping[str, float]]) -> None:
         self._trainer = trainer
+        self._train = train
+        self._last: tuple[list[Any], bool] = ([], False)  # data sets that were looked at, and what was found
         self._figures = figures
         self._kept: set[str] = set()
 
     @property
     def evaluating(self) -> bool:
-        """Whether what is logged now is of validation or test rows."""
-        return self._trainer.state.stage in _EVALUATING
+        """Whether what is logged now is of validation or test rows, none of which is trained on."""
+        stage = self._trainer.state.stage
+        if stage not in _EVALUATING:
+            return False
+        validating = stage == RunningStage.VALIDATING
+        loaders = self._trainer.val_dataloaders if validating else self._trainer.test_dataloaders
+        datasets = [getattr(loader, "dataset", None) for loader in tree_flatten(loaders)[0]]
+        if list(map(id, datasets)) != list(map(id, self._last[0])):
+            self._last = (datasets, any(share_rows(dataset, self._train) for dataset in datasets))
+        return not self._last[1]
 
     def metrics(self, metrics: Mapping[str, Any], *, public: Sequence[str]) -> dict[str, Any]:
         """Those that may go.
@@ -64,7 +78,9 @@ class Outgoing:
 
     def step(self, step: int | None) -> int | None:
         """The step to log under: while training the trainer's own, as a metric named "step" replaces it."""
-        return step if self.evaluating else self._trainer.fit_loop.epoch_loop._batches_that_stepped
+        if self._trainer.state.stage in _EVALUATING:
+            return step
+        return self._trainer.fit_loop.epoch_loop._batches_that_stepped
 
     def tell(self, kept: set[str]) -> None:
         """Say once which names stayed, and how they may go."""

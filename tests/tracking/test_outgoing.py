@@ -11,10 +11,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.tracking.local_loggers import RunMetrics, find_outgoing
+from lightning_dp.tracking.shared_rows import share_rows
 from lightning_dp.tracking.wandb_logger import DiscreetWandbLogger
 
 SECRET = 0.123456789  # as what is logged of private rows
@@ -69,7 +70,13 @@ class Says(Callback):
         pl_module.log("privacy/epsilon", SECRET, prog_bar=True)
 
 
-def run(folder: Path, *loggers: Logger, accept: dict[str, str] | None = None, test: bool = False) -> Trainer:
+def run(
+    folder: Path,
+    *loggers: Logger,
+    accept: dict[str, str] | None = None,
+    test: bool = False,
+    validate_on: slice = slice(40, 48),
+) -> Trainer:
     privacy = DifferentialPrivacy(
         noise_multiplier=1.0, delta=1e-3, expected_batch_size=8, dataset="rows", accept=accept
     )
@@ -88,10 +95,14 @@ def run(folder: Path, *loggers: Logger, accept: dict[str, str] | None = None, te
         default_root_dir=folder,
     )
     rows = torch.rand(48, 3, generator=torch.Generator().manual_seed(0))
-    train, held_out = (DataLoader(TensorDataset(part), batch_size=8) for part in (rows[:40], rows[40:]))
+    everything = TensorDataset(rows)
+    train, validation, held_out = (
+        DataLoader(Subset(everything, range(48)[part]), batch_size=8)
+        for part in (slice(40), validate_on, slice(40, 48))
+    )
     module = Own()
     try:
-        trainer.fit(module, train, held_out)
+        trainer.fit(module, train, validation)
         if test:
             trainer.test(module, held_out, verbose=False)
     finally:
@@ -166,6 +177,26 @@ def test_the_run_folder_keeps_everything_and_says_what_is_private(tmp_path):
     assert {f"nonprivate/{name}" for name in of_training} <= names
     for row in rows:
         assert all(str(SECRET)[:6] not in row[name] for name in kept)
+
+
+def test_an_evaluation_of_train_rows_stays_here(tmp_path):
+    run(tmp_path, DiscreetWandbLogger(offline=True, save_dir=tmp_path), validate_on=slice(36, 44), test=True)
+    content = sent(tmp_path)
+    assert b"val_error" not in content
+    assert b"0.98765" not in content
+    assert b"0.87654" in content  # of the test, whose rows are held out
+
+
+def test_rows_in_common_are_found_however_data_sets_are_put_together():
+    rows, others = torch.rand(8, 2), torch.rand(4, 2)
+    whole = TensorDataset(rows)
+    joined = ConcatDataset([TensorDataset(others), whole])
+    assert share_rows(whole, TensorDataset(rows, torch.arange(8)))
+    assert share_rows(Subset(joined, [5]), Subset(whole, [1, 2]))
+    assert share_rows(Subset(Subset(whole, [6, 7]), [1]), Subset(whole, [7]))
+    assert not share_rows(Subset(joined, [0, 3, 4]), Subset(whole, [1, 2]))
+    assert not share_rows(Subset(whole, range(4)), Subset(whole, range(4, 8)))
+    assert not share_rows(whole, TensorDataset(rows.clone()))  # a copy can't be told
 
 
 def test_an_experiment_hands_out_nothing_else(tmp_path):
