@@ -29,7 +29,7 @@ class RunMetrics(CSVLogger, FollowsFit):
     def follow(self, outgoing: Outgoing) -> None:
         self._outgoing = outgoing
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         marked = dict(metrics)
         if self._outgoing is not None:
             public = self._outgoing.metrics(metrics, public=self._public_metrics)

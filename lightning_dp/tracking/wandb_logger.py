@@ -71,8 +71,8 @@ class DiscreetWandbLogger(WandbLogger, FollowsFit):
             )
         # W&B would also upload what is printed, and the progress bar shows the training loss; changes to the
         # code; and the machine's load, which follows the sizes of batches.
-        closed = {"console": "off", "save_code": False, "disable_code": True, "disable_git": True}
-        closed |= {"x_disable_stats": True, "disable_job_creation": True}
+        closed: dict[str, Any] = {"console": "off", "save_code": False, "disable_code": True}
+        closed |= {"disable_git": True, "disable_job_creation": True, "x_disable_stats": True}
         settings = wandb.Settings(
             silent=offline,  # its advice fills a screen; finish_wandb says what matters
             **({} if share_nonprivate else closed),
