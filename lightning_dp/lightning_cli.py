@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import yaml
@@ -12,13 +13,13 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
 from lightning_dp.sweeps.spelling import yaml_spelling
 from lightning_dp.tracking.layout import CHECKPOINT
-from lightning_dp.tracking.local_loggers import check_loggers
+from lightning_dp.tracking.local_loggers import RunMetrics, check_loggers
 from lightning_dp.tracking.predictions import PredictionWriter
 from lightning_dp.tracking.progress import StepProgress
 from lightning_dp.tracking.run_folder import Run, RunFolder, check_unused, new_run_folder
@@ -141,8 +142,12 @@ class Cli(LightningCLI):
             config.ckpt_path = str(self._folder / CHECKPOINT)
         if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
             raise ValueError(f"ckpt_path={config.ckpt_path} is not a file")
+        if config.privacy is not None and config.data is not None:
+            _check_data_config(config.data)
         # Read before anything is instantiated, and with what the links will fill in left open.
         self._text = self._parser(self.subcommand).dump(config, skip_link_targets=True, skip_none=False)
+        if config.run.share_nonprivate and config.privacy is not None:  # on whose word is told to the ledger
+            config.privacy.accept = {"logger": "--run.share_nonprivate=true", **(config.privacy.accept or {})}
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         run = self.config_init[self.subcommand].run
@@ -197,7 +202,13 @@ class Cli(LightningCLI):
         if given is False:
             return False
         own: list[Logger] = [
-            CSVLogger(save_dir=self._folder, name="", version="", flush_logs_every_n_steps=1)
+            RunMetrics(
+                save_dir=self._folder,
+                name="",
+                version="",
+                flush_logs_every_n_steps=1,
+                public_metrics=run.public_metrics,
+            )
         ]
         if given is None or given is True:
             wandb_logger = make_wandb_logger(run, folder=self._folder, config=yaml.safe_load(self._text))
@@ -221,6 +232,13 @@ class _Unstarted(Cli):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing runs."""
+
+
+def _check_data_config(config: Any) -> None:
+    """What a data module would refuse in a private fit, before links to its facts make it read its rows."""
+    check = getattr(locate(config.class_path), "check_config", None)
+    if check is not None:
+        check(config.init_args)
 
 
 def _run_folder(given: str | None) -> Path:

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from lightning_dp.callbacks.declared_unit import ASSUMED, check_unit, dataset_name, find_unit
+from lightning_dp.callbacks.loggers import follow_fit
 from lightning_dp.callbacks.logical_batches import LogicalBatches
 from lightning_dp.callbacks.preflight import run_preflight
 from lightning_dp.callbacks.trainer_checks import check_loader, check_optimizers, check_trainer
@@ -200,6 +201,7 @@ class DifferentialPrivacy(Callback):
         loader = source.dataloader()
         check_loader(loader)
         assert isinstance(loader, DataLoader)
+        follow_fit(trainer, train=loader.dataset, figures=self._figures)
         unit = self._unit(trainer, pl_module, loader)
         check_distinct(loader)
         self._plan = self._make_plan(unit, pl_module, num_steps=trainer.max_steps)
@@ -413,17 +415,22 @@ class DifferentialPrivacy(Callback):
         assert self._logical is not None
         if self._logical.inside:
             return
-        pl_module.log_dict(
-            {
-                "privacy/steps": float(self._charges.spent),
-                "privacy/noise_multiplier": self.plan.noise_multiplier,
-            }
-        )
-        pl_module.log("privacy/epsilon", self.plan.epsilon_after(self._charges.spent), prog_bar=True)
+        for name, value in self._figures().items():
+            pl_module.log(name, value, prog_bar=name == "privacy/epsilon")
         if self._charges.left < 1:
             trainer.should_stop = True
         elif self._charges.cover():
             self._report(status="running")
+
+    def _figures(self) -> dict[str, float]:
+        """What is published of the fit so far; nothing before the first charge."""
+        if self._charges is None:
+            return {}
+        return {
+            "privacy/steps": float(self._charges.spent),
+            "privacy/noise_multiplier": self.plan.noise_multiplier,
+            "privacy/epsilon": self.plan.epsilon_after(self._charges.spent),
+        }
 
     # after training
 

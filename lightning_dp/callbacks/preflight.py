@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_dp.callbacks.loggers import find_outgoing_loggers
 from lightning_dp.callbacks.made_up_units import made_up_batch
 from lightning_dp.callbacks.monitors import find_private_monitors
 from lightning_dp.privacy.clipping.engine import ClippingEngine
@@ -83,6 +84,7 @@ def run_preflight(
                     trainer, copied, loader=loader, plan=plan, engine=engine, function=function
                 )
     found += find_private_monitors(trainer, training_metrics=names)
+    found += find_outgoing_loggers(trainer)
     return settle(found, accept=accept)
 
 

@@ -1,6 +1,6 @@
 """The LightningModule of the image half: a diffusion model of latents or pixels, given a class or a caption.
 
-Ordinary Lightning code: training_step returns the mean of per-example losses, and a callback makes it
+Ordinary Lightning code: training_step returns per-row losses and their mean, and a callback makes it
 private. The public stage trains it on public images; the private stage starts from those weights (the
 callback `WeightsOrigin`) and trains what its adapter chooses. The autoencoder is frozen in both.
 
@@ -274,10 +274,12 @@ class LatentDiffusion(LightningModule):
                 "none: take StableDiffusionUNet, or set the source's captions off."
             )
 
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
-        loss = self.per_example_losses(batch).mean()
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
+        """`losses` (R,), one per row that the layers see, those of an example alike; `loss`, their mean."""
+        losses = self.per_example_losses(batch)  # (B,)
+        loss = losses.mean()
         self.log("nonprivate/train_loss", loss.detach(), batch_size=len(batch["labels"]), prog_bar=True)
-        return loss
+        return {"loss": loss, "losses": losses.repeat_interleave(self.rows_per_example)}
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """The training loss on the test split: cheap. `lightning-dp evaluate` judges samples."""

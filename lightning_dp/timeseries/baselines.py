@@ -1,6 +1,7 @@
 """Forecasts that learn nothing: what a private model has to beat to be worth its budget.
 
-They read no training data, only the context of the window they forecast, so their ε is 0.
+They read the context of the window they forecast and nothing else, so their ε is 0 wherever that context is
+no train row (`WindowDataModule` sees to that, but for public data).
 
 Shapes: B rows, L time steps (context first, then the horizon), C channels, D days.
 """
@@ -23,7 +24,7 @@ class EvaluationData(Protocol):
 
     @property
     def metric_std(self) -> Tensor:
-        """(C,) standard deviation of the standardised metrics."""
+        """(C,) standard deviation of the standardised metrics, of no private train row."""
 
     @property
     def steps_per_day(self) -> int:

@@ -6,6 +6,7 @@ be predicted **and** were observed are scored; `scored_positions` gives that mas
 Shapes: B rows, L time steps, C channels, S samples, M scored positions, Q quantile levels.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,6 +25,35 @@ _QUANTILE_CHUNK = 1 << 22
 def scored_positions(batch: Batch) -> Tensor:
     """(B, L, C) bool: was to be predicted and has a value to compare with."""
     return batch["target"] & batch["observed"]
+
+
+def scored_scale(batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """(C,) float32 mean and standard deviation of the scored values of each channel.
+
+    Args:
+        batches: of windows, at least one.
+
+    Returns:
+        Where a channel never changes the deviation is 1, so that its errors are in its own unit; where it
+        has nothing to score the mean is 0 as well.
+    """
+    count = mean = squares = torch.zeros((), dtype=torch.float64)
+    for batch in batches:
+        mask = scored_positions(batch)  # (B, L, C)
+        values = torch.where(mask, batch["values"], 0.0).double().flatten(0, 1)  # (B·L, C)
+        mask = mask.flatten(0, 1)  # (B·L, C)
+        here = mask.sum(dim=0).double()  # (C,)
+        own = values.sum(dim=0) / here.clamp_min(1)  # (C,)
+        # Sums around each part's own mean, joined as Chan et al. (1983) do: Σx² − n·x̄² would lose a small
+        # deviation around a large mean.
+        total = count + here
+        squares = squares + torch.where(mask, (values - own).square(), 0.0).sum(dim=0)
+        squares = squares + (own - mean).square() * count * here / total.clamp_min(1)
+        mean = mean + (own - mean) * here / total.clamp_min(1)
+        count = total
+    deviation = (squares / count.clamp_min(1)).sqrt()  # (C,)
+    varies = deviation > torch.finfo(torch.float32).eps * mean.abs()  # else it is rounding
+    return mean.float(), torch.where(varies, deviation, 1.0).float()
 
 
 def masked_error_update(

@@ -1,6 +1,6 @@
 """The LightningModule of the time-series half: a conditional diffusion model of the masked part of a window.
 
-Ordinary Lightning code: training_step returns the mean of per-example losses, and a callback makes it
+Ordinary Lightning code: training_step returns per-row losses and their mean, and a callback makes it
 private. Whether a window is a forecast, an imputation or a synthesis is up to the batch's `target` mask.
 
 Shapes: B windows, L steps, C channels, F covariates, K noise draws, n samples, R = B·K rows.
@@ -198,10 +198,12 @@ class TimeSeriesDiffusion(LightningModule):
         )  # (R,)
         return losses.unflatten(0, (-1, draws)).mean(dim=1)  # (B,)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.per_example_losses(batch).mean()
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """`losses` (R,), one per row that the layers see, those of an example alike; `loss`, their mean."""
+        losses = self.per_example_losses(batch)  # (B,)
+        loss = losses.mean()
         self.log("nonprivate/train_loss", loss.detach(), batch_size=len(batch["values"]), prog_bar=True)
-        return loss
+        return {"loss": loss, "losses": losses.repeat_interleave(self.rows_per_example)}
 
     @torch.no_grad()
     def expectation(self, batch: Batch) -> Tensor:

@@ -48,8 +48,10 @@ class Run:
         tags: W&B tags.
         test: evaluate on the test split when a fit ends, in the same W&B run.
         upload_checkpoint: also send the weights to W&B, as an artifact with privacy.json beside them.
-        share_nonprivate: also send `nonprivate/` statistics, figures of real rows, and what is printed, to
-            W&B or to another service. No ε covers them.
+        public_metrics: names of metrics that W&B may get though train hooks log them: public knowledge, such
+            as a learning rate that was fixed beforehand.
+        share_nonprivate: also send `nonprivate/` statistics, whatever train hooks log, figures of real rows,
+            and what is printed, to W&B or to another service. No ε covers them.
     """
 
     dir: str | None = None
@@ -62,6 +64,7 @@ class Run:
     tags: list[str] = field(default_factory=list)
     test: bool = True
     upload_checkpoint: bool = False
+    public_metrics: list[str] = field(default_factory=list)
     share_nonprivate: bool = False
 
     def __post_init__(self) -> None:
@@ -156,8 +159,10 @@ class RunFolder(Callback):
             "unit": report.get("unit"),
             **facts_of(trainer, pl_module),
         }
+        known = {name: value for name, value in plain.items() if value is not None}
         for logger in trainer.loggers:
-            logger.log_hyperparams({name: value for name, value in plain.items() if value is not None})
+            log: Any = getattr(logger, "log_facts", logger.log_hyperparams)
+            log(known)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.save_checkpoint(self.folder / CHECKPOINT)

@@ -101,6 +101,17 @@ def test_a_loss_depends_on_its_own_image_alone(autoencoder):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
 
 
+def test_a_step_returns_the_losses_of_its_rows():
+    module = tiny_module(net=awake(tiny_net()), noise_draws=3)
+    module.log = lambda *args, **kwargs: None
+    torch.manual_seed(1)
+    losses = module.per_example_losses(_batch())  # (6,)
+    torch.manual_seed(1)
+    step = module.training_step(_batch(), 0)
+    torch.testing.assert_close(step["losses"], losses.repeat_interleave(3))
+    torch.testing.assert_close(step["loss"], losses.mean())
+
+
 def test_clipping_per_image_with_several_noise_draws_is_exact():
     module = tiny_module(net=awake(tiny_net()), noise_draws=3, augmentation=Flip())
 

@@ -24,6 +24,7 @@ from lightning_dp.privacy.clipping.materialised import Materialised
 from lightning_dp.privacy.preflight import CODES
 from lightning_dp.timeseries.data.ett import ETT
 from lightning_dp.timeseries.data.own_table.layout import Long
+from lightning_dp.timeseries.data.own_table.reading import Reading
 from lightning_dp.timeseries.data.own_table.split import ByTime
 from lightning_dp.timeseries.data.simulator import HouseholdLoad
 from lightning_dp.timeseries.data.table import Table
@@ -283,7 +284,7 @@ def test_every_task_without_dropout(tmp_path, task):
 
 def test_a_table_of_the_users_own(tmp_path):
     """Customers of different lengths, with gaps and something that is no number."""
-    stamps = pd.date_range("2024-01-01", periods=96, freq="h")
+    stamps = pd.date_range("2024-01-01", periods=144, freq="h")
     load = np.random.default_rng(0).gamma(2, 0.3, (NUM_UNITS + 2, len(stamps)))
     rows = pd.DataFrame(load.T, columns=[f"meter {n}" for n in range(len(load))]).assign(time=stamps)
     long = rows.melt(id_vars="time", var_name="meter", value_name="kwh")
@@ -298,6 +299,7 @@ def test_a_table_of_the_users_own(tmp_path):
             layout=Long(id_column="meter", time_column="time", target_columns=["kwh"]),
             context_length=CONTEXT,
             horizon=HORIZON,
+            reading=Reading(frequency="h"),
             split=ByTime(test_from="2024-01-04"),
             windows_per_user=2,
             cache_dir=str(tmp_path / "cache"),

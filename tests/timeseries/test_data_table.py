@@ -12,8 +12,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 from pyarrow import parquet
 
+from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.cli import main
 from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.timeseries.data.own_table.frequency import Frequency
@@ -26,6 +29,7 @@ from lightning_dp.timeseries.masks import PointImputation
 ROOT = Path(__file__).parents[2]
 LONG = Long(id_column="meter", time_column="time", target_columns=["kwh"])
 TIMES = ByTime(test_from="2024-01-08")
+HOURLY = Reading(frequency="h")
 
 
 def readings(customer: str, *, days: int = 10, start: str = "2024-01-01", seed: int = 0) -> pd.DataFrame:
@@ -61,7 +65,7 @@ def all_rows(dataset) -> dict[str, torch.Tensor]:
 
 
 def test_unsorted_rows_come_out_in_order(tmp_path):
-    data = table(tmp_path, three().sample(frac=1, random_state=0))
+    data = table(tmp_path, three().sample(frac=1, random_state=0), reading=HOURLY, public=True)
     data.setup()
     unit = data.privacy_unit()
     assert (unit.name, unit.num_units, unit.rows_per_unit) == ("user", 3, 4)
@@ -96,7 +100,7 @@ def test_gaps_and_missing_cells_are_missing_and_different_lengths_fit(tmp_path):
     frame["kwh"] = frame["kwh"].astype(str)
     frame.loc[200, "kwh"] = "NA"
     frame = frame.drop(index=range(180, 185))
-    data = table(tmp_path, frame)
+    data = table(tmp_path, frame, public=True)
     data.setup()
     test = all_rows(data.test_dataset)
     hours = set(range(7 * 24 - 24, 10 * 24))
@@ -128,6 +132,55 @@ def test_a_mean_of_duplicates_leaves_out_missing_ones(tmp_path):
     assert data.train_dataset[0]["values"][30, 0] == pytest.approx(31.5)
 
 
+def moved(frame: pd.DataFrame, *, before: str) -> pd.DataFrame:
+    """The same table with other readings before a stamp."""
+    changed = frame.copy()
+    changed.loc[changed["time"] < pd.Timestamp(before), "kwh"] += 1000.0
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("split", "horizons"),
+    [
+        (TIMES, 6),  # of 9: a day of three is context alone
+        (ByTime(val_from="2024-01-06", test_from="2024-01-08"), 9),  # nobody trained on the day before
+        (ByCustomerAndTime(customers=ByCustomer(val_share=0, test_share=0.5), times=TIMES), None),
+    ],
+)
+@pytest.mark.parametrize("task", [None, PointImputation(ratio=0.5)])
+def test_nothing_that_a_test_sees_is_a_row_that_was_trained_on(tmp_path, split, horizons, task):
+    trained_until = str(getattr(split, "val_from", None) or "2024-01-08")
+    frames = [three(), moved(three(), before=trained_until)]
+    if horizons is None:  # whole customers: only train customers' rows move
+        train = frames[0]["meter"].map(split.customers.part) == "train"
+        assert 0 < train.sum() < len(train)
+        frames[1].loc[~train, "kwh"] = frames[0].loc[~train, "kwh"]
+    seen = []
+    for number, frame in enumerate(frames):
+        (tmp_path / f"{number}").mkdir()
+        data = table(tmp_path / f"{number}", frame, split=split, task=task)
+        data.setup()
+        assert horizons is None or len(data.test_dataset) == horizons
+        assert (data.train_dataset.__getitems__([0])["values"] > 900).any() == bool(number)
+        seen.append([all_rows(data.test_dataset), data.metric_mean, data.metric_std])
+    for field in seen[0][0]:
+        assert torch.equal(seen[0][0][field], seen[1][0][field]), field
+    assert torch.equal(seen[0][1], seen[1][1])
+    assert torch.equal(seen[0][2], seen[1][2])
+
+
+def test_errors_are_standardised_by_train_rows_of_a_public_table_alone(tmp_path):
+    """The planted fault, allowed on the user's word: the published error tells the train rows' variance."""
+    frame = three()
+    train = frame["kwh"][frame["time"] < pd.Timestamp("2024-01-08")].to_numpy()
+    data = table(tmp_path, frame, public=True)
+    assert float(data.metric_std) == pytest.approx(train.std(), rel=1e-5)
+    own = table(tmp_path, frame)
+    own.setup()
+    scored = all_rows(own.test_dataset)["values"][:, 24:].numpy()
+    assert float(own.metric_std) == pytest.approx(scored.std(), rel=1e-5)
+
+
 def test_a_constant_series_trains_and_is_reported(tmp_path):
     frame = three()
     frame.loc[frame["meter"] == "b", "kwh"] = 2.0
@@ -140,7 +193,7 @@ def test_a_constant_series_trains_and_is_reported(tmp_path):
 
 def test_short_series_are_dropped_on_request_and_counted(tmp_path):
     frame = pd.concat([three(), readings("d", days=1)])
-    data = table(tmp_path, frame, short="drop")
+    data = table(tmp_path, frame, short="drop", reading=HOURLY)
     assert data.privacy_unit().num_units == 3
     assert data.num_dropped == 1
 
@@ -301,7 +354,7 @@ def test_customers_and_time_together(tmp_path):
 
 
 def test_disjoint_windows_share_no_step_and_do_not_move(tmp_path):
-    data = table(tmp_path, three(), unit="disjoint")
+    data = table(tmp_path, three(), unit="disjoint", reading=HOURLY)
     unit = data.privacy_unit()
     assert (unit.name, unit.windows_per_event) == ("window", 1)
     steps = all_rows(data.train_dataset)["values"].flatten()
@@ -315,7 +368,7 @@ def test_disjoint_windows_share_no_step_and_do_not_move(tmp_path):
 
 
 def test_the_event_bound_is_met_by_real_windows(tmp_path):
-    data = table(tmp_path, three(), unit="window", train_stride=7)
+    data = table(tmp_path, three(), unit="window", train_stride=7, reading=HOURLY)
     bound = data.privacy_unit().windows_per_event
     assert bound == 7  # ⌈48 / 7⌉
     values = (all_rows(data.train_dataset)["values"].flatten() * 10).round().int()
@@ -580,6 +633,7 @@ FIT = [
     "--data.init_args.layout.init_args.id_column=meter",
     "--data.init_args.layout.init_args.time_column=time",
     "--data.init_args.layout.init_args.target_columns=[kwh]",
+    "--data.init_args.reading.frequency=h",
     "--data.init_args.split=lightning_dp.timeseries.data.own_table.split.ByTime",
     "--data.init_args.split.init_args.test_from=2024-01-08",
     "--model.init_args.num_samples=2",
@@ -632,8 +686,14 @@ def test_three_odd_customers_train_from_the_command_line(tmp_path, capsys, ledge
         (lambda text: text + text.splitlines()[9] + "\n", ["--data.init_args.name=m"], "second reading"),
         (lambda text: text + "d,2024-01-01 00:00:00,1\n", ["--data.init_args.name=m"], "customer 'd'"),
         (lambda text: text, [], "Table.name is missing"),
+        # Nothing is read for it: what is wrong in line 7 doesn't show.
+        (
+            lambda text: text.replace(",5.0\n", ",five\n", 1),
+            ["--data.init_args.name=m", "--data.init_args.reading=null"],
+            "Table.reading.frequency is not given",
+        ),
     ],
-    ids=["text", "duplicate", "short", "no name"],
+    ids=["text", "duplicate", "short", "no name", "no frequency"],
 )
 def test_what_can_not_work_stops_before_training(tmp_path, capsys, ledger_path, change, options, message):
     (tmp_path / "load.csv").write_text(change(three().to_csv(index=False)))
@@ -643,3 +703,51 @@ def test_what_can_not_work_stops_before_training(tmp_path, capsys, ledger_path, 
     assert len(error) < 600
     assert not (tmp_path / "run").exists()
     assert not ledger_path.exists()
+
+
+def quarter_hourly(customer: str) -> pd.DataFrame:
+    """More rows than the three others together, and a clock of its own."""
+    stamps = pd.date_range("2024-01-01", periods=96 * 10, freq="15min")
+    return pd.DataFrame({"meter": customer, "time": stamps, "kwh": 1.0})
+
+
+def test_one_customer_sets_the_clock_of_all_where_it_is_inferred(tmp_path):
+    """The fault that is planted below: without privacy it is allowed."""
+    alone = table(tmp_path, three())
+    assert alone.steps_per_day == 24
+    joined = table(tmp_path, pd.concat([three(), quarter_hourly("d")]))
+    joined.setup()
+    assert joined.steps_per_day == 96
+    assert joined.train_dataset.__getitems__([0])["observed"].float().mean() < 0.3  # of another customer
+
+
+@pytest.mark.parametrize("extra", [True, False], ids=["another clock", "the same clock"])
+def test_a_private_fit_is_told_the_clock(tmp_path, ledger_path, extra):
+    """By the same sentence whatever the rows are, before one of them is read."""
+    frame = pd.concat([three(), quarter_hourly("d")]) if extra else three()
+    data = table(tmp_path, frame)
+    privacy = DifferentialPrivacy(noise_multiplier=2, delta=1e-2, expected_batch_size=2)
+    trainer = Trainer(max_steps=1, callbacks=[privacy], logger=False, default_root_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"Table\.reading\.frequency is not given") as error:
+        trainer.fit(BoringModel(), datamodule=data)
+    with pytest.raises(ValueError, match=r"Table\.reading\.frequency is not given") as again:
+        table(tmp_path, None).privacy_unit()  # whoever asks for a unit means a private fit
+    assert str(error.value) == str(again.value)
+    assert not (tmp_path / "cache").exists()
+    assert not ledger_path.exists()
+
+
+def test_with_a_stated_clock_no_customer_moves_another(tmp_path):
+    """Another clock, other dates, other categories: the first three customers' windows are what they were."""
+    late = readings("d", days=200, start="2023-12-01").assign(kwh=7.0)
+    batches = []
+    for extra in ([], [late], [quarter_hourly("d").iloc[::4]], [late.assign(meter="0")]):
+        data = table(tmp_path, pd.concat([three(), *extra]), reading=HOURLY, unit="disjoint")
+        data.setup()
+        assert data.steps_per_day == 24
+        rows = all_rows(data.train_dataset)
+        own = (rows["values"] > 7.5).any(dim=(1, 2)) | (rows["values"][:, 0, 0] < 1)
+        batches.append({name: value[own] for name, value in rows.items()})
+    for batch in batches[1:]:
+        for field in batch:
+            assert torch.equal(batch[field], batches[0][field]), field

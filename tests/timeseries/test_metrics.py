@@ -18,6 +18,7 @@ from lightning_dp.timeseries.metrics import (
     MSE,
     Coverage,
     scored_positions,
+    scored_scale,
     sum_over_channels,
 )
 
@@ -223,3 +224,20 @@ def test_wrong_shapes_and_masks_are_refused(case):
         CRPS().update(samples.movedim(1, -1), values, mask)
     with pytest.raises(ValueError, match="must be bool"):
         MAE().update(values, values, mask.long())
+
+
+def test_the_scale_of_errors_is_that_of_what_is_scored(case):
+    """In parts of any size, with gaps, around a mean that is large beside the deviation."""
+    values, _, mask = case
+    values = values + torch.tensor([0.0, 1e4, 0.0])
+    values[..., 2] = 7.3  # never changes
+    observed = torch.rand(values.shape, generator=torch.Generator().manual_seed(1)) < 0.9
+    batch = Batch(values=values, observed=observed, target=mask, covariates=values[..., :0])
+    whole = {name: field.split([1, 0, 3, 2]) for name, field in batch.items()}
+    mean, deviation = scored_scale([Batch(**{n: f[part] for n, f in whole.items()}) for part in range(4)])
+    scored = np.where(mask & observed, values.double(), np.nan)
+    np.testing.assert_allclose(mean, np.nanmean(scored, axis=(0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(deviation[:2], np.nanstd(scored, axis=(0, 1))[:2], rtol=1e-5)
+    assert deviation[2] == 1
+    nothing = Batch(**{**batch, "target": torch.zeros_like(mask)})
+    assert [x.tolist() for x in scored_scale([nothing])] == [[0.0] * 3, [1.0] * 3]

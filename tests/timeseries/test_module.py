@@ -18,6 +18,7 @@ from lightning_dp.nets.series_dit import SeriesDiT
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.materialised import Materialised
+from lightning_dp.privacy.row_losses import mean_loss
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.bridge import Bridge
 from lightning_dp.timeseries.masks import BlackoutImputation, Interpolation, PointImputation, Synthesis
@@ -214,7 +215,12 @@ def test_training_loss_is_the_mean_of_the_examples():
     torch.manual_seed(1)
     losses = module.per_example_losses(batch)
     torch.manual_seed(1)
-    torch.testing.assert_close(module.training_step(batch, 0), losses.mean())
+    step = module.training_step(batch, 0)
+    torch.testing.assert_close(step["loss"], losses.mean())
+    # One for each row that the layers see, those of an example in one piece.
+    rows = step["losses"].unflatten(0, (-1, module.rows_per_example))
+    torch.testing.assert_close(rows, losses[:, None].expand_as(rows))
+    torch.testing.assert_close(mean_loss(step), losses.mean())
 
 
 def test_hidden_and_missing_values_reach_neither_the_net_nor_the_loss():

@@ -15,6 +15,7 @@ CODES: Mapping[str, str] = {
     "fails": "training_step does not run on made-up units",
     "unchecked": "nothing could be tried, because no made-up units are known or they don't work",
     "private-monitor": "something is chosen or steered by a metric of private rows",
+    "logger": "what is logged may leave this machine by a logger that doesn't keep private statistics back",
     "delta": "δ above 1 / number of units",
 }
 """Every code and what it stands for."""

@@ -12,6 +12,9 @@ from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.data.synthetic import synthetic_windows
 from lightning_dp.timeseries.data.windows import UserWindowDataset, WindowDataset, collate
 from lightning_dp.timeseries.masks import Forecast, Mask
+from lightning_dp.timeseries.metrics import scored_scale
+
+_WINDOWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +36,8 @@ class WindowDataModule(LightningDataModule, ABC):
     """Windows of context and horizon, in original units, with a task and a privacy unit.
 
     A subclass sets the attributes below in `__init__`, without reading anything, and says how to read
-    (`read_splits`), which constants make errors comparable (`read_metric_scale`) and what one train item is
-    (`privacy_unit`).
+    (`read_splits`) and what one train item is (`privacy_unit`). What the test sees, contexts of its windows
+    included, must not be rows of the train split unless these are public: test metrics are published.
 
     Attributes:
         dataset_id: the name under which ledgers and results know these rows.
@@ -91,9 +94,18 @@ class WindowDataModule(LightningDataModule, ABC):
     def read_splits(self) -> Splits:
         """Read the data and index its windows; called once."""
 
-    @abstractmethod
     def read_metric_scale(self) -> tuple[Tensor, Tensor]:
-        """(C,) float32 mean and standard deviation of the train rows; called once, for an evaluation."""
+        """(C,) float32 mean and standard deviation that standardise errors; called once, for an evaluation.
+
+        Of the values that the test scores: an MSE of 1 is then that of their mean. No train row has a part
+        in it, or whoever knows the test rows could read the train rows' variance off a published error. Data
+        that is public to everyone may override this by the constants of its protocol.
+        """
+        windows = range(len(self.test_dataset))
+        return scored_scale(
+            self.test_dataset.__getitems__(windows[start : start + _WINDOWS_AT_ONCE])
+            for start in windows[::_WINDOWS_AT_ONCE]
+        )
 
     @abstractmethod
     def privacy_unit(self) -> PrivacyUnit:
@@ -139,12 +151,12 @@ class WindowDataModule(LightningDataModule, ABC):
 
     @property
     def metric_mean(self) -> Tensor:
-        """(C,) float32 mean of the train rows. A non-private constant of the metric: never train on it."""
+        """(C,) float32, see `read_metric_scale`. A constant of the metric: never train on it."""
         return self._scale()[0]
 
     @property
     def metric_std(self) -> Tensor:
-        """(C,) float32 deviation of the train rows. A non-private constant of the metric, as the mean."""
+        """(C,) float32 > 0, as the mean."""
         return self._scale()[1]
 
     def train_dataloader(self) -> DataLoader[Batch]:

@@ -47,7 +47,9 @@ class ETT(WindowDataModule):
     follows from `privacy_unit().windows_per_event`. Covariates are the 6 calendar features.
 
     Attributes:
-        public: True: anyone may see the series, so figures that draw it may be sent to W&B.
+        public: True: anyone may see the series, so figures that draw it may be sent to W&B, and the protocol
+            may be the published one, in which train rows are the context of the first test windows and
+            standardise its errors. An ε on this series says what it would be on a private one.
     """
 
     public = True
@@ -148,6 +150,7 @@ class ETT(WindowDataModule):
         return splits
 
     def read_metric_scale(self) -> tuple[Tensor, Tensor]:
+        """Of the train rows, as in every published result: they are public."""
         # float64: sums of 8,640 float32 rows would move the standardised metrics in the fourth digit.
         rows = self._train_rows.astype(np.float64)
         return torch.from_numpy(rows.mean(axis=0)).float(), torch.from_numpy(rows.std(axis=0)).float()

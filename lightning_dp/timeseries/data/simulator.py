@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from lightning_dp.privacy.units import PrivacyUnit
 from lightning_dp.timeseries.data.base import Splits, WindowDataModule
@@ -214,7 +212,6 @@ class HouseholdLoad(WindowDataModule):
                 fixed_masks=True,
             )
 
-        self._train_readings = train.reshape(-1, 1)
         return Splits(
             train=UserWindowDataset(
                 list(train),
@@ -229,11 +226,6 @@ class HouseholdLoad(WindowDataModule):
             val=windows(order[val_start:test_start]),
             test=windows(order[test_start:]),
         )
-
-    def read_metric_scale(self) -> tuple[Tensor, Tensor]:
-        readings = self._train_readings.astype(np.float64)
-        mean, std = np.nanmean(readings, axis=0), np.nanstd(readings, axis=0)
-        return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
     def privacy_unit(self) -> PrivacyUnit:
         """The household with everything it ever reported."""

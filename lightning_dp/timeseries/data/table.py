@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.data_files import cache_folder
 from lightning_dp.privacy.units import PrivacyUnit
 from lightning_dp.timeseries.data.base import Splits, WindowDataModule
@@ -36,6 +37,10 @@ from lightning_dp.timeseries.masks import Mask
 Short = Literal["error", "drop"]
 
 _REPORT = "nonprivate_report.txt"
+_NO_FREQUENCY = (
+    "Table.reading.frequency is not given, and where a fit is private no customer's readings may set the "
+    "clock of all: set it to the step at which readings are known to be taken, such as '15min', 'h' or 'D'."
+)
 
 
 class Table(WindowDataModule):
@@ -45,7 +50,15 @@ class Table(WindowDataModule):
     user, and windows are read from there: neither step needs the table in memory. What was found in it is
     written beside that array and not into run folders, which are made to be passed on.
 
+    Validation and test windows hold no row that was trained on, in their contexts neither, and errors are
+    standardised by what the test scores: test metrics are published, and no ε covers what they are made of.
+    What is the same for all customers (the clock, the borders of the split, bounds and categories of
+    covariates) is stated and never taken from their rows; only a fit without privacy may infer the frequency.
+
     Covariates are the 6 calendar features and those of the layout.
+
+    Attributes:
+        public: whether anyone may see these rows.
     """
 
     def __init__(
@@ -68,6 +81,7 @@ class Table(WindowDataModule):
         value_unit: str = "",
         cache_dir: str | None = None,
         task: Mask | None = None,
+        public: bool = False,
     ) -> None:
         """Declare what the table is; nothing is read yet.
 
@@ -77,8 +91,8 @@ class Table(WindowDataModule):
             layout: what the columns mean.
             context_length: ≥ 1, time steps before the horizon.
             horizon: ≥ 1, last time steps of a window.
-            reading: how cells are written; None = as ISO 8601 and with decimal points, at the frequency that
-                is found.
+            reading: how cells are written; None = as ISO 8601 and with decimal points. A private fit needs
+                its `frequency`.
             split: into train, validation and test; None = `ByCustomer()`.
             unit: what a train item is: `user` (a customer, by λ windows), `window`, or `disjoint`.
             windows_per_user: λ ≥ 1, windows that a customer contributes to a batch; of `user` only.
@@ -90,6 +104,8 @@ class Table(WindowDataModule):
             value_unit: of the values, for figures.
             cache_dir: folder of converted tables; None = the user's cache folder.
             task: what is to be predicted; None = the forecast of the last `horizon` steps.
+            public: on your word, anyone may see these rows. Published protocols can then be followed: train
+                rows are the context of the first test windows, and standardise errors.
 
         Raises:
             ValueError: an argument can't be right.
@@ -129,9 +145,24 @@ class Table(WindowDataModule):
         self.short = short
         self.value_unit = value_unit
         self.cache_dir = cache_dir
+        self.public = public
         self.channel_names = list(layout.channel_names)
         self.num_covariates = NUM_CALENDAR_FEATURES + layout.covariates.num_covariates
         self.num_dropped = 0
+
+    @staticmethod
+    def check_config(arguments: Any) -> None:
+        """Refuse, before the table is made, what `setup` of a private fit would: links may read the files.
+
+        Args:
+            arguments: of `__init__`, as a configuration has them.
+
+        Raises:
+            ValueError: a fact that is the same for all customers is left to their rows.
+        """
+        reading = arguments.get("reading")
+        if reading is None or reading.get("frequency") is None:
+            raise ValueError(_NO_FREQUENCY)
 
     @property
     def steps_per_day(self) -> int:  # type: ignore[override]
@@ -155,6 +186,16 @@ class Table(WindowDataModule):
         """Convert the files where that has not been done; what is wrong with them shows before a run."""
         self.setup()
 
+    def setup(self, stage: str | None = None) -> None:
+        """As of `WindowDataModule`.
+
+        Raises:
+            ValueError: the fit is private and a fact that is the same for all customers isn't stated.
+        """
+        if self.trainer is not None and DifferentialPrivacy.of(self.trainer) is not None:
+            self._check_public_facts()
+        super().setup(stage)
+
     def read_splits(self) -> Splits:
         _say(f"data report (nonprivate, for this machine only): {self._folder / _REPORT}")
         train = self._train_store()
@@ -162,8 +203,8 @@ class Table(WindowDataModule):
         for part, windows in evaluation.items():
             if not len(windows):
                 raise ValueError(
-                    f"Table.split leaves no {part} window of {self.length} steps: give that part a larger "
-                    "share, other borders, or another seed."
+                    f"Table.split leaves no {part} window of {self.length} steps, none of which may be a "
+                    "train row: give that part a larger share, other borders, or another seed."
                 )
         return Splits(
             train=make_train_items(
@@ -180,6 +221,9 @@ class Table(WindowDataModule):
         )
 
     def read_metric_scale(self) -> tuple[Tensor, Tensor]:
+        """Of what the test scores; of the train rows where they are public."""
+        if not self.public:
+            return super().read_metric_scale()
         store = self._train_store()
         count, total, squares = (np.zeros(self.num_channels) for _ in range(3))
         for index in range(len(store)):
@@ -193,7 +237,12 @@ class Table(WindowDataModule):
         return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
     def privacy_unit(self) -> PrivacyUnit:
-        """The customer with all train rows, or one window of it."""
+        """The customer with all train rows, or one window of it.
+
+        Raises:
+            ValueError: as `setup` of a private fit.
+        """
+        self._check_public_facts()
         self.setup()
         return describe_train_items(
             self.train_dataset,
@@ -202,6 +251,10 @@ class Table(WindowDataModule):
             train_stride=self.train_stride,
             user="customer",
         )
+
+    def _check_public_facts(self) -> None:
+        if self.reading.frequency is None:
+            raise ValueError(_NO_FREQUENCY)
 
     @cached_property
     def _folder(self) -> Path:
@@ -277,8 +330,10 @@ class Table(WindowDataModule):
                 continue
             begin, end = int(index["first_rows"][code]), int(index["end_rows"][code])
             if span.begin is not None:
-                row = self._row(span.begin, code)
-                begin = max(begin, row - self.context_length)  # the context may reach back
+                begin = max(begin, self._row(span.begin, code) - self.context_length)  # may reach back …
+                trained = self.split.spans(name).get("train")
+                if trained is not None and trained.end is not None and not self.public:
+                    begin = max(begin, self._row(trained.end, code))  # … to where nobody trained
             if span.end is not None:
                 end = min(end, self._row(span.end, code))
             chosen.append(code)

@@ -26,7 +26,8 @@ class Reading:
         time_zone: in which stamps without an offset are written, e.g. "Europe/Berlin"; the calendar features
             are then of local time. None = stamps are taken as they stand, and those with an offset as UTC.
         frequency: of the series, as pandas writes it: "30min", "h", "D", "MS"; a public fact. None = the most
-            common distance of neighbouring stamps, which is read from the data and covered by no ε.
+            common distance of neighbouring stamps, which is read from the data and covered by no ε, so that a
+            private fit refuses it.
         duplicates: several rows of one customer with the same stamp: refuse them, keep the first one, or
             take the mean of the targets (covariates keep the first).
     """

@@ -81,7 +81,8 @@ class ByCustomer(Split):
 class ByTime(Split):
     """All customers train on the past, validate on what follows and are tested on what follows that.
 
-    A window belongs to the part that its first predicted step lies in; its context may reach back.
+    A window belongs to the part that its first predicted step lies in. Its context may reach back before that
+    part, but into train rows only where the table is public: what the test sees is published.
     """
 
     def __init__(self, *, val_from: str | None = None, test_from: str) -> None:
