@@ -324,7 +324,6 @@ class Plateau(Regression):
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        (Regression(), {"gradient_clip_val": 1.0}, "gradient_clip_val=1.0"),
         (Regression(), {"accumulate_grad_batches": 4}, "accumulate_grad_batches=4"),
         (Regression(), {"fast_dev_run": True}, "fast_dev_run"),
         (Regression(), {"limit_train_batches": 3}, "limit_train_batches=3"),
