@@ -65,10 +65,10 @@ class DifferentialPrivacy(Callback):
     1607.00133; accounted by privacy loss distributions). Validation, early stopping and what is logged
     under `nonprivate/` are outside of it.
 
-    The module's `training_step` should return per-row losses (R,), alone or under "losses": their mean is taken
-    here. A scalar mean of them is allowed as well. Random numbers of the fit come from the operating system,
-    whatever was seeded (`privacy.randomness`): seeds stay in charge of initial weights, of splits, and of
-    validation and what comes after the fit. A module whose layers see
+    The module's `training_step` should return per-row losses (R,), alone or under "losses": their mean is
+    taken here. A scalar mean of them is allowed as well. Random numbers of the fit come from the operating
+    system, whatever was seeded (`privacy.randomness`): seeds stay in charge of initial weights, of splits,
+    and of validation and what comes after the fit. A module whose layers see
     several rows per row of the data set says so by an integer attribute `rows_per_example`; one that has
     to learn something about the data before its first step lists it in `preparations()`; one that computes
     something of each row once, such as latents, does so in `read_train_set()`; a datamodule whose items are
@@ -168,8 +168,9 @@ class DifferentialPrivacy(Callback):
     def __setattr__(self, name: str, value: Any) -> None:
         if self.__dict__.get("_in_fit") and name in self._public_fields:
             raise RuntimeError(
-                f"privacy.{name} can't be changed during a fit: clipping, noise, price and report go by the plan "
-                "that was made before it; set it before trainer.fit, and start another fit for another value"
+                f"privacy.{name} can't be changed during a fit: clipping, noise, price and report go by the "
+                "plan that was made before it; set it before trainer.fit, and start another fit for another "
+                "value"
             )
         super().__setattr__(name, value)
 
@@ -202,7 +203,8 @@ class DifferentialPrivacy(Callback):
         if not pl_module.automatic_optimization:
             raise ValueError(
                 f"{type(pl_module).__name__} optimizes manually, so no callback can make its steps private; "
-                "use automatic optimization"
+                "use automatic optimization, and where there are several optimizers, as in a GAN, train each "
+                "one's part in a fit of its own"
             )
         source = trainer.fit_loop._data_source
         loader = source.dataloader()
@@ -248,9 +250,9 @@ class DifferentialPrivacy(Callback):
         ]
         if found:
             raise ValueError(
-                f"{', '.join(found)} is a random generator of its own, whose seed may be known, and what units draw "
-                "from it in the order of the batch with it: draw from torch's, numpy's or Python's global "
-                "generators, which are filled with the operating system's entropy for the fit"
+                f"{', '.join(found)} is a random generator of its own, whose seed may be known, and what "
+                "units draw from it in the order of the batch with it: draw from torch's, numpy's or "
+                "Python's global generators, which are filled with the operating system's entropy for the fit"
             )
 
     def _unit(self, trainer: Trainer, loader: DataLoader) -> PrivacyUnit:
@@ -387,16 +389,17 @@ class DifferentialPrivacy(Callback):
         examples = len(self._weights) * self.plan.unit.rows_per_unit
         if number not in (examples, examples * self._rows_per_example):
             raise RuntimeError(
-                f"training_step returned {number} losses for a batch of {examples * self._rows_per_example} rows: "
-                "return one a row, in the order of the batch, and let collate_fn keep the rows of every unit"
+                f"training_step returned {number} losses for a batch of "
+                f"{examples * self._rows_per_example} rows: return one a row, in the order of the batch, and let "
+                "collate_fn keep the rows of every unit"
             )
 
     def _refuse_a_stop_by_hand(self, trainer: Trainer) -> None:
         if not self._out_of_credit and "private-monitor" not in self.accept and stopped_by_hand(trainer):
             raise RuntimeError(
-                "trainer.should_stop was set by neither a limit nor a callback with a public metric, and no ε "
-                "covers a choice by private numbers: set trainer.max_steps or max_time, or use EarlyStopping on "
-                "a metric of public rows"
+                "trainer.should_stop was set by neither a limit nor a callback with a public metric, and no "
+                "ε covers a choice by private numbers: set trainer.max_steps or max_time, or use "
+                "EarlyStopping on a metric of public rows"
             )
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

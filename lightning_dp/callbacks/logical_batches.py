@@ -3,9 +3,9 @@
 How many of them a sample needs says how large it was, and that is private: Lightning must neither step on
 them nor count them, as its counters are in every checkpoint and decide when it validates.
 
-And holds the user's own hooks to one backward a physical batch and one step a logical one: a sum that outlives
-its logical batch would hold a unit once for each batch that it was in, for the noise and the price of one.
-"""
+And holds the user's own hooks to one backward a physical batch and one step a logical one: a sum that
+outlives its logical batch would hold a unit once for each batch that it was in, for the noise and the price
+of one."""
 
 from typing import Any, Literal, final
 
@@ -38,13 +38,14 @@ class LogicalBatches:
         if self._stage == "begun":
             raise RuntimeError(
                 "no backward ran for the batch before this one (on_train_batch_start returned -1, or a hook "
-                "skipped it): train on every batch that was sampled, and leave units out in the data set instead"
+                "skipped it): train on every batch that was sampled, and leave units out in the data set "
+                "instead"
             )
         if self._stage == "collected" and self._last:
             raise RuntimeError(
                 "the optimizer took no step after the batch before this one, so two Poisson samples would be "
-                "summed and noised as one: let optimizer_step call optimizer.step(closure=optimizer_closure) for "
-                "every batch, and set privacy.expected_batch_size for larger ones"
+                "summed and noised as one: let optimizer_step call optimizer.step(closure=optimizer_closure) "
+                "for every batch, and set privacy.expected_batch_size for larger ones"
             )
         self._last, self._stage = last, "begun"
         if self.inside:
@@ -60,8 +61,8 @@ class LogicalBatches:
         """
         if self._stage != "begun":
             raise RuntimeError(
-                "a second backward ran for one batch (optimizer_step, or an optimizer such as SAM, called its "
-                "closure twice), so its units would count twice: use an optimizer that calls it once"
+                "a second backward ran for one batch (optimizer_step, or an optimizer such as SAM, called "
+                "its closure twice), so its units would count twice: use an optimizer that calls it once"
             )
         self._stage = "collected"
 

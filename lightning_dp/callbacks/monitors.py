@@ -83,7 +83,10 @@ def stopped_by_hand(trainer: Trainer) -> bool:
     if not trainer.should_stop:
         return False
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+        if (
+            isinstance(callback, EarlyStopping)
+            and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
+        ):
             return False
         if isinstance(callback, Timer) and _is_over(callback):
             return False

@@ -6,8 +6,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 _FIX = (
-    "which parameters are clipped and noised is fixed when training starts: set requires_grad and build all layers "
-    "in __init__, setup or configure_model, and make each stage a fit of its own"
+    "which parameters are clipped and noised is fixed when training starts: set requires_grad and build all "
+    "layers in __init__, setup or configure_model, and make each stage a fit of its own"
 )
 
 
@@ -29,14 +29,17 @@ class PlannedParameters:
             what = "is not trained any more" if current is None else what
             raise RuntimeError(f"the parameter '{name}' {what} after training had started; {_FIX}")
         if len(trainer.optimizers) != 1:
-            raise RuntimeError(f"there are {len(trainer.optimizers)} optimizers after training had started; {_FIX}")
+            raise RuntimeError(
+                f"there are {len(trainer.optimizers)} optimizers after training had started; {_FIX}"
+            )
         known = {id(parameter) for parameter in now.values()}
         for group in trainer.optimizers[0].param_groups:
             for parameter in group["params"]:
                 if id(parameter) not in known and (parameter.requires_grad or parameter.grad is not None):
                     raise RuntimeError(
-                        f"a parameter of shape {tuple(parameter.shape)} that is none of {type(module).__name__}'s "
-                        f"joined the optimizer, so its gradient would be neither clipped nor noised; {_FIX}"
+                        f"a parameter of shape {tuple(parameter.shape)} that is none of "
+                        f"{type(module).__name__}'s joined the optimizer, so its gradient would be neither "
+                        f"clipped nor noised; {_FIX}"
                     )
 
 

@@ -114,9 +114,9 @@ def check_trainer(trainer: Trainer) -> None:
             )
         if isinstance(callback, BaseFinetuning | ModelPruning):
             raise ValueError(
-                f"the callback {type(callback).__name__} can't be used with privacy: it freezes, unfreezes or "
-                "replaces parameters in the middle of a fit, and which ones are clipped and noised is fixed "
-                "before; remove it, set requires_grad in __init__, and make each stage a fit of its own"
+                f"the callback {type(callback).__name__} can't be used with privacy: it freezes, unfreezes "
+                "or replaces parameters in the middle of a fit, and which ones are clipped and noised is "
+                "fixed before; remove it, set requires_grad in __init__, and make each stage a fit of its own"
             )
 
 
@@ -130,8 +130,8 @@ def check_length(trainer: Trainer, *, num_units: int, expected_batch_size: int) 
             "max_steps",
             trainer.max_steps,
             "the cost is fixed before training, so the number of steps must be",
-            f"{epochs} epochs of {num_units} / {expected_batch_size} are {steps} steps: set trainer.max_steps="
-            f"{steps}"
+            f"{epochs} epochs of {num_units} / {expected_batch_size} are {steps} steps: set "
+            f"trainer.max_steps= {steps}"
             if steps > 0
             else "set it to the number of optimizer steps",
         )
@@ -145,8 +145,8 @@ def check_length(trainer: Trainer, *, num_units: int, expected_batch_size: int) 
             "val_check_interval",
             interval,
             "batches are Poisson samples, so that an epoch is a number of steps and not of batches",
-            f"an epoch of {num_units} / {expected_batch_size} is {math.ceil(per_epoch)} steps: set an int, such as "
-            f"trainer.val_check_interval={steps} with trainer.check_val_every_n_epoch=null",
+            f"an epoch of {num_units} / {expected_batch_size} is {math.ceil(per_epoch)} steps: set an int, "
+            f"such as trainer.val_check_interval={steps} with trainer.check_val_every_n_epoch=null",
         )
 
 
@@ -157,14 +157,14 @@ def check_parameters(module: nn.Module) -> None:
             p.requires_grad for p in child.parameters(recurse=False)
         ):
             raise ValueError(
-                f"'{path}' is {type(child).__name__}(sparse=True), and noise must reach every row of its table, "
-                "also those that no unit looked up: set sparse=False"
+                f"'{path}' is {type(child).__name__}(sparse=True), and noise must reach every row of its "
+                "table, also those that no unit looked up: set sparse=False"
             )
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and parameter.is_complex():
             raise ValueError(
-                f"the parameter '{name}' is complex, and only its real part would be trained: keep its real and "
-                "imaginary part as two real parameters"
+                f"the parameter '{name}' is complex, and only its real part would be trained: keep its real "
+                "and imaginary part as two real parameters"
             )
 
 
@@ -172,8 +172,8 @@ def check_loader(loader: object) -> None:
     """Raise ValueError unless `loader` is a plain DataLoader whose sampling may be replaced."""
     if isinstance(loader, CombinedLoader):
         raise ValueError(
-            "the train dataloader is a CombinedLoader of several; private training needs one DataLoader: join "
-            "the data sets, for example by torch.utils.data.ConcatDataset"
+            "the train dataloader is a CombinedLoader of several; private training needs one DataLoader: "
+            "join the data sets, for example by torch.utils.data.ConcatDataset"
         )
     if not isinstance(loader, DataLoader):
         raise ValueError(
@@ -186,8 +186,8 @@ def check_loader(loader: object) -> None:
         )
     if loader.batch_sampler is None:
         raise ValueError(
-            "the train dataloader has no batch size (batch_size=None), so each of its items may be a batch; private "
-            "training samples single units: let an item be one unit, and set any batch_size"
+            "the train dataloader has no batch size (batch_size=None), so each of its items may be a batch; "
+            "private training samples single units: let an item be one unit, and set any batch_size"
         )
     if type(loader.batch_sampler) is not BatchSampler or not isinstance(
         loader.sampler, RandomSampler | SequentialSampler

@@ -2,8 +2,8 @@
 
 Carried over from the loader that is replaced: `collate_fn`, `num_workers`, `worker_init_fn`, `pin_memory`,
 `multiprocessing_context`, `persistent_workers`, `prefetch_factor` and `timeout`. Not carried over: `sampler`,
-`shuffle`, `batch_size` and `drop_last`, since batches are Poisson samples; `generator`, which seeds the shuffling
-and the workers; `in_order=False`, as batches have to come in the order in which they were drawn.
+`shuffle`, `batch_size` and `drop_last`, since batches are Poisson samples; `generator`, which seeds the
+shuffling and the workers; `in_order=False`, as batches have to come in the order in which they were drawn.
 
 Each worker process is filled with entropy of its own after `worker_init_fn` has run, so the usual
 `np.random.seed(torch.initial_seed() % 2**32)` in it is without effect. What a data set or a collation seeds
@@ -50,8 +50,8 @@ class _Collate:
         if batch is None:
             number = f" {len(items)} units" if isinstance(items, list) else " a batch"
             raise RuntimeError(
-                f"collate_fn returned None for{number}: return the rows of every unit it is given, also of those "
-                "that look broken, as which units are broken is private"
+                f"collate_fn returned None for{number}: return the rows of every unit it is given, also of "
+                "those that look broken, as which units are broken is private"
             )
         if _of_this_worker is not None:
             _of_this_worker.check(PLACE)

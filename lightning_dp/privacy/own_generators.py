@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 _KINDS = (torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random)
-_GLOBAL = (torch.default_generator, np.random.mtrand._rand, random._inst)  # type: ignore[attr-defined]
+_GLOBAL = (torch.default_generator, np.random.mtrand._rand, random._inst)
 _DEEPEST = 6
 _LONGEST = 1_000
 _MOST = 100_000

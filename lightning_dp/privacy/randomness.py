@@ -56,9 +56,7 @@ class _Twister:
             "state": {"key": self.words.astype(np.uint32), "pos": _WORDS},
         }
         # Reading the state through numpy costs ten times what a block does.
-        words = np.ctypeslib.as_array(
-            (ctypes.c_uint32 * _WORDS).from_address(generator.ctypes.state_address)
-        )
+        words = np.ctypeslib.as_array((ctypes.c_uint32 * _WORDS).from_address(generator.ctypes.state_address))
         generator.random_raw(1, output=False)
         for _ in range(_LONGEST_WAY):
             if words[0] == later.words[0] and np.array_equal(words, later.words):
@@ -109,8 +107,8 @@ class SecretRandomness:
         digest = hashlib.blake2b(torch.get_rng_state().numpy().tobytes(), digest_size=16).digest()
         if digest != self._latest and digest in self._seen:
             raise RuntimeError(
-                "torch's random state was set back to one of an earlier batch (torch.set_rng_state), so units of "
-                f"both have the same draws, in the order of the batch: {_FIX}"
+                "torch's random state was set back to one of an earlier batch (torch.set_rng_state), so "
+                f"units of both have the same draws, in the order of the batch: {_FIX}"
             )
         self._seen.add(digest)
         self._latest = digest
@@ -130,8 +128,9 @@ class SecretRandomness:
             seeded.append("Python's")
         if seeded:
             raise RuntimeError(
-                f"{place} seeded or set random generators ({', '.join(seeded)}), so what units draw in the order "
-                f"of the batch would be known, and one unit's removal would change all others' draws: {_FIX}"
+                f"{place} seeded or set random generators ({', '.join(seeded)}), so what units draw in the "
+                "order of the batch would be known, and one unit's removal would change all others' draws: "
+                f"{_FIX}"
             )
 
     def watching(self, place: str) -> AbstractContextManager[Any]:
@@ -194,9 +193,9 @@ class Watch(TorchDispatchMode):
             kwargs.get("generator")
         ):
             raise RuntimeError(
-                f"{self._place} draws by {func.overloadpacket.__name__} from a generator of its own or from a "
-                "seeded one, so what units draw in the order of the batch would be known, and one unit's removal "
-                f"would change all others' draws: {_FIX}"
+                f"{self._place} draws by {func.overloadpacket.__name__} from a generator of its own or from "
+                "a seeded one, so what units draw in the order of the batch would be known, and one unit's "
+                f"removal would change all others' draws: {_FIX}"
             )
         return func(*args, **kwargs)
 

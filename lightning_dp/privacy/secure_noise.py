@@ -40,8 +40,9 @@ def check_margin(*, noise_multiplier: float, num_values: int) -> None:
     if product > LARGEST:
         raise ValueError(
             f"privacy.secure=True with noise_multiplier={noise_multiplier:.4g} and {num_values:,} trainable "
-            f"parameters rounds more than its noise pays for: σ·√d is {product:.4g} and may be {LARGEST:.0f}; "
-            f"train at most {int((LARGEST / noise_multiplier) ** 2):,} parameters, or set privacy.secure=False"
+            f"parameters rounds more than its noise pays for: σ·√d is {product:.4g} and may be "
+            f"{LARGEST:.0f}; train at most {int((LARGEST / noise_multiplier) ** 2):,} parameters, or set "
+            "privacy.secure=False"
         )
 
 

@@ -19,8 +19,8 @@ NAME = "private_ddp"
 class PrivateDDP(DDPStrategy):
     """One process a device, no gradient synchronisation of its own.
 
-    Ranks start from rank 0's weights and buffers. Their random numbers differ, as the callback fills each rank's
-    generators with entropy of its own.
+    Ranks start from rank 0's weights and buffers. Their random numbers differ, as the callback fills each
+    rank's generators with entropy of its own.
 
     Args:
         start_method: `popen` for scripts, `spawn` or `fork` for notebooks and tests.

@@ -45,7 +45,9 @@ def test_planted_wrong_rate_is_caught():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_yields_what_pending_describes(workers):
     data = TensorDataset(torch.arange(50))
-    loader = PoissonLoader(data, sampling_rate=0.1, physical_batch_size=2, reading=Reading(num_workers=workers))
+    loader = PoissonLoader(
+        data, sampling_rate=0.1, physical_batch_size=2, reading=Reading(num_workers=workers)
+    )
     logical, parts = 0, 0
     for _ in range(3):
         for (batch,) in loader:

@@ -10,8 +10,8 @@ import torch
 from lightning_dp.cli import main
 from lightning_dp.privacy.accounting import GaussianEvent, epsilon_pld
 from lightning_dp.privacy.ledger import Ledger
-from lightning_dp.privacy.release import Moments
 from lightning_dp.privacy.loading import Reading
+from lightning_dp.privacy.release import Moments
 from lightning_dp.privacy.sampling import PoissonLoader
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.data.simulator import HouseholdLoad
