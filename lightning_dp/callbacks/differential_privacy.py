@@ -390,8 +390,8 @@ class DifferentialPrivacy(Callback):
         if number not in (examples, examples * self._rows_per_example):
             raise RuntimeError(
                 f"training_step returned {number} losses for a batch of "
-                f"{examples * self._rows_per_example} rows: return one a row, in the order of the batch, and let "
-                "collate_fn keep the rows of every unit"
+                f"{examples * self._rows_per_example} rows: return one a row, in the order of the batch, and "
+                "let collate_fn keep the rows of every unit"
             )
 
     def _refuse_a_stop_by_hand(self, trainer: Trainer) -> None:

@@ -18,6 +18,7 @@ import ctypes
 import hashlib
 import os
 import random
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ _WORDS = 624
 _STATE_BYTES = 5056
 _LONGEST_WAY = 500_000
 """Blocks of 624 numbers that may be drawn between two checks; following them takes some seconds."""
+_BLOCKS_A_SECOND = 1_000_000  # more than a processor draws
 
 _FIX = (
     "draw from torch's, numpy's or Python's global generators as they are, or make what is to be fixed in "
@@ -46,8 +48,8 @@ class _Twister:
     words: np.ndarray
     place: int
 
-    def leads_to(self, later: "_Twister") -> bool:
-        """Whether drawing from this state, and nothing else, arrives at `later`."""
+    def leads_to(self, later: "_Twister", *, seconds: float) -> bool:
+        """Whether drawing from this state, and nothing else, arrives at `later` after so long a time."""
         if np.array_equal(self.words, later.words):
             return self.place <= later.place
         generator = np.random.MT19937()
@@ -58,7 +60,7 @@ class _Twister:
         # Reading the state through numpy costs ten times what a block does.
         words = np.ctypeslib.as_array((ctypes.c_uint32 * _WORDS).from_address(generator.ctypes.state_address))
         generator.random_raw(1, output=False)
-        for _ in range(_LONGEST_WAY):
+        for _ in range(min(_LONGEST_WAY, 100 + int(_BLOCKS_A_SECOND * seconds))):
             if words[0] == later.words[0] and np.array_equal(words, later.words):
                 return True
             generator.random_raw(_WORDS, output=False)
@@ -78,8 +80,10 @@ class SecretRandomness:
         self._seeds: dict[str, int] = {}
         self._numpy = _numpy()
         self._python = _python()
+        self._since = time.perf_counter()
         self._seen: set[bytes] = set()
         self._latest = b""
+        self._moved = False  # whether something was drawn since then
 
     def __getstate__(self) -> dict[str, object]:
         raise TypeError("secret random states are never saved or copied: make a new SecretRandomness()")
@@ -103,15 +107,15 @@ class SecretRandomness:
 
     def advance(self) -> None:
         """From now on generators may not fall behind where they are."""
-        self._numpy, self._python = _numpy(), _python()
-        digest = hashlib.blake2b(torch.get_rng_state().numpy().tobytes(), digest_size=16).digest()
-        if digest != self._latest and digest in self._seen:
+        self._numpy, self._python, self._since = _numpy(), _python(), time.perf_counter()
+        digest = _digest()
+        if digest in self._seen and (self._moved or digest != self._latest):
             raise RuntimeError(
                 "torch's random state was set back to one of an earlier batch (torch.set_rng_state), so "
                 f"units of both have the same draws, in the order of the batch: {_FIX}"
             )
         self._seen.add(digest)
-        self._latest = digest
+        self._latest, self._moved = digest, False
 
     def check(self, place: str) -> None:
         """Raise RuntimeError if somebody seeded or set a generator since `advance`.
@@ -121,10 +125,12 @@ class SecretRandomness:
         """
         if not self.active:
             return
+        seconds = time.perf_counter() - self._since
+        self._moved |= _digest() != self._latest
         seeded = [f"torch's on {name}" for name, seed in self._known().items() if seed != self._seeds[name]]
-        if not self._numpy.leads_to(_numpy()):
+        if not self._numpy.leads_to(_numpy(), seconds=seconds):
             seeded.append("numpy's")
-        if not self._python.leads_to(_python()):
+        if not self._python.leads_to(_python(), seconds=seconds):
             seeded.append("Python's")
         if seeded:
             raise RuntimeError(
@@ -225,6 +231,10 @@ def _fill(generator: torch.Generator) -> int:
         state.numpy().view(np.uint64)[3 : 3 + _WORDS] = np.frombuffer(os.urandom(4 * _WORDS), dtype=np.uint32)
         generator.set_state(state)
     return seed
+
+
+def _digest() -> bytes:
+    return hashlib.blake2b(torch.get_rng_state().numpy().tobytes(), digest_size=16).digest()
 
 
 def _numpy() -> _Twister:
