@@ -34,6 +34,7 @@ from lightning_dp.privacy.preflight import (
     settle,
 )
 from lightning_dp.privacy.preflight.draws import generators_put_back
+from lightning_dp.privacy.row_losses import mean_loss
 
 
 def run_preflight(
@@ -222,7 +223,7 @@ def _loss(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
         batch = getattr(module if own else datamodule, name)(batch, *more, 0)
     second = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
     result = module.training_step(batch, 0) if second else module.training_step(batch)
-    return result.get("loss") if isinstance(result, Mapping) else result
+    return mean_loss(result)
 
 
 @contextmanager
