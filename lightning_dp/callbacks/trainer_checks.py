@@ -131,14 +131,13 @@ def check_length(trainer: Trainer, *, num_units: int, expected_batch_size: int) 
             trainer.max_steps,
             "the cost is fixed before training, so the number of steps must be",
             f"{epochs} epochs of {num_units} / {expected_batch_size} are {steps} steps: set "
-            f"trainer.max_steps= {steps}"
+            f"trainer.max_steps={steps}"
             if steps > 0
             else "set it to the number of optimizer steps",
         )
-    interval = trainer.val_check_interval
-    if getattr(trainer, "_val_check_time_interval", None) is not None or not (
-        isinstance(interval, int) or interval == 1.0
-    ):
+    by_time = getattr(trainer, "_val_check_time_interval", None)
+    interval = trainer.val_check_interval if by_time is None else f"{by_time} seconds"
+    if not (isinstance(interval, int) or interval == 1.0):
         share = interval if isinstance(interval, float) else 1.0
         steps = max(1, round(share * per_epoch))
         refuse(

@@ -229,7 +229,7 @@ class ForeignFromTheStart(Foreign):
 
 
 def test_a_foreign_parameter_in_the_optimizer_is_refused_before_the_charge(tmp_path):
-    error, sums = fit(tmp_path, ForeignFromTheStart())
+    error, _ = fit(tmp_path, ForeignFromTheStart())
     assert "steps a parameter that is not part of" in str(error)
     assert not (tmp_path / "privacy.json").exists()
 

@@ -276,7 +276,7 @@ HOOKS = [
 def test_a_module_that_seeds_is_refused(tmp_path, module):
     privacy = private(expected_batch_size=N)
     privacy._noise = witness = NoNoise()
-    with pytest.raises((ValueError, RuntimeError), match="generator|random state"):
+    with pytest.raises((ValueError, RuntimeError), match=r"generator|random state"):
         make_trainer(tmp_path, steps=6, privacy=privacy).fit(module(), datamodule=Records(N))
     # One step may be out before its own end seeds the next; nothing that was drawn from a seed is.
     steps = len(witness.sums) / len(list(Regression().parameters()))
