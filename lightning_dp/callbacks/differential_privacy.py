@@ -7,6 +7,7 @@ sums; `on_before_optimizer_step` has the step covered by the ledger, adds noise 
 
 import logging
 import uuid
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
@@ -25,8 +26,17 @@ from torch.utils.data import DataLoader
 from lightning_dp.callbacks.declared_unit import ASSUMED, check_unit, dataset_name, find_unit
 from lightning_dp.callbacks.loggers import follow_fit
 from lightning_dp.callbacks.logical_batches import LogicalBatches
+from lightning_dp.callbacks.monitors import stopped_by_hand
+from lightning_dp.callbacks.planned_parameters import PlannedParameters
 from lightning_dp.callbacks.preflight import run_preflight
-from lightning_dp.callbacks.trainer_checks import check_loader, check_optimizers, check_trainer
+from lightning_dp.callbacks.private_step import PrivateStep
+from lightning_dp.callbacks.trainer_checks import (
+    check_length,
+    check_loader,
+    check_optimizers,
+    check_parameters,
+    check_trainer,
+)
 from lightning_dp.callbacks.weights_account import Before, account_for, check_public_start
 from lightning_dp.callbacks.weights_seen import Origin, remember, seen_by
 from lightning_dp.privacy.charging import StepCharges
@@ -35,18 +45,22 @@ from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction, Flat
 from lightning_dp.privacy.distinct_items import check_distinct
 from lightning_dp.privacy.ledger import Ledger
+from lightning_dp.privacy.loading import Reading
 from lightning_dp.privacy.noise import GaussianNoise, NoiseSource
+from lightning_dp.privacy.own_generators import find_generators
 from lightning_dp.privacy.plan import PrivacyPlan
 from lightning_dp.privacy.preflight import Accepted, check_accept
 from lightning_dp.privacy.preparation import Preparation
+from lightning_dp.privacy.randomness import SecretRandomness
 from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.report import json_ready, write_privacy_report
 from lightning_dp.privacy.sampling import PoissonLoader
-from lightning_dp.privacy.secure_noise import SecureGaussianNoise
+from lightning_dp.privacy.secure_noise import SecureGaussianNoise, check_margin
 from lightning_dp.privacy.units import PrivacyUnit, UnitName
 from lightning_dp.strategies.private_ddp import PrivateDDP
 
 _logger = logging.getLogger(__name__)
+_WATCHED_FIRST, _WATCHED_EVERY = 3, 32  # steps whose operators are watched: it makes small steps slower
 
 
 @final
@@ -59,7 +73,10 @@ class DifferentialPrivacy(Callback):
     1607.00133; accounted by privacy loss distributions). Validation, early stopping and what is logged
     under `nonprivate/` are outside of it.
 
-    The module's `training_step` must return the mean of per-row losses. A module whose layers see
+    The module's `training_step` should return per-row losses (R,), alone or under "losses": their mean is
+    taken here. A scalar mean of them is allowed as well. Random numbers of the fit come from the operating
+    system, whatever was seeded (`privacy.randomness`): seeds stay in charge of initial weights, of splits,
+    and of validation and what comes after the fit. A module whose layers see
     several rows per row of the data set says so by an integer attribute `rows_per_example`; one that has
     to learn something about the data before its first step lists it in `preparations()`; one that computes
     something of each row once, such as latents, does so in `read_train_set()`; a datamodule whose items are
@@ -165,7 +182,19 @@ class DifferentialPrivacy(Callback):
         self._before = Before()
         self._charges: StepCharges | None = None
         self._logical: LogicalBatches | None = None
-        self._collected = False
+        self._randomness: SecretRandomness | None = None
+        self._step: PrivateStep | None = None
+        self._public_fields = frozenset(name for name in vars(self) if not name.startswith("_"))
+        self._in_fit = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get("_in_fit") and name in self._public_fields:
+            raise RuntimeError(
+                f"privacy.{name} can't be changed during a fit: clipping, noise, price and report go by the "
+                "plan that was made before it; set it before trainer.fit, and start another fit for another "
+                "value"
+            )
+        super().__setattr__(name, value)
 
     @classmethod
     def of(cls, trainer: Trainer) -> "DifferentialPrivacy | None":
@@ -188,6 +217,7 @@ class DifferentialPrivacy(Callback):
             return
         check_trainer(trainer)
         self._ranks = Ranks()
+        self._out_of_credit = False
         if isinstance(trainer.strategy, PrivateDDP):
             trainer.strategy.accept_callback()
         # A fit is a run of its own, unless a checkpoint, which is loaded after this, says otherwise.
@@ -195,14 +225,18 @@ class DifferentialPrivacy(Callback):
         if not pl_module.automatic_optimization:
             raise ValueError(
                 f"{type(pl_module).__name__} optimizes manually, so no callback can make its steps private; "
-                "use automatic optimization"
+                "use automatic optimization, and where there are several optimizers, as in a GAN, train each "
+                "one's part in a fit of its own"
             )
         source = trainer.fit_loop._data_source
         loader = source.dataloader()
         check_loader(loader)
         assert isinstance(loader, DataLoader)
         follow_fit(trainer, train=loader.dataset, figures=self._figures)
+        check_parameters(pl_module)
+        self._refuse_own_generators(trainer, pl_module, loader)
         unit = self._unit(trainer, pl_module, loader)
+        check_length(trainer, num_units=unit.num_units, expected_batch_size=self.expected_batch_size)
         check_distinct(loader)
         self._plan = self._make_plan(unit, pl_module, num_steps=trainer.max_steps)
         self.__dict__.pop("_facts", None)  # of an earlier fit's plan
@@ -219,12 +253,31 @@ class DifferentialPrivacy(Callback):
             loader.dataset,
             sampling_rate=self._plan.sampling_rate,
             physical_batch_size=self.physical_batch_size,
-            collate_fn=loader.collate_fn,
-            num_workers=loader.num_workers,
-            pin_memory=loader.pin_memory,
+            reading=Reading.of(loader),
             ranks=self._ranks,
         )
         trainer.fit_loop._data_source = _DataLoaderSource(self._loader, "")
+        self._in_fit = True
+
+    def _refuse_own_generators(
+        self, trainer: Trainer, pl_module: LightningModule, loader: DataLoader
+    ) -> None:
+        beside = (trainer, getattr(trainer, "datamodule", None), loader, *trainer.loggers)
+        found = [
+            where
+            for name, one in (
+                (type(pl_module).__name__, pl_module),
+                (type(loader.dataset).__name__, loader.dataset),
+                ("collate_fn", loader.collate_fn),
+            )
+            for where in find_generators(name, one, beside=beside)
+        ]
+        if found:
+            raise ValueError(
+                f"{', '.join(found)} is a random generator of its own, whose seed may be known, and what "
+                "units draw from it in the order of the batch with it: draw from torch's, numpy's or "
+                "Python's global generators, which are filled with the operating system's entropy for the fit"
+            )
 
     def _unit(self, trainer: Trainer, module: LightningModule, loader: DataLoader) -> PrivacyUnit:
         unit = find_unit(
@@ -263,6 +316,12 @@ class DifferentialPrivacy(Callback):
 
         Optimizers and checkpoint are there, no row has been fetched.
         """
+        check_parameters(pl_module)
+        if isinstance(self._noise, SecureGaussianNoise):
+            check_margin(
+                noise_multiplier=self.plan.noise_multiplier,
+                num_values=sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+            )
         self._accepted += check_optimizers(trainer, pl_module, accept=self.accept)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
         assert self._loader is not None
@@ -289,12 +348,16 @@ class DifferentialPrivacy(Callback):
         remember(pl_module, Origin(dataset=dataset, run=self._run, ledger=list(self._charges.head)))
         self._charges.cover()
         self._report(status="running")  # before anything is read: never below what may be released
+        self._loader.randomness = self._randomness = SecretRandomness()
+        self._randomness.begin()  # from here on rows are read
         if read := getattr(pl_module, "read_train_set", None):
             read()  # in every process at once, rather than where the others wait for the first one's releases
         if self._parent is None:  # else the checkpoint holds what they set
             for preparation in self._preparations:
                 self._prepare(preparation)
                 self._report(status="running")
+                self._randomness.check(type(preparation).__name__)
+        self._randomness.check("read_train_set or a release before training")
 
     def _count_earlier_runs(self, module: LightningModule, *, ledger: Ledger, dataset: str) -> None:
         """Make the plan's ε that of the weights, or refuse where none can be stated."""
@@ -328,6 +391,9 @@ class DifferentialPrivacy(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the clipper onto the model."""
         assert self._charges is not None
+        assert self._randomness is not None
+        self._randomness.check("a hook before training (on_fit_start, on_sanity_check_start)")
+        self._randomness.advance()
         self._logical = LogicalBatches(trainer)
         lost = self._charges.charged_before - trainer.global_step
         if lost > 0:
@@ -336,8 +402,10 @@ class DifferentialPrivacy(Callback):
                 f"at step {trainer.max_steps - lost} to keep ε ≤ {self.plan.epsilon:.4g}"
             )
         self.clipping_engine.attach(
-            pl_module, function=self.clipping_function, max_grad_norm=self.max_grad_norm
+            pl_module, function=self.clipping_function, max_grad_norm=self.plan.max_grad_norm
         )
+        self._parameters = PlannedParameters(pl_module)
+        self._step = PrivateStep(pl_module, around=self._around_step, check=self._check_losses)
 
     # one step
 
@@ -346,16 +414,48 @@ class DifferentialPrivacy(Callback):
     ) -> None:
         """Tell the clipper which units the physical batch holds, and Lightning whether a step follows."""
         assert self._loader is not None
-        part = self._loader.pending.popleft()
         assert self._logical is not None
+        assert self._randomness is not None
+        self._refuse_a_stop_by_hand(trainer)
+        part = self._loader.pending.popleft()
         self._logical.begin_part(last=part.last)
-        self._collected = False
+        self._parameters.check(trainer, pl_module)
+        self._randomness.check("a hook between two steps")
+        self._randomness.advance()
         self._weights = torch.tensor(part.weights)
-        rows_per_unit = self.plan.unit.rows_per_unit * int(getattr(pl_module, "rows_per_example", 1))
+        self._rows_per_example = int(getattr(pl_module, "rows_per_example", 1))
+        rows_per_unit = self.plan.unit.rows_per_unit * self._rows_per_example
         self._rows = len(self._weights) * rows_per_unit
         self.clipping_engine.expect(
             unit_weights=self._weights, rows_per_unit=rows_per_unit, loss_scale=self._rows
         )
+
+    def _around_step(self) -> AbstractContextManager[Any]:
+        assert self._randomness is not None
+        assert self._charges is not None
+        self._randomness.check("a hook before training_step")
+        taken = self._charges.taken
+        if taken < _WATCHED_FIRST or taken % _WATCHED_EVERY == 0:
+            return self._randomness.watching("training_step")
+        return nullcontext()
+
+    def _check_losses(self, number: int) -> None:
+        """Losses are one a row, or one a row of the data set where `rows_per_example` rows belong to it."""
+        examples = len(self._weights) * self.plan.unit.rows_per_unit
+        if number not in (examples, examples * self._rows_per_example):
+            raise RuntimeError(
+                f"training_step returned {number} losses for a batch of "
+                f"{examples * self._rows_per_example} rows: return one a row, in the order of the batch, and "
+                "let collate_fn keep the rows of every unit"
+            )
+
+    def _refuse_a_stop_by_hand(self, trainer: Trainer) -> None:
+        if not self._out_of_credit and "private-monitor" not in self.accept and stopped_by_hand(trainer):
+            raise RuntimeError(
+                "trainer.should_stop was set by neither a limit nor a callback with a public metric, and no "
+                "ε covers a choice by private numbers: set trainer.max_steps or max_time, or use "
+                "EarlyStopping on a metric of public rows"
+            )
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Undo the division of the loss by the number of rows, and Lightning's by accumulate_grad_batches.
@@ -373,8 +473,12 @@ class DifferentialPrivacy(Callback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add this physical batch's clipped gradients to the sums."""
+        assert self._logical is not None
+        assert self._randomness is not None
+        self._logical.collect()
+        self._randomness.check("training_step or its backward")
+        self._refuse_a_stop_by_hand(trainer)
         norms = self.clipping_engine.collect()
-        self._collected = True
         real = norms[self._weights.to(norms.device) > 0]
         finite = real[real.isfinite()]
         statistics = {
@@ -383,29 +487,28 @@ class DifferentialPrivacy(Callback):
         }
         if len(finite):
             statistics["nonprivate/grad_norm"] = float(finite.mean())
-            statistics["nonprivate/clip_fraction"] = float((finite > self.max_grad_norm).float().mean())
+            statistics["nonprivate/clip_fraction"] = float((finite > self.plan.max_grad_norm).float().mean())
         pl_module.log_dict(statistics, batch_size=max(1, len(real)))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Add noise once to the clipped sums and put the result where the optimizer reads it."""
-        if not self._collected:
-            raise RuntimeError(
-                "training_step gave no loss to differentiate, so nothing was clipped: return the mean loss "
-                "of every batch, also of one that looks empty"
-            )
         assert self._charges is not None
+        assert self._logical is not None
+        assert self._randomness is not None
+        self._logical.step()
+        self._randomness.check("a hook before the optimizer's step")
+        self._parameters.check(trainer, pl_module)
         self._charges.take()  # the ledger covers the step, or this raises
         noisy = self._ranks.release(
             self.clipping_engine.take(),
             noise=self._noise,
-            scale=self.plan.noise_multiplier * self.max_grad_norm,
+            scale=self.plan.noise_multiplier * self.plan.max_grad_norm,
         )
         for name, parameter in pl_module.named_parameters():
             if parameter.requires_grad:
-                parameter.grad = noisy[name].div_(self.expected_batch_size).to(parameter.dtype)
-        self._collected = False
+                parameter.grad = noisy[name].div_(self.plan.expected_batch_size).to(parameter.dtype)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -418,7 +521,7 @@ class DifferentialPrivacy(Callback):
         for name, value in self._figures().items():
             pl_module.log(name, value, prog_bar=name == "privacy/epsilon")
         if self._charges.left < 1:
-            trainer.should_stop = True
+            self._out_of_credit = trainer.should_stop = True
         elif self._charges.cover():
             self._report(status="running")
 
@@ -432,10 +535,25 @@ class DifferentialPrivacy(Callback):
             "privacy/epsilon": self.plan.epsilon_after(self._charges.spent),
         }
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning stops here for whoever asked it to."""
+        self._refuse_a_stop_by_hand(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation goes by the program's seeds, and may set its own."""
+        if self._randomness is not None:
+            self._randomness.pause()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Private rows come next."""
+        if self._randomness is not None:
+            self._randomness.resume()
+
     # after training
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give back what was charged and not used; leave the model as it was found."""
+        self._refuse_a_stop_by_hand(trainer)
         self._finish(trainer, status="finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -444,10 +562,20 @@ class DifferentialPrivacy(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing stays hooked on, whatever happened."""
+        self._let_go()
+
+    def _let_go(self) -> None:
         self.clipping_engine.detach()
+        if self._step is not None:
+            self._step.remove()
+            self._step = None
+        if self._randomness is not None:
+            self._randomness.end()
+            self._randomness = None
+        self._in_fit = False
 
     def _finish(self, trainer: Trainer, *, status: str) -> None:
-        self.clipping_engine.detach()
+        self._let_go()
         if self._charges is not None and self._loader is not None:
             if self._logical is not None:
                 self._logical.end()
@@ -493,7 +621,7 @@ class DifferentialPrivacy(Callback):
             "run": self._run,
             "ledger": [seq, digest],
             "epsilon": self.plan.epsilon_after(self._charges.spent),
-            "delta": self.delta,
+            "delta": self.plan.delta,
             "unit": self.plan.unit.name,
         }
 

@@ -2,9 +2,12 @@
 
 How many of them a sample needs says how large it was, and that is private: Lightning must neither step on
 them nor count them, as its counters are in every checkpoint and decide when it validates.
-"""
 
-from typing import Any, final
+And holds the user's own hooks to one backward a physical batch and one step a logical one: a sum that
+outlives its logical batch would hold a unit once for each batch that it was in, for the noise and the price
+of one."""
+
+from typing import Any, Literal, final
 
 from lightning.pytorch import Trainer
 
@@ -20,17 +23,66 @@ class LogicalBatches:
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._val_check_batch = trainer.val_check_batch
+        self._last = True
+        self._stage: Literal["begun", "collected", "stepped"] = "stepped"
 
     def begin_part(self, *, last: bool) -> None:
         """To be called at the start of each physical batch.
 
         Args:
             last: whether the optimizer steps after it.
+
+        Raises:
+            RuntimeError: the one before it is not done with.
         """
+        if self._stage == "begun":
+            raise RuntimeError(
+                "no backward ran for the batch before this one (on_train_batch_start returned -1, or a hook "
+                "skipped it): train on every batch that was sampled, and leave units out in the data set "
+                "instead"
+            )
+        if self._stage == "collected" and self._last:
+            raise RuntimeError(
+                "the optimizer took no step after the batch before this one, so two Poisson samples would be "
+                "summed and noised as one: let optimizer_step call optimizer.step(closure=optimizer_closure) "
+                "for every batch, and set privacy.expected_batch_size for larger ones"
+            )
+        self._last, self._stage = last, "begun"
         if self.inside:
             self._count_no_further()
         self._trainer.accumulate_grad_batches = 1 if last else _NEVER
         self._trainer.val_check_batch = self._val_check_batch if last else float("inf")
+
+    def collect(self) -> None:
+        """To be called after each backward.
+
+        Raises:
+            RuntimeError: it is not the batch's first one.
+        """
+        if self._stage != "begun":
+            raise RuntimeError(
+                "a second backward ran for one batch (optimizer_step, or an optimizer such as SAM, called "
+                "its closure twice), so its units would count twice: use an optimizer that calls it once"
+            )
+        self._stage = "collected"
+
+    def step(self) -> None:
+        """To be called before each optimizer step.
+
+        Raises:
+            RuntimeError: the logical batch was not trained on, or not to its end, or has had its step.
+        """
+        if self._stage == "begun":
+            raise RuntimeError(
+                "training_step gave no loss to differentiate, so nothing was clipped: return the mean loss "
+                "of every batch, also of one that looks empty, and let optimizer_step call its closure"
+            )
+        if self._stage == "stepped" or not self._last:
+            raise RuntimeError(
+                "the optimizer was about to step twice, or in the middle of a logical batch: leave "
+                "trainer.accumulate_grad_batches alone, and step once where Lightning does"
+            )
+        self._stage = "stepped"
 
     @property
     def inside(self) -> bool:

@@ -9,7 +9,8 @@ import re
 from collections.abc import Collection
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_dp.privacy.preflight import Finding
@@ -74,6 +75,27 @@ def find_private_schedules(trainer: Trainer) -> list[Finding]:
                 )
             )
     return found
+
+
+def stopped_by_hand(trainer: Trainer) -> bool:
+    """Whether somebody set `trainer.should_stop` who has no public reason: neither the time nor a metric that
+    preflight looked at."""
+    if not trainer.should_stop:
+        return False
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if (
+            isinstance(callback, EarlyStopping)
+            and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
+        ):
+            return False
+        if isinstance(callback, Timer) and _is_over(callback):
+            return False
+    return True
+
+
+def _is_over(timer: Timer) -> bool:
+    left = timer.time_remaining()
+    return left is not None and left <= 0
 
 
 def _is_private(metric: str, trainer: Trainer, training_metrics: Collection[str]) -> bool:

@@ -22,6 +22,7 @@ from lightning_dp.callbacks.made_up_units import made_up_batch
 from lightning_dp.callbacks.monitors import find_private_monitors
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
+from lightning_dp.privacy.draws import generators_put_back
 from lightning_dp.privacy.plan import PrivacyPlan
 from lightning_dp.privacy.preflight import (
     NUM_UNITS,
@@ -34,7 +35,7 @@ from lightning_dp.privacy.preflight import (
     inspect_step,
     settle,
 )
-from lightning_dp.privacy.draws import generators_put_back
+from lightning_dp.privacy.row_losses import mean_loss
 
 
 def run_preflight(
@@ -224,7 +225,7 @@ def _loss(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
         batch = getattr(module if own else datamodule, name)(batch, *more, 0)
     second = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
     result = module.training_step(batch, 0) if second else module.training_step(batch)
-    return result.get("loss") if isinstance(result, Mapping) else result
+    return mean_loss(result)
 
 
 @contextmanager

@@ -1,15 +1,27 @@
 """Settings of a Lightning Trainer that would break or silently change private training."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     BatchSizeFinder,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelPruning,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.plugins.precision import (
+    DoublePrecision,
+    HalfPrecision,
+    MixedPrecision,
+    Precision,
+)
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import CombinedLoader
+from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from lightning_dp.callbacks.monitors import find_private_schedules
@@ -17,21 +29,22 @@ from lightning_dp.privacy.preflight import Accepted, settle
 from lightning_dp.strategies.private_ddp import PrivateDDP
 
 _PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
+# Others scale the loss, or keep gradients where no clipping engine looks.
+_PRECISION_PLUGINS = (Precision, DoublePrecision, HalfPrecision, MixedPrecision)
+_STRATEGIES = (SingleDeviceStrategy, DDPStrategy, PrivateDDP)  # of one device, but for the last
+
+
+def refuse(setting: str, value: object, why: str, fix: str) -> None:
+    """Raise ValueError about a setting of the trainer."""
+    raise ValueError(f"trainer.{setting}={value!r} can't be used with privacy: {why}; {fix}")
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Raise ValueError naming the setting, its value and the fix; called before data is set up."""
+    """Raise ValueError naming the setting, its value and the fix; called before data is set up.
 
-    def refuse(setting: str, value: object, why: str, fix: str) -> None:
-        raise ValueError(f"trainer.{setting}={value!r} can't be used with privacy: {why}; {fix}")
-
-    if trainer.gradient_clip_val is not None:
-        refuse(
-            "gradient_clip_val",
-            trainer.gradient_clip_val,
-            "it clips the noisy sum, not each unit's gradient, and protects nobody",
-            "remove it and set privacy.max_grad_norm",
-        )
+    `gradient_clip_val` is allowed: Lightning clips after `on_before_optimizer_step`, so it post-processes a
+    noisy gradient and bounds nobody's contribution.
+    """
     if trainer.accumulate_grad_batches != 1:
         refuse(
             "accumulate_grad_batches",
@@ -52,13 +65,6 @@ def check_trainer(trainer: Trainer) -> None:
             "it may cut a Poisson batch short",
             "remove it and set trainer.max_steps",
         )
-    if trainer.max_steps < 1:
-        refuse(
-            "max_steps",
-            trainer.max_steps,
-            "the cost is fixed before training, so the number of steps must be",
-            "set it to the number of optimizer steps",
-        )
     if trainer.world_size > 1 and not isinstance(trainer.strategy, PrivateDDP):
         refuse(
             "strategy",
@@ -66,12 +72,34 @@ def check_trainer(trainer: Trainer) -> None:
             f"it averages the raw gradients of {trainer.world_size} processes before anything is clipped",
             "set trainer.strategy=private_ddp, or use one device",
         )
+    if type(trainer.strategy) not in _STRATEGIES:
+        refuse(
+            "strategy",
+            type(trainer.strategy).__name__,
+            "it keeps parameters or gradients in ways that nothing here can clip",
+            "leave it at 'auto' for one device, or set trainer.strategy=private_ddp",
+        )
+    if getattr(trainer, "_detect_anomaly", False) or torch.is_anomaly_enabled():
+        refuse(
+            "detect_anomaly",
+            True,
+            "one record that is no number would stop the run, and so be told of",
+            "remove it; such a record contributes 0 and is counted in nonprivate/units_not_finite",
+        )
     if trainer.precision not in _PRECISIONS:
         refuse(
             "precision",
             trainer.precision,
             "a loss scaler divides gradients by a factor that depends on private data",
             f"use one of {', '.join(_PRECISIONS)}",
+        )
+    plugin = trainer.precision_plugin
+    if type(plugin) not in _PRECISION_PLUGINS or getattr(plugin, "scaler", None) is not None:
+        refuse(
+            "plugins",
+            type(plugin).__name__,
+            "it may scale the loss or keep gradients elsewhere",
+            f"set trainer.precision to one of {', '.join(_PRECISIONS)}",
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler | StochasticWeightAveraging):
@@ -84,10 +112,68 @@ def check_trainer(trainer: Trainer) -> None:
                 f"the callback {type(callback).__name__} can't be used with privacy: it trains on private "
                 "rows before the fit and chooses by what it saw; remove it and set the value"
             )
+        if isinstance(callback, BaseFinetuning | ModelPruning):
+            raise ValueError(
+                f"the callback {type(callback).__name__} can't be used with privacy: it freezes, unfreezes "
+                "or replaces parameters in the middle of a fit, and which ones are clipped and noised is "
+                "fixed before; remove it, set requires_grad in __init__, and make each stage a fit of its own"
+            )
+
+
+def check_length(trainer: Trainer, *, num_units: int, expected_batch_size: int) -> None:
+    """Raise ValueError unless the number of steps and what goes by it are known before training."""
+    per_epoch = num_units / expected_batch_size
+    if trainer.max_steps < 1:
+        epochs = trainer.max_epochs
+        steps = math.ceil((epochs or 0) * per_epoch)
+        refuse(
+            "max_steps",
+            trainer.max_steps,
+            "the cost is fixed before training, so the number of steps must be",
+            f"{epochs} epochs of {num_units} / {expected_batch_size} are {steps} steps: set "
+            f"trainer.max_steps={steps}"
+            if steps > 0
+            else "set it to the number of optimizer steps",
+        )
+    by_time = getattr(trainer, "_val_check_time_interval", None)
+    interval = trainer.val_check_interval if by_time is None else f"{by_time} seconds"
+    if not (isinstance(interval, int) or interval == 1.0):
+        share = interval if isinstance(interval, float) else 1.0
+        steps = max(1, round(share * per_epoch))
+        refuse(
+            "val_check_interval",
+            interval,
+            "batches are Poisson samples, so that an epoch is a number of steps and not of batches",
+            f"an epoch of {num_units} / {expected_batch_size} is {math.ceil(per_epoch)} steps: set an int, "
+            f"such as trainer.val_check_interval={steps} with trainer.check_val_every_n_epoch=null",
+        )
+
+
+def check_parameters(module: nn.Module) -> None:
+    """Raise ValueError if the gradients of a trainable parameter are of a kind that nothing here sums."""
+    for path, child in module.named_modules():
+        if getattr(child, "sparse", False) is True and any(
+            p.requires_grad for p in child.parameters(recurse=False)
+        ):
+            raise ValueError(
+                f"'{path}' is {type(child).__name__}(sparse=True), and noise must reach every row of its "
+                "table, also those that no unit looked up: set sparse=False"
+            )
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and parameter.is_complex():
+            raise ValueError(
+                f"the parameter '{name}' is complex, and only its real part would be trained: keep its real "
+                "and imaginary part as two real parameters"
+            )
 
 
 def check_loader(loader: object) -> None:
     """Raise ValueError unless `loader` is a plain DataLoader whose sampling may be replaced."""
+    if isinstance(loader, CombinedLoader):
+        raise ValueError(
+            "the train dataloader is a CombinedLoader of several; private training needs one DataLoader: "
+            "join the data sets, for example by torch.utils.data.ConcatDataset"
+        )
     if not isinstance(loader, DataLoader):
         raise ValueError(
             f"the train dataloader is a {type(loader).__name__}; private training needs one "
@@ -96,6 +182,11 @@ def check_loader(loader: object) -> None:
     if isinstance(loader.dataset, IterableDataset):
         raise ValueError(
             "the train dataset is an IterableDataset; Poisson sampling needs one with a length and an index"
+        )
+    if loader.batch_sampler is None:
+        raise ValueError(
+            "the train dataloader has no batch size (batch_size=None), so each of its items may be a batch; "
+            "private training samples single units: let an item be one unit, and set any batch_size"
         )
     if type(loader.batch_sampler) is not BatchSampler or not isinstance(
         loader.sampler, RandomSampler | SequentialSampler

@@ -50,7 +50,7 @@ class BatchLayout:
             else:
                 shown = ", ".join(f"{size} for {number}" for number, size in lengths.items())
                 raise NoLayout(
-                    f"a part of the batch has {shown} unit(s): give a tensor with as many entries for each unit"
+                    f"a part of the batch has {shown} unit(s): give a tensor with as many entries for each"
                 )
         if not any(entries):
             raise NoLayout("nothing in the batch has an entry a unit")

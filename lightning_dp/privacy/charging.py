@@ -107,7 +107,8 @@ class StepCharges:
 
     def release(self, mechanism: Mechanism[Value], values: Callable[[], PerUnit], *, note: str) -> Value:
         """Make one release that the plan holds in `prior`: charge, read and answer on rank 0, tell all."""
-        assert mechanism.event in self._plan.prior
+        if mechanism.event not in self._plan.prior:
+            raise LedgerError(f"{note} was about to release {mechanism.event}, which the plan does not hold")
 
         def pay_and_answer() -> tuple[Value, tuple[int, str]]:
             assert self._lease is not None

@@ -1,4 +1,4 @@
-"""Which dimension of a tensor is the units', and what mixes units: followed from the batch, operator by operator.
+"""Which dimension of a tensor is the units', and what mixes units: followed operator by operator.
 
 The batch becomes a DTensor that is sharded over its units, on a pretended mesh of one place a unit; all else
 is replicated. DTensor's sharding propagation then says of every operator which dimension of its result the

@@ -10,14 +10,16 @@ holds only while nobody can know who was in a batch.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_dp.privacy.loading import Reading, watched
 from lightning_dp.privacy.noise import entropy_bits
+from lightning_dp.privacy.randomness import SecretRandomness
 from lightning_dp.privacy.ranks import Ranks
 
 
@@ -46,7 +48,8 @@ class PoissonSampler:
     def __init__(self, *, num_units: int, sampling_rate: float, rank: int = 0, world_size: int = 1) -> None:
         if not 0 < sampling_rate <= 1:
             raise ValueError(f"sampling_rate must be in (0, 1], not {sampling_rate}")
-        assert 0 <= rank < world_size
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be from 0 to {world_size - 1}, not {rank}")
         self._sampling_rate = sampling_rate
         self._units = np.arange(rank, num_units, world_size)
         self._generator = np.random.default_rng(entropy_bits())
@@ -91,6 +94,16 @@ class PoissonLoader:
 
     It has no length: how many physical batches a pass takes is random. Ranks make equally many of each
     logical batch, since trainers count on it: one that has too few units adds padding.
+
+    Args:
+        dataset: map-style, with a length.
+        sampling_rate: q in (0, 1].
+        physical_batch_size: ≥ 1 units at once, or None for all of a logical batch.
+        reading: collation and workers.
+        ranks: the processes that share the units.
+
+    Attributes:
+        randomness: of the fit, once there is one; what reads is then held to it.
     """
 
     def __init__(
@@ -99,14 +112,13 @@ class PoissonLoader:
         *,
         sampling_rate: float,
         physical_batch_size: int | None = None,
-        collate_fn: Callable[[list[Any]], Any] | None = None,
-        num_workers: int = 0,
-        pin_memory: bool = False,
+        reading: Reading | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self._ranks = ranks or Ranks()
         self.dataset = dataset
         self.pending: deque[PhysicalBatch] = deque()
+        self.randomness: SecretRandomness | None = None
         self._physical_batch_size = physical_batch_size
         self._logical_per_pass = math.ceil(1 / sampling_rate)
         self._sampler = PoissonSampler(
@@ -115,39 +127,44 @@ class PoissonLoader:
             rank=self._ranks.rank,
             world_size=self._ranks.world_size,
         )
-        self._collate_fn = collate_fn
-        self._num_workers = num_workers
-        self._pin_memory = pin_memory
+        self._reading = reading or Reading()
+        self._drawn: deque[PhysicalBatch] = deque()
+        self._loader: DataLoader | None = None
 
     def __iter__(self) -> Iterator[Any]:
         self.pending.clear()
-        drawn: deque[PhysicalBatch] = deque()  # worker processes load ahead of what is yielded
-
-        def draw() -> Iterator[list[int]]:
-            size = self._physical_batch_size
-            for _ in range(self._logical_per_pass):
-                logical = self._sampler.draw()
-                parts = self._ranks.most(count_parts(logical, physical_batch_size=size)) if size else 1
-                for part in split(logical, physical_batch_size=size, parts=parts):
-                    drawn.append(part)
-                    yield list(part.indices)
-
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=draw(),  # iterated once
-            collate_fn=self._collate_fn,
-            num_workers=self._num_workers,
-            pin_memory=self._pin_memory,
-        )
-        for batch in loader:
+        if self._loader is None:  # kept from pass to pass, as its workers may be
+            self._loader = self._reading.loader(self.dataset, batch_sampler=_Draws(self))
+        batches = iter(self._loader)
+        drawn = self._drawn
+        for batch in watched(batches, self.randomness):
             self.pending.append(drawn.popleft())
             yield batch
 
+    def draw(self) -> Iterator[list[int]]:
+        """The indices of each physical batch of a new pass; workers ask for more than were yielded."""
+        self._drawn = deque()
+        return self._parts(self._drawn)
+
+    def _parts(self, drawn: deque[PhysicalBatch]) -> Iterator[list[int]]:
+        size = self._physical_batch_size
+        for _ in range(self._logical_per_pass):
+            logical = self._sampler.draw()
+            parts = self._ranks.most(count_parts(logical, physical_batch_size=size)) if size else 1
+            for part in split(logical, physical_batch_size=size, parts=parts):
+                drawn.append(part)
+                yield list(part.indices)
+
     def in_order(self, *, units_per_batch: int) -> DataLoader:
         """Every unit of the data set once, in order, collated as for training."""
-        return DataLoader(
-            self.dataset,
-            batch_size=units_per_batch,
-            collate_fn=self._collate_fn,
-            num_workers=self._num_workers,
-        )
+        return self._reading.loader(self.dataset, batch_size=units_per_batch)
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """What a DataLoader iterates once a pass."""
+
+    loader: PoissonLoader
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.loader.draw()

@@ -25,6 +25,26 @@ GRID = 2.0**-26
 MARGIN = 2.0**-12
 """Share by which `add_to` enlarges the noise to pay for rounding the data to the grid."""
 
+LARGEST = 2.0**14
+"""Most of σ·√d, noise multiplier times root of the number of values, that MARGIN pays for."""
+
+
+def check_margin(*, noise_multiplier: float, num_values: int) -> None:
+    """Raise ValueError where rounding to the grid would cost more than the enlarged noise pays for.
+
+    Args:
+        noise_multiplier: σ > 0.
+        num_values: d ≥ 0, values that are released together.
+    """
+    product = noise_multiplier * math.sqrt(num_values)
+    if product > LARGEST:
+        raise ValueError(
+            f"privacy.secure=True with noise_multiplier={noise_multiplier:.4g} and {num_values:,} trainable "
+            f"parameters rounds more than its noise pays for: σ·√d is {product:.4g} and may be "
+            f"{LARGEST:.0f}; train at most {int((LARGEST / noise_multiplier) ** 2):,} parameters, or set "
+            "privacy.secure=False"
+        )
+
 
 @final
 class SecureGaussianNoise:
@@ -34,7 +54,7 @@ class SecureGaussianNoise:
     and n a Gaussian rounded to the grid; rounding n after adding it to r gives the same number, so it
     costs nothing, and no bit below the grid is released. Rounding d values of the data moves the ℓ2
     sensitivity by at most √d cells, that is by a share of σ·√d·GRID, which MARGIN covers for
-    σ·√d ≤ 2¹⁴: 268 million parameters at a noise multiplier of 1.
+    σ·√d ≤ 2¹⁴ (`check_margin`): 268 million parameters at a noise multiplier of 1.
 
     What an ideal Gaussian has and this one lacks: values beyond 9.42 standard deviations (chance 5e-21
     each), and cells whose weights are exact to better than about 1 part in 10⁷.

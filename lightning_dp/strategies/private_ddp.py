@@ -8,9 +8,8 @@ adds up the clipped sums, and noise is drawn once (`privacy.ranks`).
 from typing import Any, final
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed as dist
 
 NAME = "private_ddp"
@@ -20,8 +19,8 @@ NAME = "private_ddp"
 class PrivateDDP(DDPStrategy):
     """One process a device, no gradient synchronisation of its own.
 
-    Ranks start from rank 0's weights and buffers. Each has its own stream of torch's global random numbers,
-    so that timesteps and dropout differ between ranks.
+    Ranks start from rank 0's weights and buffers. Their random numbers differ, as the callback fills each
+    rank's generators with entropy of its own.
 
     Args:
         start_method: `popen` for scripts, `spawn` or `fork` for notebooks and tests.
@@ -42,11 +41,6 @@ class PrivateDDP(DDPStrategy):
     def accept_callback(self) -> None:
         """Called by the callback that does what this strategy leaves out."""
         self.has_callback = True
-
-    def setup(self, trainer: Trainer) -> None:
-        super().setup(trainer)
-        if trainer.state.fn == TrainerFn.FITTING:
-            torch.manual_seed(torch.initial_seed() + self.global_rank)
 
     def configure_ddp(self) -> None:
         """Instead of wrapping the model: check that somebody else synchronises, and start out equal."""

@@ -303,6 +303,26 @@ def test_resume_goes_on_with_its_account_and_ends_early_by_what_was_lost(tmp_pat
     assert sum(e.steps for e in Ledger(ledger_path).events("records", unit="record")) == 10
 
 
+def test_resume_counts_every_reservation_of_earlier_processes(tmp_path, ledger_path):
+    """Three reservations of two steps; the last one alone would leave room for four steps too many."""
+    path = tmp_path / "at2.ckpt"
+
+    class Saves(Regression):
+        def on_train_batch_end(self, *_):
+            if self.trainer.global_step == 2:
+                self.trainer.save_checkpoint(path)
+            if self.trainer.global_step == 6:
+                raise ArithmeticError("as planned")
+
+    with pytest.raises(ArithmeticError):
+        make_trainer(tmp_path, steps=10, privacy=private(reserve_steps=2)).fit(Saves(), datamodule=Records(N))
+    trainer = make_trainer(tmp_path, steps=10, privacy=private(reserve_steps=2))
+    with pytest.warns(UserWarning, match="4 steps were charged and lost"):
+        trainer.fit(Regression(), datamodule=Records(N), ckpt_path=path, weights_only=False)
+    assert trainer.global_step == 6
+    assert sum(e.steps for e in Ledger(ledger_path).events("records", unit="record")) == 10
+
+
 def test_resume_without_its_ledger_or_with_another_plan_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "c.ckpt"
     trainer = make_trainer(tmp_path, steps=3, privacy=private())
@@ -366,7 +386,6 @@ class Plateau(Regression):
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        (Regression(), {"gradient_clip_val": 1.0}, "gradient_clip_val=1.0"),
         (Regression(), {"accumulate_grad_batches": 4}, "accumulate_grad_batches=4"),
         (Regression(), {"fast_dev_run": True}, "fast_dev_run"),
         (Regression(), {"limit_train_batches": 3}, "limit_train_batches=3"),

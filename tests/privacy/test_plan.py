@@ -8,7 +8,7 @@ from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 
 from lightning_dp.cli import main
-from lightning_dp.privacy.accounting import epsilon_pld
+from lightning_dp.privacy.accounting import epsilon_pld, group_epsilon
 from lightning_dp.privacy.plan import PrivacyPlan, calibrate_noise_multiplier
 from lightning_dp.privacy.units import PrivacyUnit
 
@@ -133,6 +133,22 @@ def test_units_are_named_and_printed_together():
     assert epsilons["record"] is None
     assert epsilons["user"] is None
     assert epsilons["event"] > 100 * epsilons["window"]
+
+
+def test_an_event_is_a_group_of_as_many_windows_as_it_touches():
+    unit = PrivacyUnit(name="window", num_units=8521, windows_per_event=3, description="a window")
+    plan = PrivacyPlan.make(
+        unit,
+        expected_batch_size=64,
+        num_steps=200,
+        target_epsilon=None,
+        noise_multiplier=2.0,
+        max_grad_norm=1.0,
+        delta=1e-5,
+    )
+    event, fewer = (group_epsilon(plan.events(200), 1e-5, group_size=windows) for windows in (3, 2))
+    assert plan.epsilons()["event"] == event
+    assert event > 1.2 * fewer, "one window less would be seen"
 
 
 @pytest.mark.parametrize("field", ["noise_multiplier", "max_grad_norm"])

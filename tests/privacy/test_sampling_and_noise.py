@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_dp.privacy.loading import Reading
 from lightning_dp.privacy.noise import GaussianNoise
 from lightning_dp.privacy.sampling import PoissonLoader, PoissonSampler, split
 
@@ -30,6 +31,33 @@ def test_sampler_is_poisson():
     assert is_poisson([sampler.draw() for _ in range(2000)], num_units=200, rate=0.05)
 
 
+class Chosen:
+    """In the place of a sampler's generator: uniform numbers that a test has chosen."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = np.array(values)
+
+    def random(self, size: int) -> np.ndarray:
+        assert size == len(self.values)
+        return self.values
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (0, 3), (1, 3), (2, 3)])
+def test_each_rank_samples_at_the_very_rate_that_is_paid_for(rank, world_size):
+    """To 1e-9: counting batches sees changes of some per cent at best."""
+    rate = 0.3
+    sampler = PoissonSampler(num_units=12, sampling_rate=rate, rank=rank, world_size=world_size)
+    own = list(range(rank, 12, world_size))
+    below = [number % 2 == 0 for number in range(len(own))]
+    sampler._generator = Chosen([rate - 1e-9 if less else rate + 1e-9 for less in below])
+    assert sampler.draw() == [unit for unit, less in zip(own, below, strict=True) if less]
+
+
+def test_a_rank_outside_of_the_world_is_refused():
+    with pytest.raises(ValueError, match="rank must be from 0 to 1, not 2"):
+        PoissonSampler(num_units=12, sampling_rate=0.5, rank=2, world_size=2)
+
+
 def test_planted_shuffled_batches_are_caught():
     loader = DataLoader(range(200), batch_size=10, shuffle=True)
     batches = [batch.tolist() for _ in range(100) for batch in loader]
@@ -44,7 +72,9 @@ def test_planted_wrong_rate_is_caught():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_yields_what_pending_describes(workers):
     data = TensorDataset(torch.arange(50))
-    loader = PoissonLoader(data, sampling_rate=0.1, physical_batch_size=2, num_workers=workers)
+    loader = PoissonLoader(
+        data, sampling_rate=0.1, physical_batch_size=2, reading=Reading(num_workers=workers)
+    )
     logical, parts = 0, 0
     for _ in range(3):
         for (batch,) in loader:

@@ -134,7 +134,9 @@ def _part(value: Any, rows: int, part: slice) -> Any:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed >> 1)
+    ours = torch.Generator().manual_seed(seed >> 1).get_state()
+    ours[:8] = state[:8]  # the seed that a private fit looks at; what is drawn does not depend on it
+    torch.set_rng_state(ours)
     try:
         yield
     finally:

@@ -254,6 +254,21 @@ def test_a_refusal_by_the_first_rank_reaches_all(tmp_path, ledger_path):
     assert ledger.events("records", unit="record") == []
 
 
+def test_per_row_losses_on_ranks_train_as_their_mean(tmp_path):
+    class PerRow(Regression):
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            return {"losses": (self.net(x).squeeze(1) - y).square()}
+
+    plain, rows = Regression(), PerRow()
+    rows.load_state_dict(plain.state_dict())
+    ends = [
+        fit_on_ranks(2, module, Records(N), silent(expected_batch_size=N), folder=tmp_path / name)
+        for name, module in (("mean", plain), ("rows", rows))
+    ]
+    torch.testing.assert_close(ends[0][0]["weights"], ends[1][1]["weights"], rtol=1e-5, atol=1e-6)
+
+
 def test_ranks_draw_their_own_timesteps(tmp_path):
     """Equal streams of torch's random numbers would tie the ranks' diffusion noise together."""
 

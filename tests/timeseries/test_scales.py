@@ -10,6 +10,7 @@ import torch
 from lightning_dp.cli import main
 from lightning_dp.privacy.accounting import GaussianEvent, epsilon_pld
 from lightning_dp.privacy.ledger import Ledger
+from lightning_dp.privacy.loading import Reading
 from lightning_dp.privacy.release import Moments
 from lightning_dp.privacy.sampling import PoissonLoader
 from lightning_dp.timeseries.batch import Batch
@@ -58,7 +59,9 @@ def households():
 def prepare(normaliser: ReleasedScale, data: HouseholdLoad, ledger: Ledger) -> None:
     """What the callback does with preparations, in its order."""
     unit = data.privacy_unit()
-    loader = PoissonLoader(data.train_dataset, sampling_rate=0.1, collate_fn=data.train_dataset.collate)
+    loader = PoissonLoader(
+        data.train_dataset, sampling_rate=0.1, reading=Reading(collate_fn=data.train_dataset.collate)
+    )
     ledger.register("households", unit="user", delta=1e-5)
     for preparation in normaliser.preparations(unit=unit, target_epsilon=8.0, delta=1e-5):
         lease = ledger.open_run("households", unit="user", run="r", plan=[preparation.mechanism.event])

@@ -260,7 +260,7 @@ def _narrowed(tape: Tape, func: Any, args: Any, kwargs: Any, result: Shared) -> 
 
 
 def _rowwise(tape: Tape, value: Shared, *, rank: int, place: UnitDim, size: int) -> Tensor:
-    """`value`, of size 1 at `place` among `rank` dimensions, repeated along it; keeps its copies' gradients."""
+    """`value`, of size 1 at `place` among `rank` dimensions, repeated along it; copies keep gradients."""
     one = value.plain().reshape(*(1,) * (rank - value.ndim), *value.shape)
     sink, units, shape = value.sink(), tape.sums.units, value.shape
     sink.announce()

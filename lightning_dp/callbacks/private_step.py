@@ -1,0 +1,73 @@
+"""What stands around a module's `training_step` during a private fit, and takes the mean of its losses.
+
+Lightning's own hooks come before or after the whole step. Here the generators are looked at right before it,
+operators inside are watched, and per-row losses become the one number whose backward runs.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, final
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_dp.privacy.row_losses import mean_loss
+
+_NAME = "training_step"
+
+
+@final
+class PrivateStep:
+    """In the place of `module.training_step`, until `remove`.
+
+    A copy of the module gets one that takes means and does nothing else, bound to the copy.
+
+    Args:
+        module: of the fit; compiled or not.
+        around: a context for each call.
+        check: told how many losses there are, where there is one a row; raises where they are too few.
+    """
+
+    def __init__(
+        self,
+        module: LightningModule,
+        *,
+        around: Callable[[], AbstractContextManager[Any]],
+        check: Callable[[int], None],
+    ) -> None:
+        self._module = module
+        self._before = module.__dict__.get(_NAME)  # a compiled step lies there
+        self._around, self._check = around, check
+        # Lightning looks up the signature, and whether the step is the user's own, under __wrapped__.
+        functools.update_wrapper(self, getattr(module, _NAME), updated=())
+        module.__dict__[_NAME] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._around():
+            output = self.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
+        given = output.get("losses") if isinstance(output, Mapping) else output
+        if isinstance(given, Tensor) and given.ndim == 1:
+            self._check(len(given))
+        return _with_mean(output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo.get(id(self._module), self._module)
+
+        @functools.wraps(self.__wrapped__)  # type: ignore[attr-defined]
+        def step(*args: Any, **kwargs: Any) -> Any:
+            return _with_mean(getattr(type(copied), _NAME)(copied, *args, **kwargs))
+
+        return step
+
+    def remove(self) -> None:
+        """Leave the module as it was found; safe to call twice."""
+        if self._module.__dict__.get(_NAME) is self:
+            del self._module.__dict__[_NAME]
+            if self._before is not None:
+                self._module.__dict__[_NAME] = self._before
+
+
+def _with_mean(output: Any) -> Any:
+    mean = mean_loss(output)
+    return {**output, "loss": mean} if isinstance(output, Mapping) else mean
