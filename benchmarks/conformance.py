@@ -33,7 +33,7 @@ import lightning_dp.privacy
 from lightning_dp.tracking.tables import Table, markdown
 
 ROOT = Path(__file__).parents[1]
-_PRELOADED = ["conformance_check", "conformance_engine", "conformance_models.libraries"]
+_PRELOADED = ["__main__", "conformance_check", "conformance_engine", "conformance_models.libraries"]
 
 
 def main() -> None:
@@ -88,6 +88,8 @@ def _read(path: Path, *, code: str) -> dict[str, dict[str, Any]]:
 
 def _scan_all(names: list[str], *, quick: bool, jobs: int, timeout: float) -> Iterable[dict[str, Any]]:
     """One process per model, `jobs` at a time, each ended after `timeout` seconds."""
+    # The server that the processes are forked from reads its path from here.
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(Path(__file__).parent), *filter(None, sys.path)]))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     waiting, running = list(reversed(names)), {}

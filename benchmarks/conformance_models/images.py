@@ -105,6 +105,13 @@ def _mixer() -> nn.Module:
     return MlpMixer(num_classes=3, img_size=16, patch_size=4, num_blocks=2, embed_dim=16)
 
 
+def _poolformer() -> nn.Module:
+    from timm.models.metaformer import GroupNorm1, MetaFormer
+
+    sizes = {"depths": (1, 1), "dims": (8, 16)}
+    return MetaFormer(**sizes, num_classes=3, norm_layers=GroupNorm1, layer_scale_init_values=0.1)
+
+
 def _maxvit() -> nn.Module:
     from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitConvCfg, MaxxVitTransformerCfg
 
@@ -305,7 +312,7 @@ IMAGES: dict[str, Case] = {
     ),
     "timm MaxViT": Case("timm", _maxvit, noise(3, 16, 16), plain, 40),
     "timm MobileViT, GroupNorm": _replaced("mobilevit_xxs"),
-    "timm PoolFormer": _timm("poolformer_s12", size=32, most=40, layers=(1, 1, 1, 1)),
+    "timm PoolFormer": Case("timm", _poolformer, noise(3, 32, 32), plain, 40),
     "timm Twins": _replaced("twins_svt_small", img_size=32, embed_dims=(8, 8, 8, 8), num_heads=(1, 1, 2, 2)),
     "torchvision ViT": _torchvision(
         lambda _: _.VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=3), most=65

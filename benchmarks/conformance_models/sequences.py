@@ -160,7 +160,6 @@ SEQUENCES: dict[str, Case] = {
         **_PATCHTST,
         share_embedding=False,
         share_projection=False,
-        use_cls_token=True,
         positional_encoding_type="random",
     ),
     "PatchTSMixer": _case(
