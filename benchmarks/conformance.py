@@ -59,7 +59,7 @@ def main() -> None:
         options.lines.parent.mkdir(parents=True, exist_ok=True)
         with options.lines.open("a") as file:
             file.write(json.dumps({"code": code, **row}, ensure_ascii=False) + "\n")
-        print(f"{row['model']:48} {row['seconds']:5.0f} s  {verdict(row)}", flush=True)
+        print(f"{row['model']:48} {row['seconds']:5.0f} s  {verdict(row)[:300]}", flush=True)
     rows = [done[n] for n in names if n in done]
     summary = _summary(rows)
     print(f"{summary} ({time.monotonic() - started:.0f} s)")

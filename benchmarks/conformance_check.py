@@ -4,6 +4,7 @@ The oracle is plain autograd on one row at a time: it knows no batch, so no leng
 gradients of a pool of rows are computed once; batches are drawn from the pool in random order.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +34,8 @@ class Findings:
     Attributes:
         refused: the sentence with which the engine refused before training.
         wrong: by batch size, the relative error where it exceeds the tolerance. Silent: nothing was raised.
-        late: by sentence, the batch sizes at which the engine raised in the middle of training.
+        late: by sentence, the batch sizes at which the engine raised in the middle of training; sentences that
+            differ in numbers only count as the first of them.
     """
 
     batch_sizes: list[int] = field(default_factory=list)
@@ -95,7 +97,9 @@ def _sizes(lengths: set[int], *, most: int, quick: bool) -> list[int]:
 
 
 def _add(late: dict[str, list[int]], sentence: str, rows: int) -> None:
-    sizes = late.setdefault(sentence, [])
+    kind = re.sub(r"\d+", "#", sentence)
+    same = next((known for known in late if re.sub(r"\d+", "#", known) == kind), sentence)
+    sizes = late.setdefault(same, [])
     if rows not in sizes:
         sizes.append(rows)
 
