@@ -2,10 +2,10 @@
 
     python benchmarks/conformance.py --jobs 2 --json docs/results/conformance.json
 
-Each model is tried in a process of its own at every batch size up to 40 and around every length that occurs in
-it, against one autograd backward per unit. It is right, or refused before training with a sentence; anything
-else is a fault. Rows are kept in --lines as they come, so that a scan that was stopped goes on by the same
-command; they count for the code they were made with and no other. --only names models (or parts of names).
+Each model is tried in a process of its own at every batch size up to 40 and around every length that occurs
+in it, against one autograd backward per unit. It is right, or refused before training with a sentence;
+anything else is a fault. Rows are kept in --lines as they come, so that a scan that was stopped goes on by the
+same command; they count for the code they were made with and no other. --only runs its models anew.
 """
 
 import argparse
@@ -89,7 +89,9 @@ def _read(path: Path, *, code: str) -> dict[str, dict[str, Any]]:
 def _scan_all(names: list[str], *, quick: bool, jobs: int, timeout: float) -> Iterable[dict[str, Any]]:
     """One process per model, `jobs` at a time, each ended after `timeout` seconds."""
     # The server that the processes are forked from reads its path from here.
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(Path(__file__).parent), *filter(None, sys.path)]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        dict.fromkeys([str(Path(__file__).parent), *filter(None, sys.path)])
+    )
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     waiting, running = list(reversed(names)), {}
@@ -193,8 +195,8 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     refused, crashed = sum(bool(r["refused"]) for r in rows), sum(bool(r["crashed"]) for r in rows)
     exact = sum(not is_fault(r) and not r["refused"] for r in rows)
     return (
-        f"{len(rows)} models: {exact} exact, {refused} refused before training, {wrong} silently wrong at some "
-        f"batch size, {late} refused in the middle of training, {crashed} not scanned"
+        f"{len(rows)} models: {exact} exact, {refused} refused before training, {wrong} silently wrong at "
+        f"some batch size, {late} refused in the middle of training, {crashed} not scanned"
     )
 
 
@@ -213,16 +215,19 @@ def _page(rows: list[dict[str, Any]], summary: str) -> str:
             for row in rows
         ],
     )
-    return f"# Is the default engine exact on models nobody here wrote?\n\n{_ASKED}\n\n{summary}.\n\n{markdown([table])}\n"
+    title = "# Is the default engine exact on models nobody here wrote?"
+    return "\n\n".join([title, *_ASKED, f"{summary}.", markdown([table])]) + "\n"
 
 
-_ASKED = """**Asked.** Each model trains under the default clipping engine (tiny configurations, random weights, no \
-dropout), at every batch size up to 40 and around every length that occurs in it: channels, tokens, heads, tables, \
-buffers, any length of any tensor seen in a forward. Rows come in random order from a pool; units have weights 0, 1 \
-and between, one row or two. Each unit's norm and each parameter's clipped sum is compared with one autograd backward \
-per unit, norms in fp64: the worst relative error may be 1e-5. The other good answer is a refusal before training.
-
-**Command.** `python benchmarks/conformance.py --jobs 2 --json docs/results/conformance.json`"""
+_ASKED = [
+    "**Asked.** Each model trains under the default clipping engine (tiny configurations, random weights, no "
+    "dropout), at every batch size up to 40 and around every length that occurs in it: channels, tokens, heads, "
+    "tables, buffers, any length of any tensor seen in a forward. Rows come in random order from a pool; units "
+    "have weights 0, 1 and between, one row or two. Each unit's norm and each parameter's clipped sum is "
+    "compared with one autograd backward per unit, norms in fp64: the worst relative error may be 1e-5. The "
+    "other good answer is a refusal before training.",
+    "**Command.** `python benchmarks/conformance.py --jobs 2 --json docs/results/conformance.json`",
+]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The oracle is plain autograd on one row at a time: it knows no batch, so no leng
 gradients of a pool of rows are computed once; batches are drawn from the pool in random order.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,6 +85,8 @@ def scan(case: Case, prepare: Prepare, *, quick: bool = False, seed: int = 0) ->
                     if not error <= TOLERANCE:
                         found.wrong[rows] = max(error, found.wrong.get(rows, 0.0))
             found.batch_sizes.append(rows)
+        if engine is not None and pool.left_by_padding(engine) != 0.0:
+            found.wrong[3] = math.inf
     finally:
         if engine is not None:
             engine.detach()
@@ -165,6 +168,13 @@ class Pool:
         torch.manual_seed(0)
         batch = self.case.inputs(3)
         return prepare(self.model, step, batch, 3, max_grad_norm=self.max_grad_norm)
+
+    def left_by_padding(self, engine: ClippingEngine) -> float:
+        """Largest entry of the sums of a batch of padding alone, which must be exactly 0."""
+        engine.expect(unit_weights=torch.zeros(3), rows_per_unit=1)
+        self.step(torch.arange(3)).backward()
+        engine.collect()
+        return max(float(s.abs().max()) for s in engine.take().values())
 
     def error(
         self, engine: ClippingEngine, rows: int, *, rows_per_unit: int, generator: torch.Generator

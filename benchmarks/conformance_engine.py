@@ -1,4 +1,4 @@
-"""The one place where the conformance scan makes the engine ready, as a private fit would before its first row."""
+"""The one place where the conformance scan prepares the engine, as a fit does before its first row."""
 
 from conformance_models.case import Batch, Step
 from torch import nn

@@ -152,14 +152,15 @@ SEQUENCES: dict[str, Case] = {
     "PatchTST": _case(
         "PatchTSTForPrediction", "PatchTSTConfig", inputs=_windows, step=_given_loss, **_PATCHTST
     ),
-    "PatchTST, apart by channel": _case(
+    "PatchTST, channel attention": _case(
         "PatchTSTForPrediction",
         "PatchTSTConfig",
         inputs=_windows,
         step=_predictions,
         **_PATCHTST,
         share_embedding=False,
-        share_projection=False,
+        channel_attention=True,
+        use_cls_token=True,
         positional_encoding_type="random",
     ),
     "PatchTSMixer": _case(
