@@ -4,8 +4,8 @@
 
 Each model is tried in a process of its own at every batch size up to 40 and around every length that occurs
 in it, against one autograd backward per unit. It is right, or refused before training with a sentence;
-anything else is a fault. Rows are kept in --lines as they come, so that a scan that was stopped goes on by the
-same command; they count for the code they were made with and no other. --only runs its models anew.
+anything else is a fault. Rows are kept in --lines as they come, so that a scan that was stopped goes on by
+the same command; they count for the code they were made with and no other. --only runs its models anew.
 """
 
 import argparse
@@ -220,12 +220,12 @@ def _page(rows: list[dict[str, Any]], summary: str) -> str:
 
 
 _ASKED = [
-    "**Asked.** Each model trains under the default clipping engine (tiny configurations, random weights, no "
-    "dropout), at every batch size up to 40 and around every length that occurs in it: channels, tokens, heads, "
-    "tables, buffers, any length of any tensor seen in a forward. Rows come in random order from a pool; units "
-    "have weights 0, 1 and between, one row or two. Each unit's norm and each parameter's clipped sum is "
-    "compared with one autograd backward per unit, norms in fp64: the worst relative error may be 1e-5. The "
-    "other good answer is a refusal before training.",
+    "**Asked.** Each model trains under the default clipping engine (tiny configurations, random weights, "
+    "no dropout), at every batch size up to 40 and around every length that occurs in it: channels, "
+    "tokens, heads, tables, buffers, any length of any tensor seen in a forward. Rows come in random "
+    "order from a pool; units have weights 0, 1 and between, one row or two. Each unit's norm and each "
+    "parameter's clipped sum is compared with one autograd backward per unit, norms in fp64: the worst "
+    "relative error may be 1e-5. The other good answer is a refusal before training.",
     "**Command.** `python benchmarks/conformance.py --jobs 2 --json docs/results/conformance.json`",
 ]
 

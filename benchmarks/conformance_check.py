@@ -35,7 +35,7 @@ class Findings:
     Attributes:
         refused: the sentence with which the engine refused before training.
         wrong: by batch size, the relative error where it exceeds the tolerance. Silent: nothing was raised.
-        late: by sentence, the batch sizes at which the engine raised in the middle of training; sentences that
+        late: by sentence, the batch sizes at which the engine raised while training; sentences that
             differ in numbers only count as the first of them.
     """
 
