@@ -39,9 +39,9 @@ def test_one_unit_moves_the_sum_by_at_most_c(engine, subject, half):
             moved, padding = _tried(engine, subject, half).moved(draw)
         except RuntimeError as error:
             # The oracle compares replays and refuses those that differ; huge values round that far.
-            assert engine == "Loop"
-            assert "gives other values for a unit alone" in str(error)
-            return
+            if engine == "Loop" and "gives other values for a unit alone" in str(error):
+                return
+            raise
         assert moved <= 1 + SLACK
         assert padding == 0.0
 
