@@ -324,7 +324,9 @@ IMAGES: dict[str, Case] = {
     "timm MaxViT": Case("timm", _maxvit, noise(3, 16, 16), plain, 40),
     "timm MobileViT, GroupNorm": _replaced("mobilevit_xxs"),
     "timm PoolFormer": Case("timm", _poolformer, noise(3, 32, 32), plain, 40),
-    "timm Twins": _replaced("twins_svt_small", img_size=32, embed_dims=(8, 8, 8, 8), num_heads=(1, 1, 2, 2)),
+    "timm Twins": _replaced(
+        "twins_svt_small", img_size=32, depths=(1, 1, 1, 1), embed_dims=(8, 8, 8, 8), num_heads=(1, 1, 2, 2)
+    ),
     "torchvision ViT": _torchvision(
         lambda _: _.VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=3), most=65
     ),

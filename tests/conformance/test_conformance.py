@@ -23,8 +23,6 @@ CUT = [
     "Wav2Vec2",
     "timm MLP-Mixer",
     "timm MaxViT",
-    "UNet2DCondition",
-    "DiTTransformer2D",
     "Llama with DoRA",
     "torch LSTM",
     "torch TransformerEncoder, time first",
@@ -84,10 +82,6 @@ def _prepared(engine):
         return engine
 
     return prepare
-
-
-SOUND = "einsum with rows second"
-"""A case that is 12 steps long and that the engine does not take for rows."""
 
 
 def test_the_check_passes_a_sound_engine():
