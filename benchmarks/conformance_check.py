@@ -85,8 +85,12 @@ def scan(case: Case, prepare: Prepare, *, quick: bool = False, seed: int = 0) ->
                     if not error <= TOLERANCE:
                         found.wrong[rows] = max(error, found.wrong.get(rows, 0.0))
             found.batch_sizes.append(rows)
-        if engine is not None and pool.left_by_padding(engine) != 0.0:
-            found.wrong[3] = math.inf
+        if engine is not None:
+            try:
+                if pool.left_by_padding(engine) != 0.0:
+                    found.wrong[3] = math.inf
+            except Exception as raised:
+                _add(found.late, _sentence(raised), 3)
     finally:
         if engine is not None:
             engine.detach()
