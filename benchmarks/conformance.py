@@ -169,9 +169,7 @@ def verdict(row: dict[str, Any]) -> str:
     """One line: exact, wrong where, or refused how."""
     if row["crashed"]:
         return f"NOT SCANNED: {row['crashed']}"
-    if row["refused"]:
-        return f"refused: {row['refused']}"
-    parts = []
+    parts = [f"refused: {row['refused']}"] if row["refused"] else []
     if row["wrong"]:
         parts.append(f"WRONG by up to {max(row['wrong'].values()):.1e} at {_ranges(row['wrong'])}")
     for sentence, sizes in row["late"].items():
