@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from lightning_dp.callbacks.logical_batches import LogicalBatches
 from lightning_dp.callbacks.preflight import run_preflight
+from lightning_dp.callbacks.spot_check import SpotCheck
 from lightning_dp.callbacks.trainer_checks import check_loader, check_optimizers, check_trainer
 from lightning_dp.privacy.charging import StepCharges
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
@@ -77,6 +78,9 @@ class DifferentialPrivacy(Callback):
             attacks on the generator's state and on floating-point rounding; slower.
         accept: for findings of the preflight that are harmless here, code → why; the reasons go into the
             ledger and the privacy report. See `lightning_dp.privacy.preflight.CODES`.
+        spot_check: n, one logical batch in how many is looked at twice, as is the first: some of its units
+            are run again alone, and a fit stops where their gradients are not what was measured; 0 for none.
+            See docs/spot_check.md.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class DifferentialPrivacy(Callback):
         reserve_steps: int = 50,
         secure: bool = False,
         accept: dict[str, str] | None = None,
+        spot_check: int = 100,
     ) -> None:
         if (target_epsilon is None) == (noise_multiplier is None):
             raise ValueError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
@@ -121,6 +126,7 @@ class DifferentialPrivacy(Callback):
                 raise ValueError(f"privacy.{name} must be at least 1, not {count}")
         check_accept(accept or {})
         self.accept = accept or {}
+        self._spot_check = SpotCheck(spot_check)
         self.target_epsilon = target_epsilon
         self.delta = delta
         self.noise_multiplier = noise_multiplier
@@ -273,6 +279,7 @@ class DifferentialPrivacy(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the clipper onto the model."""
         assert self._charges is not None
+        assert self._loader is not None
         self._logical = LogicalBatches(trainer)
         lost = self._charges.charged_before - trainer.global_step
         if lost > 0:
@@ -280,6 +287,13 @@ class DifferentialPrivacy(Callback):
                 f"{lost} steps were charged and lost before this resume; they stay charged, so training ends "
                 f"at step {trainer.max_steps - lost} to keep ε ≤ {self.plan.epsilon:.4g}"
             )
+        self._spot_check.start(
+            self.clipping_engine,
+            function=self.clipping_function,
+            max_grad_norm=self.max_grad_norm,
+            loader=self._loader,
+            rows_per_unit=self.plan.unit.rows_per_unit,
+        )
         self.clipping_engine.attach(
             pl_module, function=self.clipping_function, max_grad_norm=self.max_grad_norm
         )
@@ -300,6 +314,7 @@ class DifferentialPrivacy(Callback):
             unit_weights=self._weights,
             rows_per_unit=self.plan.unit.rows_per_unit * int(getattr(pl_module, "rows_per_example", 1)),
         )
+        self._spot_check.begin(trainer, pl_module, part)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Undo Lightning's division of the loss by accumulate_grad_batches."""
@@ -311,6 +326,7 @@ class DifferentialPrivacy(Callback):
         """Add this physical batch's clipped gradients to the sums."""
         norms = self.clipping_engine.collect()
         self._collected = True
+        self._spot_check.look(trainer, pl_module, norms)
         real = norms[self._weights.to(norms.device) > 0]
         finite = real[real.isfinite()]
         statistics = {
@@ -333,6 +349,7 @@ class DifferentialPrivacy(Callback):
             )
         assert self._charges is not None
         self._charges.take()  # the ledger covers the step, or this raises
+        self._spot_check.settle(self._ranks, step=trainer.global_step)
         noisy = self._ranks.release(
             self.clipping_engine.take(),
             noise=self._noise,
@@ -378,6 +395,7 @@ class DifferentialPrivacy(Callback):
         self.clipping_engine.detach()
 
     def _finish(self, trainer: Trainer, *, status: str) -> None:
+        self._spot_check.leave()
         self.clipping_engine.detach()
         if self._charges is not None and self._loader is not None:
             if self._logical is not None:
@@ -400,6 +418,7 @@ class DifferentialPrivacy(Callback):
                 "run": self._run,
                 "ledger_seq": seq,
                 "ledger_hash": digest,
+                "spot_check": self._spot_check.to_dict(),
                 **self._facts,
             },
         )

@@ -119,8 +119,10 @@ class BookKeeping(ClippingEngine):
     def take(self) -> dict[str, Tensor]:
         return self._attached().sums.take()
 
-    def observe(self, observer: Observer | None) -> None:
-        self._attached().sums.observer = observer
+    def observe(self, observer: Observer | None) -> Observer | None:
+        sums = self._attached().sums
+        before, sums.observer = sums.observer, observer
+        return before
 
     def detach(self) -> None:
         self._patches.undo()

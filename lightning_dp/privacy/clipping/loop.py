@@ -165,8 +165,10 @@ class Loop(ClippingEngine):
     def take(self) -> dict[str, Tensor]:
         return self._attached().take()
 
-    def observe(self, observer: Observer | None) -> None:
-        self._attached().observer = observer
+    def observe(self, observer: Observer | None) -> Observer | None:
+        sums = self._attached()
+        before, sums.observer = sums.observer, observer
+        return before
 
     def detach(self) -> None:
         for handle in self._handles:

@@ -1,0 +1,406 @@
+"""A check on real batches while training: were the units' gradients measured as they are?
+
+Of one logical batch in n, chosen by the operating system's entropy, and of the very first one, a few units of
+one physical batch are run again (`privacy.spot_check`): alone, two beside each other, and collated anew. What
+was measured of them must be theirs. Otherwise the step is charged and stopped before anything of it leaves.
+
+Such a stop depends on private values: it shows one bit, and only where the guarantee was broken already.
+See docs/spot_check.md.
+"""
+
+import copy
+import functools
+import random
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, cast, final
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
+
+from lightning_dp.callbacks.preflight import nowhere, shared_by_copies, undisturbed
+from lightning_dp.privacy.clipping.engine import ClippingEngine
+from lightning_dp.privacy.clipping.functions import ClippingFunction
+from lightning_dp.privacy.clipping.observing import Observer, UnitNorms
+from lightning_dp.privacy.preflight.draws import Draws, LinedUp
+from lightning_dp.privacy.ranks import Ranks
+from lightning_dp.privacy.row_losses import mean_loss
+from lightning_dp.privacy.sampling import PhysicalBatch, PoissonLoader
+from lightning_dp.privacy.spot_check import (
+    CouldNotRun,
+    Disagreement,
+    HandedOut,
+    NotCut,
+    Recording,
+    Rerun,
+    SecondLook,
+    cut,
+    same_values,
+    snapshot,
+    tolerance,
+)
+
+_UNITS = 3
+_FLOOR = 1e-5
+"""Share of the bound below which a unit's norm can't matter."""
+_READINGS = 8
+"""How often a batch is read again before its data set counts as one that gives the same items each time."""
+
+_WHY = {
+    "module": "the module can't be copied",
+    "batch": "nobody can tell which part of the batch belongs to which unit",
+    "draws": "training_step draws random numbers that can't be repeated for one unit",
+    "step": "training_step does not run on one unit of the batch alone",
+}
+
+
+@final
+class SpotCheck:
+    """What `DifferentialPrivacy` asks to look at a batch twice; its calls are in the order of a step.
+
+    Args:
+        one_in: n ≥ 1, logical batches of which one is looked at in the mean; 0 looks at none.
+    """
+
+    def __init__(self, one_in: int) -> None:
+        if isinstance(one_in, bool) or not isinstance(one_in, int) or one_in < 0:
+            raise ValueError(
+                f"privacy.spot_check is {one_in!r}; it is one logical batch in how many that is checked, a "
+                "whole number of at least 1, or 0 for none"
+            )
+        self._one_in = one_in
+        self._entropy = random.SystemRandom()
+        self._undo: Callable[[], None] | None = None
+        self._batch: _Batch | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._chosen = 0
+        self._not_checked: set[str] = set()
+        self._found: Disagreement | None = None
+        self._whole_was_taken = True
+        self._wanted = ""
+        self._items_vary = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the privacy report; nothing in it depends on a value in the data.
+
+        `batches` counts the logical batches that were chosen, on the first rank; `not_checked` says what of
+        the module or the layout of its batches stood in the way.
+        """
+        return {
+            "one_in": self._one_in or None,
+            "batches": self._chosen,
+            "not_checked": sorted(self._not_checked),
+        }
+
+    def start(
+        self,
+        engine: ClippingEngine,
+        *,
+        function: ClippingFunction,
+        max_grad_norm: float,
+        loader: PoissonLoader,
+        rows_per_unit: int,
+    ) -> None:
+        """Before the engine is attached to the module of a fit."""
+        self._forget()
+        self._engine, self._spare = engine, copy.deepcopy(engine)
+        self._function, self._bound = function, max_grad_norm
+        self._loader, self._rows_per_unit = loader, rows_per_unit
+
+    def begin(self, trainer: Trainer, module: LightningModule, part: PhysicalBatch) -> None:
+        """Before a physical batch: perhaps choose it."""
+        self.leave()
+        first, self._whole_was_taken = self._whole_was_taken, part.last
+        if first:
+            # Not every batch in n: whoever could tell which are looked at could leave those alone.
+            drawn = self._one_in and (not self._chosen or not self._entropy.randrange(self._one_in))
+            self._wanted = self._entropy.choice(("first", "last")) if drawn else ""
+            self._chosen += bool(drawn)
+        if (self._wanted == "first" and first) or (self._wanted == "last" and part.last):
+            self._batch = _Batch(part)
+            self._watch(trainer, module, self._batch)
+
+    def _watch(self, trainer: Trainer, module: LightningModule, batch: "_Batch") -> None:
+        """Note what the engine measures, and how the step begins and what it draws."""
+        before = self._engine.observe(batch.note)
+        batch.then = before
+        own = module.__dict__.get("training_step")
+        step = module.training_step
+
+        def undo() -> None:
+            if own is None:
+                module.__dict__.pop("training_step", None)
+            else:
+                module.__dict__["training_step"] = own
+
+        @functools.wraps(step)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            undo()
+            self._undo = None
+            given = args[0] if args else kwargs["batch"]
+            more = args[1:], {key: value for key, value in kwargs.items() if key != "batch"}
+            batch.given = _copy_of(given)
+            shared = shared_by_copies(trainer, module, cast(Any, self._loader))
+            try:
+                again = _silent(snapshot(module, keep=shared))
+            except Exception:  # whatever the module's parts raise when they are copied
+                self._leave_unchecked("module")
+            else:
+                batch.rerun = Rerun(
+                    again,
+                    loss=lambda copied, rows: _loss(trainer, copied, rows, *more),
+                    device=trainer.strategy.root_device,
+                    keep=shared,
+                )
+            with ExitStack() as stack:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+                stack.enter_context(batch.recording)
+                return step(*args, **kwargs)
+
+        module.__dict__["training_step"] = watched
+        self._undo = undo
+
+    def look(self, trainer: Trainer, module: LightningModule, norms: Tensor) -> None:
+        """After the engine collected a physical batch: run units of it again, where it was chosen.
+
+        Args:
+            norms: (U,) as measured.
+        """
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        self._engine.observe(batch.then)
+        totals = norms.detach().double().cpu()
+        weights = torch.tensor(batch.part.weights)
+        real = torch.nonzero((weights > 0) & totals.isfinite()).flatten().tolist()
+        if not real or batch.rerun is None:
+            return
+        # The least of them too: a norm that was lost in rounding is small.
+        least = min(real, key=lambda unit: totals[unit])
+        units = self._entropy.sample(real, min(_UNITS - 1, len(real)))
+        units += [least] if least not in units else []
+        with undisturbed(trainer):
+            found = self._look(trainer, module, batch, units=units, totals=totals)
+        if found is not None:
+            self._found = found
+
+    def settle(self, ranks: Ranks, *, step: int) -> None:
+        """Once a step is charged, before anything of it is released; a finding of one rank stops all.
+
+        Raises:
+            RuntimeError: what was found.
+        """
+        if not self._one_in or not ranks.most(int(self._found is not None)):
+            return
+        found = self._found
+        raise RuntimeError(
+            f"the spot check stopped step {step} before anything of it left: "
+            + ("another rank says why" if found is None else _sentence(found, engine=self._engine))
+        )
+
+    def leave(self) -> None:
+        """Leave module and engine as they are without a check. Safe to call at any time."""
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            self._engine.observe(batch.then)
+
+    def _look(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        batch: "_Batch",
+        *,
+        units: list[int],
+        totals: Tensor,
+    ) -> Disagreement | None:
+        assert batch.rerun is not None
+        num_units = len(batch.part.weights)
+        device = trainer.strategy.root_device
+        read = functools.partial(self._read_again, trainer, module)
+        example = self._example(batch, units[0], read)
+
+        def pick(some: Sequence[int]) -> Any:
+            return cut(
+                batch.given, some, num_units=num_units, rows_per_unit=self._rows_per_unit, example=example
+            )
+
+        try:
+            pick(units[:1])
+        except NotCut:
+            self._leave_unchecked("batch")
+            return None
+        look = SecondLook(
+            batch.rerun,
+            pick=pick,
+            units=units,
+            share=tolerance(half=batch.recording.half, device=device),
+            floor=_FLOOR * self._bound,
+        )
+        found = self._compare(module, batch, look, num_units=num_units, totals=totals)
+        if found is None and example is not None and not self._items_vary:
+            found = self._collated_anew(batch, look, pick(units[:1]), example, read)
+        return found
+
+    def _compare(
+        self, module: LightningModule, batch: "_Batch", look: SecondLook, *, num_units: int, totals: Tensor
+    ) -> Disagreement | None:
+        assert batch.rerun is not None
+        rows = self._rows_per_unit * int(getattr(module, "rows_per_example", 1))
+        if batch.recording.can_be_handed_out:
+            handed: list[HandedOut] = []
+
+            def own(some: Sequence[int]) -> Draws:
+                usual = frozenset({1, self._rows_per_unit, rows})
+                handed.append(HandedOut(batch.recording, some, num_units=num_units, rows=usual))
+                return handed[-1]
+
+            try:
+                found = look.compare(batch.norms, totals=totals, draws=own)
+                if found is None or all(one.certain for one in handed):
+                    return found
+            except CouldNotRun:
+                pass  # perhaps for the draws
+        # Which draw was whose is not known: the whole batch once more, with the same draws for every row.
+        lined: list[LinedUp] = []
+
+        def same(_: Sequence[int] = ()) -> Draws:
+            lined.append(LinedUp())
+            return lined[-1]
+
+        try:
+            seen = batch.rerun.measured(
+                batch.given,
+                draws=same(),
+                engine=self._spare,
+                function=self._function,
+                num_units=num_units,
+                rows_per_unit=rows,
+            )
+            found = look.compare(seen.norms, draws=same)
+        except CouldNotRun:
+            self._leave_unchecked("step")
+            return None
+        if any(one.foreign for one in lined):
+            self._leave_unchecked("draws")
+            return None
+        return found
+
+    def _example(self, batch: "_Batch", unit: int, read: Callable[[Sequence[int]], Any]) -> Any | None:
+        """The batch of one unit as collation makes it; None where its item can't be read here."""
+        try:
+            return read([batch.part.indices[unit]])
+        except Exception:  # a file that is open in worker processes only, for one
+            return None
+
+    def _collated_anew(
+        self,
+        batch: "_Batch",
+        look: SecondLook,
+        alone: Any,
+        example: Any,
+        read: Callable[[Sequence[int]], Any],
+    ) -> Disagreement | None:
+        """Whether collation or a transfer hook makes something else of a unit alone."""
+        if same_values(alone, example):
+            return None
+        try:
+            found = look.same(alone, example, draws=LinedUp)
+        except CouldNotRun:
+            return None
+        if found is None:  # padding, for one
+            return None
+        for _ in range(_READINGS):
+            if not same_values(read(batch.part.indices), batch.given):
+                self._items_vary = True  # augmented anew each time: nothing can be said
+                return None
+        return found
+
+    def _read_again(self, trainer: Trainer, module: LightningModule, indices: Sequence[int]) -> Any:
+        """A batch of some units as training_step would get it."""
+        batch = trainer.precision_plugin.convert_input(self._loader.collated(indices))
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        for name, more in (
+            ("on_before_batch_transfer", ()),
+            ("transfer_batch_to_device", (trainer.strategy.root_device,)),
+            ("on_after_batch_transfer", ()),
+        ):
+            own = datamodule is None or not is_overridden(name, datamodule)
+            batch = getattr(module if own else datamodule, name)(batch, *more, 0)
+        return batch
+
+    def _leave_unchecked(self, code: str) -> None:
+        if code not in self._not_checked:
+            rank_zero_warn(f"the spot check of private batches could not look at one: {_WHY[code]}")
+        self._not_checked.add(code)
+
+
+class _Batch:
+    """A physical batch that is looked at."""
+
+    def __init__(self, part: PhysicalBatch) -> None:
+        self.part = part
+        self.recording = Recording()
+        self.given: Any = None
+        self.rerun: Rerun | None = None
+        self.norms: dict[str, Tensor] = {}
+        self.then: Observer | None = None
+
+    def note(self, seen: UnitNorms) -> None:
+        """Keep what the engine shows, and show it to who looked before."""
+        self.norms = dict(seen.norms)
+        if self.then is not None:
+            self.then(seen)
+
+
+def _copy_of(batch: Any) -> Any:
+    # A step may write into its batch.
+    return copy.deepcopy(batch)
+
+
+def _silent(module: nn.Module) -> nn.Module:
+    """Logs nowhere, prints nowhere, and runs as it is written."""
+    for child in module.modules():
+        if not isinstance(child, LightningModule):
+            continue
+        child.log, child.log_dict, child.print = nowhere, nowhere, nowhere  # type: ignore[method-assign]
+        if child._compiler_ctx is not None:  # a compiled step is bound to the original
+            for name in ("forward", "training_step"):
+                child.__dict__.pop(name, None)
+            child._compiler_ctx = None
+    return module
+
+
+def _loss(
+    trainer: Trainer, module: nn.Module, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    with trainer.precision_plugin.train_step_context():
+        return mean_loss(cast(LightningModule, module).training_step(batch, *args, **kwargs))
+
+
+def _sentence(found: Disagreement, *, engine: ClippingEngine) -> str:
+    name = type(engine).__name__
+    if found.kind == "engine":
+        return (
+            f"what {name} measured of a unit's gradient in '{found.place}' is not what the unit has alone, "
+            "so clipping does not bound it; set another privacy.clipping_engine, build the layer from "
+            "torch.nn's, or freeze it"
+        )
+    if found.kind == "coupling":
+        return (
+            f"what a unit contributes (to '{found.place}', for one) depends on the others of its batch, so "
+            "clipping does not bound it; in training_step compute every row from itself alone, and return "
+            "the mean of per-row losses"
+        )
+    return (
+        f"collation or a transfer hook makes something else of a unit in a batch than of the unit alone "
+        f"(which changes the gradient of '{found.place}', for one); take statistics of the batch out of "
+        "collate_fn and the hooks"
+    )
