@@ -25,6 +25,7 @@ from lightning_dp.callbacks.preflight import nowhere, shared_by_copies, undistur
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer, UnitNorms
+from lightning_dp.privacy.noise import entropy_bits
 from lightning_dp.privacy.preflight.draws import Draws, LinedUp
 from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.row_losses import mean_loss
@@ -37,15 +38,14 @@ from lightning_dp.privacy.spot_check import (
     Recording,
     Rerun,
     SecondLook,
+    Tolerance,
     cut,
     same_values,
     snapshot,
-    tolerance,
 )
 
 _UNITS = 3
-_FLOOR = 1e-5
-"""Share of the bound below which a unit's norm can't matter."""
+_LARGEST = 1e30
 _READINGS = 8
 """How often a batch is read again before its data set counts as one that gives the same items each time."""
 
@@ -72,7 +72,7 @@ class SpotCheck:
                 "whole number of at least 1, or 0 for none"
             )
         self._one_in = one_in
-        self._entropy = random.SystemRandom()
+        self._entropy = random.Random()
         self._undo: Callable[[], None] | None = None
         self._batch: _Batch | None = None
         self._forget()
@@ -82,7 +82,7 @@ class SpotCheck:
         self._not_checked: set[str] = set()
         self._found: Disagreement | None = None
         self._whole_was_taken = True
-        self._wanted = ""
+        self._wanted: tuple[str, ...] = ()
         self._items_vary = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,6 +108,7 @@ class SpotCheck:
     ) -> None:
         """Before the engine is attached to the module of a fit."""
         self._forget()
+        self._entropy.seed(entropy_bits())
         self._engine, self._spare = engine, copy.deepcopy(engine)
         self._function, self._bound = function, max_grad_norm
         self._loader, self._rows_per_unit = loader, rows_per_unit
@@ -117,11 +118,14 @@ class SpotCheck:
         self.leave()
         first, self._whole_was_taken = self._whole_was_taken, part.last
         if first:
-            # Not every batch in n: whoever could tell which are looked at could leave those alone.
-            drawn = self._one_in and (not self._chosen or not self._entropy.randrange(self._one_in))
-            self._wanted = self._entropy.choice(("first", "last")) if drawn else ""
-            self._chosen += bool(drawn)
-        if (self._wanted == "first" and first) or (self._wanted == "last" and part.last):
+            # Not every n-th batch: whoever could tell which are looked at could leave those alone.
+            self._wanted = ()
+            if self._one_in and not self._chosen:
+                self._wanted = ("first", "last")
+            elif self._one_in and not self._entropy.randrange(self._one_in):
+                self._wanted = (self._entropy.choice(("first", "last")),)
+            self._chosen += bool(self._wanted)
+        if ("first" in self._wanted and first) or ("last" in self._wanted and part.last):
             self._batch = _Batch(part)
             self._watch(trainer, module, self._batch)
 
@@ -177,7 +181,8 @@ class SpotCheck:
         self._engine.observe(batch.then)
         totals = norms.detach().double().cpu()
         weights = torch.tensor(batch.part.weights)
-        real = torch.nonzero((weights > 0) & totals.isfinite()).flatten().tolist()
+        # Beyond the bound plain autograd may overflow where the batch, whose loss is a mean, did not.
+        real = torch.nonzero((weights > 0) & (totals < _LARGEST)).flatten().tolist()
         if not real or batch.rerun is None:
             return
         # The least of them too: a norm that was lost in rounding is small.
@@ -185,7 +190,13 @@ class SpotCheck:
         units = self._entropy.sample(real, min(_UNITS - 1, len(real)))
         units += [least] if least not in units else []
         with undisturbed(trainer):
-            found = self._look(trainer, module, batch, units=units, totals=totals)
+            tolerance = Tolerance.of(
+                half=batch.recording.half,
+                device=trainer.strategy.root_device,
+                norms=totals[real],
+                max_grad_norm=self._bound,
+            )
+            found = self._look(trainer, module, batch, units=units, totals=totals, tolerance=tolerance)
         if found is not None:
             self._found = found
 
@@ -220,10 +231,10 @@ class SpotCheck:
         *,
         units: list[int],
         totals: Tensor,
+        tolerance: Tolerance,
     ) -> Disagreement | None:
         assert batch.rerun is not None
         num_units = len(batch.part.weights)
-        device = trainer.strategy.root_device
         read = functools.partial(self._read_again, trainer, module)
         example = self._example(batch, units[0], read)
 
@@ -241,8 +252,7 @@ class SpotCheck:
             batch.rerun,
             pick=pick,
             units=units,
-            share=tolerance(half=batch.recording.half, device=device),
-            floor=_FLOOR * self._bound,
+            tolerance=tolerance,
         )
         found = self._compare(module, batch, look, num_units=num_units, totals=totals)
         if found is None and example is not None and not self._items_vary:
@@ -381,8 +391,10 @@ def _silent(module: nn.Module) -> nn.Module:
 def _loss(
     trainer: Trainer, module: nn.Module, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
+    assert isinstance(module, LightningModule)
+    module.trainer = trainer  # which copies forget
     with trainer.precision_plugin.train_step_context():
-        return mean_loss(cast(LightningModule, module).training_step(batch, *args, **kwargs))
+        return mean_loss(module.training_step(batch, *args, **kwargs))
 
 
 def _sentence(found: Disagreement, *, engine: ClippingEngine) -> str:
@@ -395,7 +407,7 @@ def _sentence(found: Disagreement, *, engine: ClippingEngine) -> str:
         )
     if found.kind == "coupling":
         return (
-            f"what a unit contributes (to '{found.place}', for one) depends on the others of its batch, so "
+            f"what a unit contributes (by '{found.place}', for one) depends on the others of its batch, so "
             "clipping does not bound it; in training_step compute every row from itself alone, and return "
             "the mean of per-row losses"
         )

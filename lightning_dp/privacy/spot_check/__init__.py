@@ -8,7 +8,7 @@ Nothing here decides when to look, and nothing here reads what is not in the bat
 does.
 """
 
-from lightning_dp.privacy.spot_check.comparison import Disagreement, SecondLook, tolerance
+from lightning_dp.privacy.spot_check.comparison import Disagreement, SecondLook, Tolerance
 from lightning_dp.privacy.spot_check.cutting import NotCut, cut, same_values
 from lightning_dp.privacy.spot_check.draws import HandedOut, Recording
 from lightning_dp.privacy.spot_check.rerun import CouldNotRun, Rerun, snapshot
@@ -21,8 +21,8 @@ __all__ = [
     "Recording",
     "Rerun",
     "SecondLook",
+    "Tolerance",
     "cut",
     "same_values",
     "snapshot",
-    "tolerance",
 ]
