@@ -293,6 +293,7 @@ class DifferentialPrivacy(Callback):
             max_grad_norm=self.max_grad_norm,
             loader=self._loader,
             rows_per_unit=self.plan.unit.rows_per_unit,
+            accepted=self._accepted,
         )
         self.clipping_engine.attach(
             pl_module, function=self.clipping_function, max_grad_norm=self.max_grad_norm

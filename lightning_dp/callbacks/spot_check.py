@@ -11,7 +11,7 @@ See docs/spot_check.md.
 import copy
 import functools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from typing import Any, cast, final
 
@@ -26,6 +26,7 @@ from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer, UnitNorms
 from lightning_dp.privacy.noise import entropy_bits
+from lightning_dp.privacy.preflight import Accepted
 from lightning_dp.privacy.preflight.draws import Draws, LinedUp
 from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.row_losses import mean_loss
@@ -48,6 +49,9 @@ _UNITS = 3
 _LARGEST = 1e30
 _READINGS = 8
 """How often a batch is read again before its data set counts as one that gives the same items each time."""
+
+_SAME_FAULTS = frozenset({"batch-norm", "coupling", "not-a-mean", "rows-per-unit", "clipping"})
+"""Findings of the preflight that this would be about as well."""
 
 _WHY = {
     "module": "the module can't be copied",
@@ -80,6 +84,7 @@ class SpotCheck:
     def _forget(self) -> None:
         self._chosen = 0
         self._not_checked: set[str] = set()
+        self._answered_for: list[str] = []
         self._found: Disagreement | None = None
         self._whole_was_taken = True
         self._wanted: tuple[str, ...] = ()
@@ -89,12 +94,14 @@ class SpotCheck:
         """For the privacy report; nothing in it depends on a value in the data.
 
         `batches` counts the logical batches that were chosen, on the first rank; `not_checked` says what of
-        the module or the layout of its batches stood in the way.
+        the module or the layout of its batches stood in the way, and `accepted` lists findings of the preflight
+        that somebody answers for and that leave nothing to look for.
         """
         return {
             "one_in": self._one_in or None,
             "batches": self._chosen,
             "not_checked": sorted(self._not_checked),
+            "accepted": self._answered_for,
         }
 
     def start(
@@ -105,9 +112,15 @@ class SpotCheck:
         max_grad_norm: float,
         loader: PoissonLoader,
         rows_per_unit: int,
+        accepted: Collection[Accepted],
     ) -> None:
-        """Before the engine is attached to the module of a fit."""
+        """Before the engine is attached to the module of a fit.
+
+        Somebody who answers for `accepted`, that units see each other or are measured wrongly, has answered
+        for what would be found here.
+        """
         self._forget()
+        self._answered_for = sorted({one.finding.code for one in accepted} & _SAME_FAULTS)
         self._entropy.seed(entropy_bits())
         self._engine, self._spare = engine, copy.deepcopy(engine)
         self._function, self._bound = function, max_grad_norm
@@ -117,7 +130,7 @@ class SpotCheck:
         """Before a physical batch: perhaps choose it."""
         self.leave()
         first, self._whole_was_taken = self._whole_was_taken, part.last
-        if first:
+        if first and not self._answered_for:
             # Not every n-th batch: whoever could tell which are looked at could leave those alone.
             self._wanted = ()
             if self._one_in and not self._chosen:
