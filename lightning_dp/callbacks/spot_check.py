@@ -11,7 +11,7 @@ See docs/spot_check.md.
 import copy
 import functools
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, cast, final
 
@@ -45,7 +45,8 @@ from lightning_dp.privacy.spot_check import (
     snapshot,
 )
 
-_UNITS = 3
+_UNITS = 2
+"""Units at random; up to two with the smallest norms join them."""
 _LARGEST = 1e30
 _READINGS = 8
 """How often a batch is read again before its data set counts as one that gives the same items each time."""
@@ -198,10 +199,8 @@ class SpotCheck:
         real = torch.nonzero((weights > 0) & (totals < _LARGEST)).flatten().tolist()
         if not real or batch.rerun is None:
             return
-        # The least of them too: a norm that was lost in rounding is small.
-        least = min(real, key=lambda unit: totals[unit])
-        units = self._entropy.sample(real, min(_UNITS - 1, len(real)))
-        units += [least] if least not in units else []
+        units = self._entropy.sample(real, min(_UNITS, len(real)))
+        units += [unit for unit in _least(totals, batch.norms, real=real) if unit not in units]
         with undisturbed(trainer):
             tolerance = Tolerance.of(
                 half=batch.recording.half,
@@ -363,6 +362,16 @@ class SpotCheck:
         if code not in self._not_checked:
             rank_zero_warn(f"the spot check of private batches could not look at one: {_WHY[code]}")
         self._not_checked.add(code)
+
+
+def _least(totals: Tensor, norms: Mapping[str, Tensor], *, real: list[int]) -> list[int]:
+    """The units with the smallest norm, of all parameters and of one: what was lost in rounding is small."""
+    found = {real[int(totals[real].argmin())]: None}
+    shares = [value[real].double().cpu() / value[real].double().cpu().median() for value in norms.values()]
+    if shares:
+        smallest = torch.stack(shares).nan_to_num(nan=1.0).amin(dim=0)  # (real units,)
+        found[real[int(smallest.argmin())]] = None
+    return list(found)
 
 
 class _Batch:
