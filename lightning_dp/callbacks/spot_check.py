@@ -95,7 +95,7 @@ class SpotCheck:
         """For the privacy report; nothing in it depends on a value in the data.
 
         `batches` counts the logical batches that were chosen, on the first rank; `not_checked` says what of
-        the module or the layout of its batches stood in the way, and `accepted` lists findings of the preflight
+        the module or the layout of its batches stood in the way; `accepted` lists findings of the preflight
         that somebody answers for and that leave nothing to look for.
         """
         return {
@@ -162,13 +162,18 @@ class SpotCheck:
             self._undo = None
             given = args[0] if args else kwargs["batch"]
             more = args[1:], {key: value for key, value in kwargs.items() if key != "batch"}
-            batch.given = _copy_of(given)
             shared = shared_by_copies(trainer, module, cast(Any, self._loader))
             try:
-                again = _silent(snapshot(module, keep=shared))
+                again: nn.Module | None = _silent(snapshot(module, keep=shared))
             except Exception:  # whatever the module's parts raise when they are copied
+                again = None
                 self._leave_unchecked("module")
-            else:
+            try:
+                batch.given = copy.deepcopy(given)  # a step may write into its batch
+            except Exception:
+                again = None
+                self._leave_unchecked("batch")
+            if again is not None:
                 batch.rerun = Rerun(
                     again,
                     loss=lambda copied, rows: _loss(trainer, copied, rows, *more),
@@ -390,11 +395,6 @@ class _Batch:
         self.norms = dict(seen.norms)
         if self.then is not None:
             self.then(seen)
-
-
-def _copy_of(batch: Any) -> Any:
-    # A step may write into its batch.
-    return copy.deepcopy(batch)
 
 
 def _silent(module: nn.Module) -> nn.Module:

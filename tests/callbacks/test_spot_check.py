@@ -1,6 +1,7 @@
 """The second look at real batches: planted faults stop the step, clean models never do. Preflight is off."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -241,10 +242,8 @@ def test_a_stopped_step_is_charged_and_nothing_of_it_leaves(tmp_path, ledger_pat
     assert (written["status"], written["steps_charged"]) == ("interrupted", 1)
     (account,) = Ledger(ledger_path).accounts()
     assert sum(e.steps for e in Ledger(ledger_path).events(account[0], unit=account[1])) == 1
-    words = str(error.value).split("step 0 ")[1]
-    assert not any(
-        c.isdigit() for c in words.replace("net.0", "").replace("net.3", "").replace("net.5", "")
-    ), "no number that comes from the data"
+    words = re.sub(r"'net.\d", "", str(error.value).split("step 0 ")[1])
+    assert not re.search(r"\d", words), "no number that comes from the data"
     assert "training_step" not in vars(module)
     assert not any("forward" in vars(child) for child in module.modules())
 
@@ -467,7 +466,7 @@ def test_the_first_batch_and_one_in_n_are_looked_at(tmp_path):
 
 @pytest.mark.parametrize("value", [-1, 0.5, True])
 def test_a_bad_number_is_refused(value):
-    with pytest.raises(ValueError, match="privacy.spot_check"):
+    with pytest.raises(ValueError, match=r"privacy\.spot_check"):
         DifferentialPrivacy(noise_multiplier=1.0, delta=1e-3, expected_batch_size=8, spot_check=value)
 
 

@@ -21,8 +21,6 @@ _SHARE = 2e-3
 _USUAL = 2e-4
 _FLOOR = 1e-5
 _ROUNDINGS = 16
-_COMMON = 1.05
-"""Ratio up to which all parameters' norms count as wrong by one factor, as a loss's divisor makes them."""
 _SIGNIFICANT = 1e-2
 """Share of a unit's norm from which on a parameter counts for telling which of them are wrong."""
 
@@ -189,16 +187,21 @@ class SecondLook:
         off = [name for name in names if wrong(measured.get(name, 0.0), alone.get(name, 0.0))]
         if not off and not wrong(total, whole):
             return None
-        counted = {
-            name: measured.get(name, 0.0) / max(alone.get(name, 0.0), self._tolerance.floor)
+        ratios = [
+            measured.get(name, 0.0) / max(alone.get(name, 0.0), self._tolerance.floor)
             for name in names
             if max(measured.get(name, 0.0), alone.get(name, 0.0)) > _SIGNIFICANT * largest
-        }
-        common = len(counted) > 1 and max(counted.values()) <= _COMMON * min(counted.values())
-        if not off or (common and set(counted) <= set(off)):
+        ]
+        if not off or (len(ratios) > 1 and _are_one_factor(ratios)):
             return Disagreement(kind="coupling", place="training_step")
         place = max(off, key=lambda name: abs(measured.get(name, 0.0) - alone.get(name, 0.0)))
         return Disagreement(kind="engine", place=place)
+
+
+def _are_one_factor(ratios: Sequence[float]) -> bool:
+    """Whether all are equally far from 1, as a divisor of the loss makes them."""
+    middle = (max(ratios) + min(ratios)) / 2
+    return max(ratios) - min(ratios) <= 0.2 * abs(middle - 1)
 
 
 def _norms(gradient: Mapping[str, Tensor]) -> dict[str, float]:

@@ -30,7 +30,7 @@ def cut(
 
     Args:
         batch: of `num_units` units, each with `rows_per_unit` consecutive rows.
-        units: positions in it, from 0.
+        units: positions in it, from 0, each once.
         num_units: U ≥ 1.
         rows_per_unit: ≥ 1.
         example: a batch of the same kind with one unit in it, or None where there is none to be had. Its
@@ -50,7 +50,7 @@ def cut(
         if one is not None:
             if not isinstance(one, type(leaf)) or one.ndim != leaf.ndim:
                 raise NotCut
-            if num_units > 1 and one.shape == leaf.shape and same_values(one, leaf):
+            if one.shape == leaf.shape and same_values(one, leaf):
                 return copy.copy(leaf)
             if len(one) * num_units != len(leaf):
                 raise NotCut
@@ -62,7 +62,7 @@ def cut(
         if one is not None:
             if not isinstance(one, list | tuple):
                 raise NotCut
-            listed = len(one) != len(leaf) or (num_units == 1 and _is_flat(leaf))
+            listed = len(one) != len(leaf)
             if listed and len(one) * num_units != len(leaf):
                 raise NotCut
         else:
@@ -79,7 +79,7 @@ def cut(
             return sequence(part, one)
         return _rebuilt(part, one, tree)
 
-    return tree(batch, example)
+    return copy.deepcopy(batch) if num_units == 1 else tree(batch, example)
 
 
 def same_values(left: Any, right: Any) -> bool:
@@ -141,7 +141,7 @@ def _lists_units(leaf: Sequence[Any], *, num_units: int, rows_per_unit: int) -> 
     if _is_flat(leaf):
         return fits
     whole = any(len(t) in (num_units, num_units * rows_per_unit) for t in _arrays(leaf) if t.ndim)
-    if fits and whole and num_units > 1 and not _is_column_by_column(leaf, num_units=num_units):
+    if fits and whole and not _is_column_by_column(leaf, num_units=num_units):
         raise NotCut
     return fits and not whole
 
