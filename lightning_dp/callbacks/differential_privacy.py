@@ -30,6 +30,7 @@ from lightning_dp.callbacks.monitors import stopped_by_hand
 from lightning_dp.callbacks.planned_parameters import PlannedParameters
 from lightning_dp.callbacks.preflight import run_preflight
 from lightning_dp.callbacks.private_step import PrivateStep
+from lightning_dp.callbacks.spot_check import SpotCheck
 from lightning_dp.callbacks.trainer_checks import (
     check_length,
     check_loader,
@@ -109,6 +110,9 @@ class DifferentialPrivacy(Callback):
             refused. Weights of earlier private fits need none: they are counted.
         accept: for findings of the preflight that are harmless here, code → why; the reasons go into the
             ledger and the privacy report. See `lightning_dp.privacy.preflight.CODES`.
+        spot_check: n, one logical batch in how many is looked at twice, as is the first: some of its units
+            are run again alone, and a fit stops where their gradients are not what was measured; 0 for none.
+            See docs/spot_check.md.
     """
 
     def __init__(
@@ -130,6 +134,7 @@ class DifferentialPrivacy(Callback):
         secure: bool = False,
         public_start: str | None = None,
         accept: dict[str, str] | None = None,
+        spot_check: int = 100,
     ) -> None:
         if (target_epsilon is None) == (noise_multiplier is None):
             raise ValueError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
@@ -160,6 +165,7 @@ class DifferentialPrivacy(Callback):
         self.unit = unit
         self.public_start = public_start
         self.accept = accept or {}
+        self._spot_check = SpotCheck(spot_check)
         self.target_epsilon = target_epsilon
         self.delta = delta
         self.noise_multiplier = noise_multiplier
@@ -394,6 +400,7 @@ class DifferentialPrivacy(Callback):
         assert self._randomness is not None
         self._randomness.check("a hook before training (on_fit_start, on_sanity_check_start)")
         self._randomness.advance()
+        assert self._loader is not None
         self._logical = LogicalBatches(trainer)
         lost = self._charges.charged_before - trainer.global_step
         if lost > 0:
@@ -401,6 +408,14 @@ class DifferentialPrivacy(Callback):
                 f"{lost} steps were charged and lost before this resume; they stay charged, so training ends "
                 f"at step {trainer.max_steps - lost} to keep ε ≤ {self.plan.epsilon:.4g}"
             )
+        self._spot_check.start(
+            self.clipping_engine,
+            function=self.clipping_function,
+            max_grad_norm=self.plan.max_grad_norm,
+            loader=self._loader,
+            rows_per_unit=self.plan.unit.rows_per_unit,
+            accepted=self._accepted,
+        )
         self.clipping_engine.attach(
             pl_module, function=self.clipping_function, max_grad_norm=self.plan.max_grad_norm
         )
@@ -429,6 +444,7 @@ class DifferentialPrivacy(Callback):
         self.clipping_engine.expect(
             unit_weights=self._weights, rows_per_unit=rows_per_unit, loss_scale=self._rows
         )
+        self._spot_check.begin(trainer, pl_module, part)
 
     def _around_step(self) -> AbstractContextManager[Any]:
         assert self._randomness is not None
@@ -479,6 +495,7 @@ class DifferentialPrivacy(Callback):
         self._randomness.check("training_step or its backward")
         self._refuse_a_stop_by_hand(trainer)
         norms = self.clipping_engine.collect()
+        self._spot_check.look(trainer, pl_module, norms)
         real = norms[self._weights.to(norms.device) > 0]
         finite = real[real.isfinite()]
         statistics = {
@@ -501,6 +518,7 @@ class DifferentialPrivacy(Callback):
         self._randomness.check("a hook before the optimizer's step")
         self._parameters.check(trainer, pl_module)
         self._charges.take()  # the ledger covers the step, or this raises
+        self._spot_check.settle(self._ranks, step=trainer.global_step)
         noisy = self._ranks.release(
             self.clipping_engine.take(),
             noise=self._noise,
@@ -575,6 +593,7 @@ class DifferentialPrivacy(Callback):
         self._in_fit = False
 
     def _finish(self, trainer: Trainer, *, status: str) -> None:
+        self._spot_check.leave()
         self._let_go()
         if self._charges is not None and self._loader is not None:
             if self._logical is not None:
@@ -597,6 +616,7 @@ class DifferentialPrivacy(Callback):
                 "run": self._run,
                 "ledger_seq": seq,
                 "ledger_hash": digest,
+                "spot_check": self._spot_check.to_dict(),
                 **self._facts,
             },
         )

@@ -71,7 +71,7 @@ def run_preflight(
     """
     names: set[str] = set()
     found = _find_in_plan(plan)
-    with _undisturbed(trainer):
+    with undisturbed(trainer):
         try:
             copied = _copy(trainer, module, loader=loader, names=names)
         except Exception as error:
@@ -131,13 +131,13 @@ def _try_step(
         copied,
         loss=lambda again, rows: _loss(trainer, cast(LightningModule, again), rows),
         device=trainer.strategy.root_device,
-        keep=_kept(trainer, copied, loader),
+        keep=shared_by_copies(trainer, copied, loader),
     )
     rows = plan.unit.rows_per_unit * int(getattr(copied, "rows_per_example", 1))
     return inspect_step(Trial(step=step, units=units, rows_per_unit=rows, engine=engine, function=function))
 
 
-def _kept(trainer: Trainer, module: LightningModule, loader: DataLoader) -> tuple[Any, ...]:
+def shared_by_copies(trainer: Trainer, module: LightningModule, loader: DataLoader) -> tuple[Any, ...]:
     """What a module may refer to and copies must not copy: above all the data.
 
     A partial that a configuration made, such as an optimizer to be, can refer to the whole configuration.
@@ -167,7 +167,7 @@ def _copy(
     trainer: Trainer, module: LightningModule, *, loader: DataLoader, names: set[str]
 ) -> LightningModule:
     """A copy that is set up as Lightning would, and logs nowhere; `names` gets the names that it logs."""
-    copied = copy.deepcopy(module, {id(one): one for one in _kept(trainer, module, loader)})
+    copied = copy.deepcopy(module, {id(one): one for one in shared_by_copies(trainer, module, loader)})
     if copied._compiler_ctx is not None:  # a compiled step is bound to the original
         for name in ("forward", "training_step"):
             copied.__dict__.pop(name, None)
@@ -188,11 +188,11 @@ def _copy(
 
     for child in copied.modules():
         if isinstance(child, LightningModule):
-            child.log, child.log_dict, child.print = log, log_dict, _nowhere  # type: ignore[method-assign, assignment]
+            child.log, child.log_dict, child.print = log, log_dict, nowhere  # type: ignore[method-assign, assignment]
     return copied
 
 
-def _nowhere(*_: Any, **__: Any) -> None:
+def nowhere(*_: Any, **__: Any) -> None:
     """In place of what would print."""
 
 
@@ -229,7 +229,7 @@ def _loss(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
 
 
 @contextmanager
-def _undisturbed(trainer: Trainer) -> Iterator[None]:
+def undisturbed(trainer: Trainer) -> Iterator[None]:
     """Trainer and random generators as they were afterwards; loggers that hear nothing."""
     loggers, should_stop, loop = trainer.loggers, trainer.should_stop, trainer.fit_loop
     trainer.loggers, loaders = [DummyLogger()], loop._combined_loader

@@ -10,12 +10,12 @@ holds only while nobody can know who was in a batch.
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lightning_dp.privacy.loading import Reading, watched
 from lightning_dp.privacy.noise import entropy_bits
@@ -154,6 +154,12 @@ class PoissonLoader:
             for part in split(logical, physical_batch_size=size, parts=parts):
                 drawn.append(part)
                 yield list(part.indices)
+
+    def collated(self, indices: Sequence[int]) -> Any:
+        """The batch of some units, read again in this process, as the dataset's workers would make it."""
+        fetch = getattr(self.dataset, "__getitems__", None)
+        items = fetch(list(indices)) if fetch else [self.dataset[index] for index in indices]
+        return (self._reading.collate_fn or default_collate)(items)
 
     def in_order(self, *, units_per_batch: int) -> DataLoader:
         """Every unit of the data set once, in order, collated as for training."""

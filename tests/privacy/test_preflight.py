@@ -16,6 +16,7 @@ from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import Automatic, Flat, PerGroup, PerLayer
 from lightning_dp.privacy.clipping.loop import Loop
 from lightning_dp.privacy.clipping.materialised import Materialised
+from lightning_dp.privacy.draws import LinedUp, Recorded
 from lightning_dp.privacy.preflight import (
     CODES,
     NUM_UNITS,
@@ -28,7 +29,6 @@ from lightning_dp.privacy.preflight import (
     inspect_step,
     settle,
 )
-from lightning_dp.privacy.draws import LinedUp, Recorded
 
 
 class Fit(nn.Module):

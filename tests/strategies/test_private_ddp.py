@@ -11,6 +11,7 @@ from support import Records, Regression
 from torch import distributed as dist
 from torch.utils.data import TensorDataset
 
+from lightning_dp.callbacks import differential_privacy
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.privacy.preparation import Preparation
@@ -281,3 +282,20 @@ def test_ranks_draw_their_own_timesteps(tmp_path):
     torch.manual_seed(0)
     ends = fit_on_ranks(2, Draws(), Records(N), private(), folder=tmp_path)
     assert not torch.equal(ends[0]["seen"], ends[1]["seen"])
+
+
+class CoupledOnOneRank(Regression):
+    """Every second record belongs to rank 1; its batches alone are divided by their largest value."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        odd = bool((x[:, 0] % 2 == 1).all())
+        return super().training_step([x / x.abs().max() if odd else x, y], batch_idx)
+
+
+def test_what_one_rank_finds_in_a_batch_stops_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(differential_privacy, "run_preflight", lambda *_, **__: [])
+    with pytest.raises(Exception, match="the spot check stopped step 0") as error:
+        fit_on_ranks(2, CoupledOnOneRank(), Records(N), private(expected_batch_size=50), folder=tmp_path)
+    assert "RuntimeError" in str(error.value)
+    assert not list(tmp_path.glob("rank*.pt")), "no rank came to its end"

@@ -124,8 +124,10 @@ class BookKeeping(ClippingEngine):
     def pending(self) -> bool:
         return self._tape is not None and self._tape.sums.pending
 
-    def observe(self, observer: Observer | None) -> None:
-        self._attached().sums.observer = observer
+    def observe(self, observer: Observer | None) -> Observer | None:
+        sums = self._attached().sums
+        before, sums.observer = sums.observer, observer
+        return before
 
     def detach(self) -> None:
         self._patches.undo()

@@ -87,10 +87,11 @@ class ClippingEngine(ABC):
         """Whether sums are held that no `take` has fetched: a logical batch is not finished."""
 
     @abstractmethod
-    def observe(self, observer: Observer | None) -> None:
+    def observe(self, observer: Observer | None) -> Observer | None:
         """Show `observer` the norms of every batch from now on, in `collect`; None ends it, as detach does.
 
-        It reads: sums and returned norms are bit for bit what they are without it.
+        It reads: sums and returned norms are bit for bit what they are without it. Returns the observer
+        that there was before, for whoever looks on for one batch only.
         """
 
     @abstractmethod

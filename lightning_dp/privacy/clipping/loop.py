@@ -183,8 +183,10 @@ class Loop(ClippingEngine):
     def pending(self) -> bool:
         return self._sums is not None and self._sums.pending
 
-    def observe(self, observer: Observer | None) -> None:
-        self._attached().observer = observer
+    def observe(self, observer: Observer | None) -> Observer | None:
+        sums = self._attached()
+        before, sums.observer = sums.observer, observer
+        return before
 
     def detach(self) -> None:
         for handle in self._handles:

@@ -1,5 +1,6 @@
 """Replacing the forward of single module instances, and taking it back without a trace."""
 
+import copy
 import functools
 import types
 from collections.abc import Callable
@@ -12,11 +13,12 @@ _MISSING = object()
 
 
 class _Patched:
-    """Stands in for `module.forward`; a copy of the module gets its own ordinary forward."""
+    """Stands in for `module.forward`; a copy of the module gets the forward that there was before."""
 
-    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+    def __init__(self, module: nn.Module, forward: Callable[..., Any], before: Any) -> None:
         functools.update_wrapper(self, module.forward)
         self._module = module
+        self._before = before
         # torch.compile must not trace through: what backward records are side effects.
         self._forward = torch.compiler.disable(forward)
 
@@ -24,6 +26,8 @@ class _Patched:
         return self._forward(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self._before is not _MISSING:
+            return copy.deepcopy(self._before, memo)
         copied = memo.get(id(self._module), self._module)
         return types.MethodType(type(copied).forward, copied)
 
@@ -39,8 +43,9 @@ class Patches:
 
     def put(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         """Call `forward` wherever module.forward was called; hooks of the module still run."""
-        self._before.append((module, module.__dict__.get("forward", _MISSING)))
-        module.__dict__["forward"] = _Patched(module, forward)
+        before = module.__dict__.get("forward", _MISSING)
+        self._before.append((module, before))
+        module.__dict__["forward"] = _Patched(module, forward, before)
 
     def undo(self) -> None:
         """Leave each module as it was found. Safe to call twice."""

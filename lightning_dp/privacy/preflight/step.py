@@ -7,7 +7,7 @@ attributes, random generators and warnings are as they were. Copies share the we
 import copy
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -60,14 +60,7 @@ class TrainingStep:
 
     def copy(self, *, with_weights: bool = False) -> nn.Module:
         """The module as at first; its weights are shared unless `with_weights`."""
-        shared = () if with_weights else tuple(self.module.parameters())
-        known: dict[int, Any] = {id(one): one for one in (*self._keep, *shared)}
-        for child in self.module.modules():
-            # A module has nine empty tables of hooks, which take longer to copy than all the rest.
-            known.update(
-                {id(v): OrderedDict() for v in vars(child).values() if type(v) is OrderedDict and not v}
-            )
-        return copy.deepcopy(self.module, known)
+        return copied(self.module, keep=self._keep, with_weights=with_weights)
 
     def shut_gates(self) -> None:
         """Put back the parameters that were next to zero, for a module that can't do without."""
@@ -156,6 +149,16 @@ class TrainingStep:
         finally:
             engine.detach()
             _forget_gradients(module)
+
+
+def copied(module: nn.Module, *, keep: Sequence[Any] = (), with_weights: bool = False) -> nn.Module:
+    """A copy of `module` that shares what is in `keep`, and its weights unless `with_weights`."""
+    shared = () if with_weights else tuple(module.parameters())
+    known: dict[int, Any] = {id(one): one for one in (*keep, *shared)}
+    for child in module.modules():
+        # A module has nine empty tables of hooks, which take longer to copy than all the rest.
+        known.update({id(v): OrderedDict() for v in vars(child).values() if type(v) is OrderedDict and not v})
+    return copy.deepcopy(module, known)
 
 
 def _forget_gradients(module: nn.Module) -> None:
