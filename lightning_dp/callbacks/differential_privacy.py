@@ -6,6 +6,7 @@ sums; `on_before_optimizer_step` has the step covered by the ledger, adds noise 
 """
 
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +78,8 @@ class DifferentialPrivacy(Callback):
             attacks on the generator's state and on floating-point rounding; slower.
         accept: for findings of the preflight that are harmless here, code → why; the reasons go into the
             ledger and the privacy report. See `lightning_dp.privacy.preflight.CODES`.
+        synthetic_items: n → n made-up items of the train dataset, for the preflight; None asks the data.
+        synthetic_units: n → a collated batch of n made-up units; see `lightning_dp.callbacks.made_up_units`.
     """
 
     def __init__(
@@ -96,6 +99,8 @@ class DifferentialPrivacy(Callback):
         reserve_steps: int = 50,
         secure: bool = False,
         accept: dict[str, str] | None = None,
+        synthetic_items: Callable[[int], Any] | None = None,
+        synthetic_units: Callable[[int], Any] | None = None,
     ) -> None:
         if (target_epsilon is None) == (noise_multiplier is None):
             raise ValueError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
@@ -121,6 +126,8 @@ class DifferentialPrivacy(Callback):
                 raise ValueError(f"privacy.{name} must be at least 1, not {count}")
         check_accept(accept or {})
         self.accept = accept or {}
+        self.synthetic_items = synthetic_items
+        self.synthetic_units = synthetic_units
         self.target_epsilon = target_epsilon
         self.delta = delta
         self.noise_multiplier = noise_multiplier
@@ -189,6 +196,8 @@ class DifferentialPrivacy(Callback):
             engine=self.clipping_engine,
             function=self.clipping_function,
             accept=self.accept,
+            synthetic_items=self.synthetic_items,
+            synthetic_units=self.synthetic_units,
         )
         self._loader = PoissonLoader(
             loader.dataset,

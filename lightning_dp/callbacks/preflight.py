@@ -17,16 +17,15 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_dp.callbacks.made_up_units import made_up_batch
+from lightning_dp.callbacks.made_up_units import Source, made_up_units
 from lightning_dp.callbacks.monitors import find_private_monitors
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.plan import PrivacyPlan
 from lightning_dp.privacy.preflight import (
-    NUM_UNITS,
     Accepted,
     Finding,
-    MadeUpUnits,
+    Moment,
     TrainingStep,
     Trial,
     find_in_layers,
@@ -34,6 +33,7 @@ from lightning_dp.privacy.preflight import (
     settle,
 )
 from lightning_dp.privacy.preflight.draws import generators_put_back
+from lightning_dp.privacy.row_losses import mean_loss
 
 
 def run_preflight(
@@ -45,6 +45,8 @@ def run_preflight(
     engine: ClippingEngine,
     function: ClippingFunction,
     accept: Mapping[str, str],
+    synthetic_items: Source | None = None,
+    synthetic_units: Source | None = None,
 ) -> list[Accepted]:
     """Find what would break the guarantee of this fit, without reading a private row.
 
@@ -60,6 +62,8 @@ def run_preflight(
         engine: the fit's, not attached; left so.
         function: the fit's.
         accept: code → reason, for findings that are harmless here.
+        synthetic_items: from a number to as many made-up items of the data set.
+        synthetic_units: from a number to a collated batch of as many made-up units.
 
     Returns:
         The findings that `accept` answers for, to be written into the ledger and the privacy report.
@@ -79,9 +83,20 @@ def run_preflight(
             found += layers
             # What such a layer does to a step is known; a second message about it would only be longer.
             if all(finding.code in accept for finding in layers):
-                found += _try_step(
-                    trainer, copied, loader=loader, plan=plan, engine=engine, function=function
+                units, untold = made_up_units(
+                    trainer,
+                    loader,
+                    rows_per_unit=plan.unit.rows_per_unit,
+                    synthetic_items=synthetic_items,
+                    synthetic_units=synthetic_units,
                 )
+                found += untold
+                if units is not None:
+                    rows = plan.unit.rows_per_unit * int(getattr(copied, "rows_per_example", 1))
+                    step = _step(trainer, copied, loader=loader, plan=plan)
+                    found += inspect_step(
+                        Trial(step=step, units=units, rows_per_unit=rows, engine=engine, function=function)
+                    )
     found += find_private_monitors(trainer, training_metrics=names)
     return settle(found, accept=accept)
 
@@ -102,36 +117,43 @@ def _find_in_plan(plan: PrivacyPlan) -> list[Finding]:
     ]
 
 
-def _try_step(
-    trainer: Trainer,
-    copied: LightningModule,
-    *,
-    loader: DataLoader,
-    plan: PrivacyPlan,
-    engine: ClippingEngine,
-    function: ClippingFunction,
-) -> list[Finding]:
-    try:
-        batch = made_up_batch(trainer, loader, num_units=NUM_UNITS)
-        units = MadeUpUnits(batch, num_units=NUM_UNITS, rows_per_unit=plan.unit.rows_per_unit)
-    except ValueError as error:
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        return [
-            Finding(
-                code="unchecked",
-                place=type(loader.dataset if datamodule is None else datamodule).__name__,
-                problem=f"gives no made-up units to try training_step on: {error}",
-                fix="give it a method synthetic_units(num_units), see lightning_dp.callbacks.made_up_units",
-            )
-        ]
-    step = TrainingStep(
+def _step(
+    trainer: Trainer, copied: LightningModule, *, loader: DataLoader, plan: PrivacyPlan
+) -> TrainingStep:
+    return TrainingStep(
         copied,
         loss=lambda again, rows: _loss(trainer, cast(LightningModule, again), rows),
         device=trainer.strategy.root_device,
         keep=_kept(trainer, copied, loader),
+        moments=_moments(trainer, plan),
     )
-    rows = plan.unit.rows_per_unit * int(getattr(copied, "rows_per_example", 1))
-    return inspect_step(Trial(step=step, units=units, rows_per_unit=rows, engine=engine, function=function))
+
+
+def _moments(trainer: Trainer, plan: PrivacyPlan) -> list[Moment]:
+    """The first steps, the middle and the last one, with their epochs."""
+    last = plan.num_steps - 1
+    steps_per_epoch = max(1, round(1 / plan.sampling_rate))
+    return [
+        Moment(
+            name=f"at global_step {step}",
+            lived=partial(_at, trainer, step=step, epoch=step // steps_per_epoch),
+        )
+        for step in sorted({min(step, last) for step in (0, 1, 2, plan.num_steps // 2, last)})
+    ]
+
+
+@contextmanager
+def _at(trainer: Trainer, *, step: int, epoch: int) -> Iterator[None]:
+    """Lightning's counters as they will be when that many steps were taken."""
+    loop = trainer.fit_loop
+    steps = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+    epochs = loop.epoch_progress.current
+    before = steps.completed, epochs.processed, epochs.completed
+    steps.completed, epochs.processed, epochs.completed = step, epoch, epoch
+    try:
+        yield
+    finally:
+        steps.completed, epochs.processed, epochs.completed = before
 
 
 def _kept(trainer: Trainer, module: LightningModule, loader: DataLoader) -> tuple[Any, ...]:
@@ -215,14 +237,13 @@ def _loss(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     for name, more in (
         ("on_before_batch_transfer", ()),
-        ("transfer_batch_to_device", (trainer.strategy.root_device,)),
+        ("transfer_batch_to_device", (module.device,)),
         ("on_after_batch_transfer", ()),
     ):
         own = datamodule is None or not is_overridden(name, datamodule)
         batch = getattr(module if own else datamodule, name)(batch, *more, 0)
     second = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-    result = module.training_step(batch, 0) if second else module.training_step(batch)
-    return result.get("loss") if isinstance(result, Mapping) else result
+    return mean_loss(module.training_step(batch, *([trainer.global_step] if second else [])))
 
 
 @contextmanager

@@ -554,12 +554,62 @@ def test_units_of_several_rows_pass():
     assert findings(Draws(), rows_per_unit=2) == []
 
 
-def test_a_step_whose_gradient_is_zero_passes():
-    class Zero(Fit):
-        def step(self, x, y):
-            return super().step(x, y) * 0
+# --- nothing to look at ---------------------------------------------------------------------------------
 
-    assert findings(Zero()) == []
+
+class Zero(Fit):
+    def step(self, x, y):
+        return super().step(x, y) * 0
+
+
+class Blind(Fit):
+    """Sees no value of its batch."""
+
+    def errors(self, x, y):
+        return super().errors(torch.ones_like(x), torch.zeros_like(y))
+
+
+class Spare(Fit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Linear(4, 1)
+
+
+class OnlyAbove(Spare):
+    """What made-up units don't reach trains on the first private one that does."""
+
+    def step(self, x, y):
+        return super().step(x, y) + (self.spare(x).mean() if x.max() > 1e9 else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("module", "place", "text"),
+    [
+        (Zero(), "training_step", "gradient of zero for every trainable parameter"),
+        (Blind(), "training_step", "the same gradient for all made-up units"),
+        (Spare(), "'spare.weight' and 1 more", "reached by no made-up unit"),
+        (OnlyAbove(), "'spare.weight' and 1 more", "reached by no made-up unit"),
+    ],
+)
+def test_a_check_that_had_nothing_to_look_at_says_so(module, place, text):
+    (finding,) = findings(module)
+    assert (finding.code, finding.place) == ("unchecked", place)
+    assert text in finding.problem
+
+
+def test_units_that_are_alike_are_given_other_values():
+    assert findings(Fit(), made_up=[torch.ones(NUM_UNITS, 4), torch.ones(NUM_UNITS)]) == []
+
+
+class SometimesSkipped(Spare):
+    """A branch at random is reached in one of several tries."""
+
+    def errors(self, x, y):
+        return super().errors(x, y) + (self.spare(x).square().flatten() if random.random() < 0.4 else 0)
+
+
+def test_a_branch_at_random_is_reached():
+    assert findings(SometimesSkipped()) == []
 
 
 # --- the parts ------------------------------------------------------------------------------------------

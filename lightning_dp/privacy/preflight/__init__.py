@@ -14,17 +14,22 @@ from lightning_dp.privacy.preflight.coupling import find_coupling
 from lightning_dp.privacy.preflight.draws import LinedUp
 from lightning_dp.privacy.preflight.finding import CODES, Accepted, Finding, check_accept, settle
 from lightning_dp.privacy.preflight.layers import find_in_layers
-from lightning_dp.privacy.preflight.made_up import MadeUpUnits
+from lightning_dp.privacy.preflight.made_up import MadeUp, MadeUpItems, MadeUpUnits
 from lightning_dp.privacy.preflight.memory import find_memory
-from lightning_dp.privacy.preflight.step import StepFailed, TrainingStep
+from lightning_dp.privacy.preflight.rounds import find_coupling_in_rounds
+from lightning_dp.privacy.preflight.step import Moment, StepFailed, TrainingStep
 from lightning_dp.privacy.preflight.trial import NUM_UNITS, Trial
+from lightning_dp.privacy.preflight.vacuous import find_vacuous
 
 __all__ = [
     "CODES",
     "NUM_UNITS",
     "Accepted",
     "Finding",
+    "MadeUp",
+    "MadeUpItems",
     "MadeUpUnits",
+    "Moment",
     "StepFailed",
     "TrainingStep",
     "Trial",
@@ -39,12 +44,9 @@ def inspect_step(trial: Trial) -> list[Finding]:
     """Everything that trying the step shows; later checks are left out where an earlier one explains them."""
     found: list[Finding] = []
     try:
-        for _ in range(2):
-            first = trial.step.gradient(trial.units.pick(range(3)), draws=LinedUp())
-            if first.is_finite:
-                break
-            trial.step.shut_gates()
-        else:
+        while not trial.step.gradient(trial.units.pick(range(NUM_UNITS)), draws=LinedUp()).is_finite:
+            if trial.step.open_gates():
+                continue
             return [
                 Finding(
                     code="unchecked",
@@ -54,7 +56,13 @@ def inspect_step(trial: Trial) -> list[Finding]:
                 )
             ]
         found += find_memory(trial)
-        for check in (find_coupling, find_wrong_sums, find_spoilt_batches):
+        for check in (
+            find_coupling,
+            find_coupling_in_rounds,
+            find_wrong_sums,
+            find_spoilt_batches,
+            find_vacuous,
+        ):
             now = check(trial)
             found += now
             if now:

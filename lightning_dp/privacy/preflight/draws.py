@@ -13,7 +13,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -44,6 +44,23 @@ class Draws(TorchDispatchMode):
         foreign: what drew random numbers that could not be seen or lined up.
     """
 
+    _now: ClassVar[list["Draws"]] = []
+
+    @classmethod
+    @contextmanager
+    def same_for_all(cls) -> Iterator[None]:
+        """Inside, items that draw one by one draw the same; afterwards it is as if nothing had been drawn."""
+        if not cls._now:
+            yield
+            return
+        draws = cls._now[-1]
+        draws.repeating = True
+        try:
+            yield
+        finally:
+            draws.repeating = False
+            torch.manual_seed(draws.seed)
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # else every operator takes a detour that costs more than ours
@@ -51,6 +68,7 @@ class Draws(TorchDispatchMode):
     def __init__(self, *, seed: int = 0) -> None:
         super().__init__()
         self.seed = seed
+        self.repeating = False
         self.log: list[tuple[str, tuple[int, ...]]] = []
         self.foreign: set[str] = set()
 
@@ -74,6 +92,8 @@ class Draws(TorchDispatchMode):
                 **kwargs,
                 "generator": None,
             }  # one of the user's own would move on, and differ next time
+        if self.repeating:
+            torch.manual_seed(self.seed)
         result = self.draw(func, args, kwargs)
         first = result[0] if isinstance(result, tuple) else result
         self.log.append((str(func), tuple(first.shape)))
@@ -85,8 +105,12 @@ class Draws(TorchDispatchMode):
         # Backward on a GPU has a thread of its own, in which no mode is set.
         with generators_put_back(device, seed=self.seed), torch.autograd.set_multithreading_enabled(False):
             before = _position()
-            with self:
-                yield
+            Draws._now.append(self)
+            try:
+                with self:
+                    yield
+            finally:
+                Draws._now.pop()
             if _position() != before:
                 self.foreign.add("numpy or Python's random")
 

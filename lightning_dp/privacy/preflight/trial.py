@@ -7,7 +7,7 @@ from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.preflight.draws import LinedUp
 from lightning_dp.privacy.preflight.gradient import Gradient
-from lightning_dp.privacy.preflight.made_up import MadeUpUnits
+from lightning_dp.privacy.preflight.made_up import MadeUp
 from lightning_dp.privacy.preflight.step import StepFailed, TrainingStep
 
 NUM_UNITS = 13
@@ -28,7 +28,7 @@ class Trial:
     """
 
     step: TrainingStep
-    units: MadeUpUnits
+    units: MadeUp
     rows_per_unit: int
     engine: ClippingEngine
     function: ClippingFunction
