@@ -1,7 +1,7 @@
 """What the items of a data set look like, as far as it says so without an item being read.
 
-Of tensors and arrays only shape and dtype are used; of a list, what its first entry is made of (types, shapes,
-names of fields), never a value in it.
+Of tensors and arrays only shape and dtype are used; of a list, what its first entry is made of (types,
+shapes, names of fields), never a value in it.
 """
 
 import dataclasses

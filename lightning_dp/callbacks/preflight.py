@@ -13,12 +13,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_dp.callbacks.made_up_units import Source, made_up_units
 from lightning_dp.callbacks.monitors import find_private_monitors
+from lightning_dp.callbacks.trial_batches import TrialBatch, moved, output_of, untouched
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.plan import PrivacyPlan
@@ -73,7 +73,7 @@ def run_preflight(
     """
     names: set[str] = set()
     found = _find_in_plan(plan)
-    with _undisturbed(trainer):
+    with _undisturbed(trainer) as stopped, untouched(module) as written:
         try:
             copied = _copy(trainer, module, loader=loader, names=names)
         except Exception as error:
@@ -93,11 +93,20 @@ def run_preflight(
                 found += untold
                 if units is not None:
                     rows = plan.unit.rows_per_unit * int(getattr(copied, "rows_per_example", 1))
-                    step = _step(trainer, copied, loader=loader, plan=plan)
+                    step = _step(trainer, copied, original=module, loader=loader, plan=plan)
                     found += inspect_step(
                         Trial(step=step, units=units, rows_per_unit=rows, engine=engine, function=function)
                     )
-    found += find_private_monitors(trainer, training_metrics=names)
+    found += find_private_monitors(trainer, training_metrics=names, stopped=bool(stopped))
+    found += [
+        Finding(
+            code="remembers",
+            place=f"'{name}'",
+            problem="was written while only copies of the module ran: a hook or closure holds the module itself",
+            fix="register hooks as methods of the module that they write to, and keep no statistics of the data",
+        )
+        for name in written
+    ]
     return settle(found, accept=accept)
 
 
@@ -118,13 +127,21 @@ def _find_in_plan(plan: PrivacyPlan) -> list[Finding]:
 
 
 def _step(
-    trainer: Trainer, copied: LightningModule, *, loader: DataLoader, plan: PrivacyPlan
+    trainer: Trainer,
+    copied: LightningModule,
+    *,
+    original: LightningModule,
+    loader: DataLoader,
+    plan: PrivacyPlan,
 ) -> TrainingStep:
+    kept = _kept(trainer, copied, loader)
+    batches = TrialBatch(trainer, original=original, keep=kept)
     return TrainingStep(
         copied,
         loss=lambda again, rows: _loss(trainer, cast(LightningModule, again), rows),
         device=trainer.strategy.root_device,
-        keep=_kept(trainer, copied, loader),
+        keep=kept,
+        train=lambda again, rows: batches(cast(LightningModule, again), rows),
         moments=_moments(trainer, plan),
     )
 
@@ -232,29 +249,27 @@ def _loss(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     module.optimizers = lambda *_, **__: optimizer  # type: ignore[method-assign, assignment]
     module.lr_schedulers = lambda *_: schedule  # type: ignore[method-assign]
-    if trainer.precision == "64-true":
-        batch = trainer.precision_plugin.convert_input(batch)
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    for name, more in (
-        ("on_before_batch_transfer", ()),
-        ("transfer_batch_to_device", (module.device,)),
-        ("on_after_batch_transfer", ()),
-    ):
-        own = datamodule is None or not is_overridden(name, datamodule)
-        batch = getattr(module if own else datamodule, name)(batch, *more, 0)
-    second = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-    return mean_loss(module.training_step(batch, *([trainer.global_step] if second else [])))
+    return mean_loss(output_of(trainer, module, moved(trainer, module, batch)))
 
 
 @contextmanager
-def _undisturbed(trainer: Trainer) -> Iterator[None]:
-    """Trainer and random generators as they were afterwards; loggers that hear nothing."""
+def _undisturbed(trainer: Trainer) -> Iterator[list[str]]:
+    """Trainer and random generators as they were afterwards; loggers that hear nothing.
+
+    Yields:
+        A list that is not empty afterwards if something asked the trainer to stop.
+    """
     loggers, should_stop, loop = trainer.loggers, trainer.should_stop, trainer.fit_loop
     trainer.loggers, loaders = [DummyLogger()], loop._combined_loader
+    trainer.save_checkpoint = _nowhere  # type: ignore[method-assign]
+    stopped: list[str] = []
     try:
         with generators_put_back(trainer.strategy.root_device):
-            yield
+            yield stopped
     finally:
+        del trainer.save_checkpoint
+        if trainer.should_stop and not should_stop:
+            stopped.append("should_stop")
         trainer.loggers, trainer.should_stop = loggers, should_stop
         # A module's setup may ask for the number of steps, upon which Lightning settles on its loaders.
         loop._combined_loader = loaders

@@ -579,7 +579,7 @@ class OnlyAbove(Spare):
     """What made-up units don't reach trains on the first private one that does."""
 
     def step(self, x, y):
-        return super().step(x, y) + (self.spare(x).mean() if x.max() > 1e9 else 0.0)
+        return super().step(x, y) + (self.spare(x).mean() if (x == 0.125).any() else 0.0)
 
 
 @pytest.mark.parametrize(

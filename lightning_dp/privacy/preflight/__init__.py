@@ -17,7 +17,7 @@ from lightning_dp.privacy.preflight.layers import find_in_layers
 from lightning_dp.privacy.preflight.made_up import MadeUp, MadeUpItems, MadeUpUnits
 from lightning_dp.privacy.preflight.memory import find_memory
 from lightning_dp.privacy.preflight.rounds import find_coupling_in_rounds
-from lightning_dp.privacy.preflight.step import Moment, StepFailed, TrainingStep
+from lightning_dp.privacy.preflight.step import HookFailed, Moment, StepFailed, TrainingStep
 from lightning_dp.privacy.preflight.trial import NUM_UNITS, Trial
 from lightning_dp.privacy.preflight.vacuous import find_vacuous
 
@@ -26,6 +26,7 @@ __all__ = [
     "NUM_UNITS",
     "Accepted",
     "Finding",
+    "HookFailed",
     "MadeUp",
     "MadeUpItems",
     "MadeUpUnits",

@@ -24,7 +24,7 @@ from lightning_dp.privacy.preflight.trial import Trial
 _TRIED = (0, 1, 2)
 _HALVES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11))
 _ROUNDING = 5e-6
-"""Share of a loss: sums over batches of other sizes round differently. Gradients decide, so it may be small."""
+"""Share of a loss: sums over batches of other sizes round differently. Small, as gradients decide."""
 
 
 def find_coupling(trial: Trial) -> list[Finding]:

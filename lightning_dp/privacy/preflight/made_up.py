@@ -45,6 +45,10 @@ class MadeUp(ABC):
         """Leaves of floating-point numbers."""
         return self.kinds.count("float")
 
+    def leaves_of(self, kind: Kind) -> list[int]:
+        """The leaves of a kind, the first eight."""
+        return [leaf for leaf, own in enumerate(self.kinds) if own == kind][:8]
+
     def with_gaps(self, only: int | None = None) -> Self:
         """The same units with missing values (NaN), another share of them in each unit.
 

@@ -31,6 +31,20 @@ class StepFailed(Exception):
     """The step raised, or returned no loss to differentiate; says what."""
 
 
+class HookFailed(Exception):
+    """A hook of a training batch raised; says what.
+
+    Args:
+        error: what it raised.
+        place: which hook.
+        fix: what to do about it.
+    """
+
+    def __init__(self, error: Exception, *, place: str, fix: str) -> None:
+        super().__init__(_first_line(error))
+        self.place, self.fix = place, fix
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Moment:
@@ -61,6 +75,8 @@ class TrainingStep:
         device: where to compute.
         keep: what the module refers to and copies share, such as a data set.
         moments: when to try, the start of training first.
+        train: a whole batch, with all hooks, on a copy of its own; returns what a checkpoint would hold
+            besides weights and buffers, by name. None is loss and backward.
     """
 
     def __init__(
@@ -71,8 +87,10 @@ class TrainingStep:
         device: torch.device,
         keep: tuple[Any, ...] = (),
         moments: Sequence[Moment] = (START,),
+        train: Callable[[nn.Module, Any], dict[str, object]] | None = None,
     ) -> None:
         self._loss = loss
+        self._train = train
         self._keep = keep
         self.device = device
         self.moments = tuple(moments)
@@ -122,6 +140,7 @@ class TrainingStep:
             device=torch.device("cpu"),
             keep=self._keep,
             moments=self.moments,
+            train=self._train,
         )
 
     @contextmanager
@@ -188,6 +207,19 @@ class TrainingStep:
             return Gradient({name: p.grad for name, p in named.items() if p.grad is not None})
         finally:
             _forget_gradients(module)
+
+    def train(self, batch: Any, *, draws: Draws, module: nn.Module) -> dict[str, object]:
+        """A whole batch with all hooks, which may change `module`; see the argument of that name.
+
+        Raises:
+            StepFailed: there is no loss.
+            HookFailed: a hook raised.
+        """
+        if self._train is None:
+            self.gradient(batch, draws=draws, module=module)
+            return {"state_dict": module.state_dict()}
+        with self.running(draws):
+            return self._train(module, collated(batch))
 
     def value(self, batch: Any, *, draws: Draws) -> float:
         """The loss of a batch on a fresh copy, NaN where there is none; a third of a gradient's cost."""
