@@ -238,4 +238,3 @@ def _optimizer_of(module: LightningModule) -> tuple[Optimizer, list[LRSchedulerC
         return optimizers[0], _configure_schedulers_automatic_opt(schedules, monitor)
     except Exception:
         return torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1.0), []
-

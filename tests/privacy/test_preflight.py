@@ -486,17 +486,16 @@ class Denoiser(nn.Module):
 
 
 class Diffusion(Draws):
-    """Times, noise from a generator of its own, and rows that are dropped."""
+    """Times, noise and rows that are dropped."""
 
     def __init__(self, *, reentrant: bool) -> None:
         super().__init__()
         self.net = Denoiser(reentrant=reentrant)
-        self.generator = torch.Generator().manual_seed(5)
 
     def errors(self, x, y):
         time = torch.randint(50, (len(x),)).repeat_interleave(3)
         x, y = self.repeat(x), self.repeat(y)
-        noise = torch.empty_like(x).normal_(generator=self.generator)
+        noise = torch.empty_like(x).normal_()
         keep = torch.bernoulli(torch.full((len(x),), 0.9))
         return (self.net(x + noise, time).mean(dim=(1, 2)) - y).square() * keep
 
@@ -552,6 +551,68 @@ def test_honest_modules_pass_with_every_function(function):
 
 def test_units_of_several_rows_pass():
     assert findings(Draws(), rows_per_unit=2) == []
+
+
+# --- draws that others know -----------------------------------------------------------------------------
+
+
+class Noisy(Fit):
+    """Noise of its own, by whichever way to seed it."""
+
+    def __init__(self, noise=lambda self, x: torch.randn_like(x)) -> None:
+        super().__init__()
+        self.noise = noise
+        self.generator = torch.Generator().manual_seed(5)
+        self.numbers = np.random.default_rng(5)
+
+    def errors(self, x, y):
+        return super().errors(x + self.noise(self, x), y)
+
+
+def seeded(self, x):
+    torch.manual_seed(0)
+    return torch.randn_like(x)
+
+
+def forked(self, x):
+    with torch.random.fork_rng():
+        torch.manual_seed(len(x))
+        return torch.randn_like(x)
+
+
+def by_numpy(self, x):
+    np.random.seed(0)
+    return torch.full_like(x, np.random.rand())
+
+
+def by_python(self, x):
+    random.seed("a word")
+    return random.random()
+
+
+@pytest.mark.parametrize(
+    ("noise", "text"),
+    [
+        (seeded, "sets torch's seed, so aten.randn_like"),
+        (forked, "sets torch's seed"),
+        (by_numpy, "sets the seed of numpy"),
+        (by_python, "sets the seed of Python's random"),
+        (lambda self, x: torch.randn(x.shape, generator=self.generator), "draws from a generator of its own"),
+        (lambda self, x: self.numbers.random(), "draws from the generator 'numbers'"),
+        (lambda self, x: np.random.default_rng(3).random(), "makes a generator of numpy's from a number"),
+    ],
+)
+def test_draws_by_a_seed(noise, text):
+    found = [finding for finding in findings(Noisy(noise)) if finding.code == "seeded"]
+    assert len(found) == 1
+    assert text in found[0].problem
+    assert "remove the seed" in found[0].fix
+
+
+def test_draws_that_nobody_knows_pass():
+    assert findings(Noisy()) == []
+    assert findings(Noisy(lambda self, x: random.random() + np.random.rand())) == []
+    assert findings(Noisy(lambda self, x: 0.0)) == [], "a generator that is not used"
 
 
 # --- nothing to look at ---------------------------------------------------------------------------------

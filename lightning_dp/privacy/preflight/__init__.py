@@ -17,6 +17,7 @@ from lightning_dp.privacy.preflight.layers import find_in_layers
 from lightning_dp.privacy.preflight.made_up import MadeUp, MadeUpItems, MadeUpUnits
 from lightning_dp.privacy.preflight.memory import find_memory
 from lightning_dp.privacy.preflight.rounds import find_coupling_in_rounds
+from lightning_dp.privacy.preflight.seeds import find_seeds
 from lightning_dp.privacy.preflight.step import HookFailed, Moment, StepFailed, TrainingStep
 from lightning_dp.privacy.preflight.trial import NUM_UNITS, Trial
 from lightning_dp.privacy.preflight.vacuous import find_vacuous
@@ -56,7 +57,7 @@ def inspect_step(trial: Trial) -> list[Finding]:
                     fix="give the data module synthetic_units(num_units) with values that are possible",
                 )
             ]
-        found += find_memory(trial)
+        found += [*find_memory(trial), *find_seeds(trial)]
         for check in (
             find_coupling,
             find_coupling_in_rounds,

@@ -42,6 +42,9 @@ class Draws(TorchDispatchMode):
     Attributes:
         log: operators and shapes so far.
         foreign: what drew random numbers that could not be seen or lined up.
+        own: operators that were given a generator.
+        states: of the generator before each draw, where `watched`.
+        ends: states of numpy's and of Python's generator afterwards.
     """
 
     _now: ClassVar[list["Draws"]] = []
@@ -65,12 +68,16 @@ class Draws(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # else every operator takes a detour that costs more than ours
 
-    def __init__(self, *, seed: int = 0) -> None:
+    def __init__(self, *, seed: int = 0, watched: bool = False) -> None:
         super().__init__()
         self.seed = seed
+        self.watched = watched
         self.repeating = False
         self.log: list[tuple[str, tuple[int, ...]]] = []
         self.foreign: set[str] = set()
+        self.own: set[str] = set()
+        self.states: list[bytes] = []
+        self.ends: tuple[Any, Any] = ((), ())
 
     @abstractmethod
     def draw(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -88,14 +95,18 @@ class Draws(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return self.other(func, args, kwargs)
         if kwargs.get("generator") is not None:
+            self.own.add(str(func))
             kwargs = {
                 **kwargs,
                 "generator": None,
             }  # one of the user's own would move on, and differ next time
         if self.repeating:
             torch.manual_seed(self.seed)
+        before = _states() if self.watched else {}
         result = self.draw(func, args, kwargs)
         first = result[0] if isinstance(result, tuple) else result
+        if self.watched:
+            self.states.append(before.get(str(first.device), before["cpu"]))
         self.log.append((str(func), tuple(first.shape)))
         return result
 
@@ -111,7 +122,9 @@ class Draws(TorchDispatchMode):
                     yield
             finally:
                 Draws._now.pop()
-            if _position() != before:
+            after = _position()
+            self.ends = after[0], after[1]
+            if after != before:
                 self.foreign.add("numpy or Python's random")
 
 
@@ -150,9 +163,19 @@ class LinedUp(Draws):
         return fill(result, one, {**given, **kwargs})
 
 
-def _position() -> tuple[Any, ...]:
+def _position() -> tuple[Any, Any]:
+    """States of numpy's and of Python's generator."""
     _, keys, place, *_ = np.random.get_state()
-    return keys.tobytes() if isinstance(keys, np.ndarray) else keys, place, random.getstate()
+    return (keys.tobytes() if isinstance(keys, np.ndarray) else keys, place), random.getstate()
+
+
+def _states() -> dict[str, bytes]:
+    """By device, the state of torch's generator."""
+    found = {"cpu": bytes(torch.get_rng_state().numpy())}
+    if torch.cuda.is_available():
+        device = f"cuda:{torch.cuda.current_device()}"
+        found[device] = bytes(torch.cuda.get_rng_state(device).numpy())
+    return found
 
 
 def _ramp(result: Tensor, one: float) -> Tensor:

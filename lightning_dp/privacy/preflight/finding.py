@@ -9,6 +9,7 @@ CODES: Mapping[str, str] = {
     "coupling": "what one unit contributes depends on other units",
     "not-a-mean": "the loss is no mean over rows",
     "remembers": "a step leaves something of its data behind for later steps",
+    "seeded": "a step draws by a seed that others can know",
     "rows-per-unit": "the rows of the batch are not those of its units",
     "clipping": "the clipping engine does not give the clipped sum of this model",
     "not-finite": "one broken unit spoils more than its own contribution",

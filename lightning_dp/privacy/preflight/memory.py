@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_dp.privacy.preflight.compare import first_difference, same_tensor
 from lightning_dp.privacy.preflight.draws import LinedUp
 from lightning_dp.privacy.preflight.finding import Finding
-from lightning_dp.privacy.preflight.gradient import Gradient, difference
+from lightning_dp.privacy.preflight.gradient import difference
 from lightning_dp.privacy.preflight.made_up import MadeUp
 from lightning_dp.privacy.preflight.step import HookFailed, TrainingStep
 from lightning_dp.privacy.preflight.trial import Trial
@@ -37,9 +37,7 @@ def find_memory(trial: Trial) -> list[Finding]:
     try:
         traces = [
             _trained(step, module, units, picked)
-            for module, units, picked in zip(
-                modules, _apart(trial), (_FIRST, _SECOND), strict=True
-            )
+            for module, units, picked in zip(modules, _apart(trial), (_FIRST, _SECOND), strict=True)
         ]
     except HookFailed as error:
         return [_untried(error)]
@@ -52,26 +50,38 @@ def find_memory(trial: Trial) -> list[Finding]:
         later = [
             step.gradient(trial.units.pick(_THIRD), draws=LinedUp(), module=module) for module in modules
         ]
-    name = type(step.module).__name__
-    for pair, place in ((later, f"an attribute of {name}"), ([before, _unaware(trial)], f"something outside of {name}")):
-        where = difference(*pair, among=pair)
-        if where is not None and not (place.startswith("something") and step.foreign):
-            return [
-                Finding(
-                    code="remembers",
-                    place=place,
-                    problem=f"depends on the data of an earlier batch and changes the gradient of '{where}'",
-                    fix=_FIX,
-                )
-            ]
-    return []
+    where = difference(*later, among=later)
+    if where is not None:
+        return [
+            Finding(
+                code="remembers",
+                place=f"an attribute of {type(step.module).__name__}",
+                problem=f"depends on the data of an earlier batch and changes the gradient of '{where}'",
+                fix=_FIX,
+            )
+        ]
+    if _unaware(trial) == before or step.foreign:
+        return []
+    return [
+        Finding(
+            code="remembers",
+            place=f"something outside of {type(step.module).__name__}",
+            problem=(
+                "(the data module, a class or a global) keeps something of a batch that changes the loss of "
+                "the next"
+            ),
+            fix=_FIX,
+        )
+    ]
 
 
-def _unaware(trial: Trial) -> Gradient:
-    return trial.step.gradient(trial.units.pick(_THIRD), draws=LinedUp())
+def _unaware(trial: Trial) -> float:
+    return trial.step.value(trial.units.pick(_THIRD), draws=LinedUp())
 
 
-def _trained(step: TrainingStep, module: nn.Module, units: MadeUp, picked: Sequence[int]) -> dict[str, object]:
+def _trained(
+    step: TrainingStep, module: nn.Module, units: MadeUp, picked: Sequence[int]
+) -> dict[str, object]:
     """What a checkpoint would hold after a batch at the start and one at the end of training."""
     kept: dict[str, object] = {}
     for moment in dict.fromkeys((step.moments[0], step.moments[-1])):
@@ -87,7 +97,11 @@ def _apart(trial: Trial) -> tuple[MadeUp, MadeUp]:
         if count is None or count < 2:
             continue
         halves = list(range(count // 2))[:512], list(range(count // 2, count))[-512:]
-        low, high = (units.changed(whole(leaf, half)) for units, half in zip((low, high), halves, strict=True))
+        low, high = (
+            units.changed(whole(leaf, half)) for units, half in zip((low, high), halves, strict=True)
+        )
+    if low is high:
+        return low, high
     pairs = ((low, _FIRST), (high, _SECOND))
     fine = all(trial.step.value(u.pick(p), draws=LinedUp()) < float("inf") for u, p in pairs)
     return (low, high) if fine else (trial.units, trial.units)

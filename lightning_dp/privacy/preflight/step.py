@@ -110,10 +110,12 @@ class TrainingStep:
         shared = () if with_weights else tuple(self.module.parameters())
         known: dict[int, Any] = {id(one): one for one in (*self._keep, *shared)}
         for child in self.module.modules():
-            # A module has nine empty tables of hooks, which take longer to copy than all the rest.
-            known.update(
-                {id(v): OrderedDict() for v in vars(child).values() if type(v) is OrderedDict and not v}
-            )
+            # A module has a dozen empty tables, which take longer to copy than all the rest.
+            for table in vars(child).values():
+                if type(table) in (OrderedDict, dict, set) and not table:
+                    known[id(table)] = type(table)()
+            if not with_weights:
+                known[id(child._parameters)] = dict(child._parameters)
         return copy.deepcopy(self.module, known)
 
     def open_gates(self) -> bool:
