@@ -187,10 +187,9 @@ class _Run:
         return loss
 
     def _before_the_optimizer(self) -> None:
-        generator = torch.Generator().manual_seed(self._trainer.global_step)
         for parameter in self._module.parameters():
             if parameter.requires_grad:
-                parameter.grad = (1e-3 * torch.randn(parameter.shape, generator=generator)).to(parameter)
+                parameter.grad = torch.full_like(parameter, 1e-3)
         self._call("on_before_optimizer_step", self._optimizer)
         self._tried("configure_gradient_clipping", self._optimizer, None, None)
 

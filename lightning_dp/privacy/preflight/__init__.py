@@ -76,8 +76,12 @@ def inspect_step(trial: Trial) -> list[Finding]:
                 place="training_step",
                 problem=f"fails on made-up units: {error}",
                 fix=(
-                    "make it run on any batch of one unit or more, or give the data module "
-                    "synthetic_units(num_units) with values that are possible"
+                    "make it run on any batch of one unit or more, and give the data module "
+                    + (
+                        "synthetic_items(num_items) with values that are possible"
+                        if isinstance(trial.units, MadeUpItems)
+                        else "synthetic_items(num_items), as of a batch only what has one entry a unit can be cut"
+                    )
                 ),
             )
         )
