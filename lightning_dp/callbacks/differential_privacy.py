@@ -7,6 +7,7 @@ sums; `on_before_optimizer_step` has the step covered by the ledger, adds noise 
 
 import logging
 import uuid
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -113,6 +114,8 @@ class DifferentialPrivacy(Callback):
         spot_check: n, one logical batch in how many is looked at twice, as is the first: some of its units
             are run again alone, and a fit stops where their gradients are not what was measured; 0 for none.
             See docs/spot_check.md.
+        synthetic_items: n → n made-up items of the train dataset, for the preflight; None asks the data.
+        synthetic_units: n → a collated batch of n made-up units; see `lightning_dp.callbacks.made_up_units`.
     """
 
     def __init__(
@@ -135,6 +138,8 @@ class DifferentialPrivacy(Callback):
         public_start: str | None = None,
         accept: dict[str, str] | None = None,
         spot_check: int = 100,
+        synthetic_items: Callable[[int], Any] | None = None,
+        synthetic_units: Callable[[int], Any] | None = None,
     ) -> None:
         if (target_epsilon is None) == (noise_multiplier is None):
             raise ValueError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
@@ -166,6 +171,8 @@ class DifferentialPrivacy(Callback):
         self.public_start = public_start
         self.accept = accept or {}
         self._spot_check = SpotCheck(spot_check)
+        self.synthetic_items = synthetic_items
+        self.synthetic_units = synthetic_units
         self.target_epsilon = target_epsilon
         self.delta = delta
         self.noise_multiplier = noise_multiplier
@@ -254,6 +261,8 @@ class DifferentialPrivacy(Callback):
             engine=self.clipping_engine,
             function=self.clipping_function,
             accept=self.accept,
+            synthetic_items=self.synthetic_items,
+            synthetic_units=self.synthetic_units,
         )
         self._loader = PoissonLoader(
             loader.dataset,

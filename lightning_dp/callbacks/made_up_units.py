@@ -1,69 +1,160 @@
 '''Where the made-up units of preflight come from; no private value is ever read for them.
 
-A data module (or data set) says best what its rows look like::
+The data module, the data set or the callback says best what an item looks like::
 
-    def synthetic_units(self, num_units: int) -> list[Tensor]:
-        """A collated batch of made-up units, from public facts only."""
-        images = torch.rand(num_units, 3, 32, 32) * 2 - 1
-        labels = torch.randint(self.num_classes, (num_units,))
-        return [images, labels]
+    def synthetic_items(self, num_items: int) -> list[tuple[Tensor, int]]:
+        """Made-up items as __getitem__ returns them, from public facts only."""
+        return [(torch.rand(3, 32, 32) * 2 - 1, number % self.num_classes) for number in range(num_items)]
 
-It has the structure of a train batch: units in order, `rows_per_unit` consecutive rows each. Values should
-be possible ones and differ between units: other labels, other gaps.
+Items, one a unit, go through the loader's own `collate_fn`. Values should be possible ones and differ between
+units: other labels, other lengths, other gaps. Other values than these are tried as well.
 
-Without it, a TensorDataset tells shapes and dtypes. Nothing else does: a model's `example_input_array` is
-the input of `forward`, not a batch.
+A collated batch may be given instead (`synthetic_units(num_units)`: units in order, `rows_per_unit`
+consecutive rows each). It is cut, so a `collate_fn` of one's own is not seen by any check.
+
+Without either, data sets that tell shapes and dtypes are asked (`known_items`). A model's
+`example_input_array` is the input of `forward`, not a batch.
 '''
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, get_args
 
-import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, default_collate
+
+from lightning_dp.callbacks.known_items import asked_for_items, known_items
+from lightning_dp.privacy.preflight import NUM_UNITS, Finding, MadeUp, MadeUpItems, MadeUpUnits
+
+Source = Callable[[int], Any]
+"""From a number of units to as many made-up items, or to a collated batch of them."""
 
 
-def made_up_batch(trainer: Trainer, loader: DataLoader, *, num_units: int) -> Any:
-    """A collated batch of `num_units` made-up units.
+def made_up_units(
+    trainer: Trainer,
+    loader: DataLoader,
+    *,
+    rows_per_unit: int,
+    synthetic_items: Source | None = None,
+    synthetic_units: Source | None = None,
+) -> tuple[MadeUp | None, list[Finding]]:
+    """Units to try a step on, and what could not be looked at.
 
-    Asked in this order: the data module's and the data set's `synthetic_units`, then the shapes and dtypes of
-    a TensorDataset (or a Subset of one) with the loader's collation.
-
-    Raises:
-        ValueError: nobody knows, or who was asked failed.
+    Asked in this order: the callback's two arguments, the data module's and the data set's `synthetic_items`,
+    their `synthetic_units`, then what a data set tells by itself.
     """
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    for source in (datamodule, loader.dataset):
-        if hasattr(source, "synthetic_units"):
-            try:
-                return source.synthetic_units(num_units)
-            except Exception as error:
-                raise ValueError(f"{type(source).__name__}.synthetic_units fails: {error!r}") from error
-    columns = _columns(loader.dataset)
-    if columns is None:
-        raise ValueError(f"it has no synthetic_units, and a {type(loader.dataset).__name__} tells no shapes")
-    made_up = [_column(column, num_units=num_units) for column in columns]
     assert loader.collate_fn is not None
     try:
-        return loader.collate_fn(list(zip(*made_up, strict=True)))
+        items = _items(datamodule, loader, given=synthetic_items, batch_is_given=synthetic_units is not None)
+        if items is not None:
+            return MadeUpItems(items, collate=loader.collate_fn, rows_per_unit=rows_per_unit), []
+        batch = _batch(datamodule, loader, given=synthetic_units)
+        if batch is None:
+            return None, [_untold(loader, place=type(datamodule or loader.dataset).__name__)]
+        units = MadeUpUnits(batch, num_units=NUM_UNITS, rows_per_unit=rows_per_unit)
+    except ValueError as error:
+        return None, [
+            Finding(
+                code="unchecked",
+                place=type(datamodule or loader.dataset).__name__,
+                problem=f"gives no made-up units to try training_step on: {error}",
+                fix="correct that method, see lightning_dp.callbacks.made_up_units",
+            )
+        ]
+    if loader.collate_fn is default_collate:
+        return units, []
+    return units, [
+        Finding(
+            code="unchecked",
+            place=f"collate_fn {getattr(loader.collate_fn, '__qualname__', loader.collate_fn)!r}",
+            problem="makes batches of items, and synthetic_units(num_units) gives a batch without it",
+            fix=_method(loader.dataset, to="the data module or data set"),
+        )
+    ]
+
+
+def _items(
+    datamodule: Any, loader: DataLoader, *, given: Source | None, batch_is_given: bool
+) -> list[Any] | None:
+    if given is not None:
+        return asked_for_items(given, NUM_UNITS, of="privacy")
+    if batch_is_given:
+        return None
+    if hasattr(datamodule, "synthetic_items"):
+        return asked_for_items(datamodule.synthetic_items, NUM_UNITS, of=type(datamodule).__name__)
+    if hasattr(_inner(loader.dataset), "synthetic_items"):
+        return known_items(loader.dataset, num_items=NUM_UNITS)
+    if any(hasattr(one, "synthetic_units") for one in (datamodule, _inner(loader.dataset))):
+        return None
+    return known_items(loader.dataset, num_items=NUM_UNITS)
+
+
+def _batch(datamodule: Any, loader: DataLoader, *, given: Source | None) -> Any:
+    if given is not None:
+        sources = [("privacy", given)]
+    else:
+        asked = [one for one in (datamodule, _inner(loader.dataset)) if hasattr(one, "synthetic_units")]
+        sources = [(type(one).__name__, one.synthetic_units) for one in asked]
+    if not sources:
+        return None
+    name, source = sources[0]
+    try:
+        return source(NUM_UNITS)
     except Exception as error:
-        raise ValueError(f"the loader's collate_fn fails on values from 0 to 1: {error!r}") from error
+        raise ValueError(f"{name}.synthetic_units fails: {error!r}") from error
 
 
-def _columns(dataset: Dataset) -> tuple[Tensor, ...] | None:
-    while isinstance(dataset, Subset):
+def _inner(dataset: Any) -> Any:
+    while type(dataset) is Subset:
         dataset = dataset.dataset
-    # A subclass may return something else than its tensors' rows.
-    plain = isinstance(dataset, TensorDataset) and type(dataset).__getitem__ is TensorDataset.__getitem__
-    return dataset.tensors if plain else None  # type: ignore[attr-defined]
+    return dataset
 
 
-def _column(like: Tensor, *, num_units: int) -> Tensor:
-    """Uniform in [0, 1), 0 or 1 for whole numbers; of `like` only shape and dtype are used."""
-    generator = torch.Generator().manual_seed(len(like.shape))
-    shape = (num_units, *like.shape[1:])
-    if like.is_floating_point() or like.is_complex():
-        return torch.rand(shape, generator=generator).to(like.dtype)
-    if len(shape) == 1:  # labels: neighbours differ
-        return (torch.arange(num_units) % 2).to(like.dtype)
-    return torch.randint(2, shape, generator=generator).to(like.dtype)
+def _untold(loader: DataLoader, *, place: str) -> Finding:
+    dataset = _inner(loader.dataset)
+    return Finding(
+        code="unchecked",
+        place=place,
+        problem=(
+            "gives no made-up units to try training_step on, as nothing says what an item of "
+            f"{type(dataset).__name__} looks like without reading one"
+        ),
+        fix=_method(dataset, to=f"class {type(dataset).__name__}") + " (a collated batch, "
+        "synthetic_units(num_units), does too)",
+    )
+
+
+def _method(dataset: Any, *, to: str) -> str:
+    return (
+        f"add to {to}: def synthetic_items(self, num_items): return [{_example(_inner(dataset))} "
+        "for i in range(num_items)], with items as __getitem__ returns them"
+    )
+
+
+def _example(dataset: Any) -> str:
+    """An item in Python, by what `__getitem__` says it returns."""
+    try:
+        returned = inspect.signature(type(dataset).__getitem__, eval_str=True).return_annotation
+    except (AttributeError, NameError, TypeError, ValueError):
+        returned = None
+    parts = get_args(returned) if getattr(returned, "__origin__", returned) is tuple else ()
+    if parts and Ellipsis not in parts:
+        return f"({', '.join(map(_one, parts))})"
+    if returned in _PLAIN:
+        return _one(returned)
+    return "(torch.rand(3, 32, 32), i % 10)"
+
+
+_PLAIN: dict[Any, str] = {
+    Tensor: "torch.rand(3, 32, 32)",
+    int: "i % 10",
+    float: "i / 10",
+    bool: "i % 2 == 0",
+    str: "f'made up {i}'",
+}
+
+
+def _one(annotation: Any) -> str:
+    return _PLAIN.get(annotation, "…")

@@ -23,14 +23,26 @@ _FIX = (
 )
 
 
-def find_private_monitors(trainer: Trainer, *, training_metrics: Collection[str]) -> list[Finding]:
-    """Callbacks that stop, select or name by a private metric.
+def find_private_monitors(
+    trainer: Trainer, *, training_metrics: Collection[str], stopped: bool = False
+) -> list[Finding]:
+    """Callbacks that stop, select or name by a private metric; a training step that stops by itself.
 
     Args:
         trainer: its callbacks are looked at.
         training_metrics: names that training_step logs.
+        stopped: whether the trial of a step set `trainer.should_stop`.
     """
     found = []
+    if stopped:
+        found.append(
+            Finding(
+                code="private-monitor",
+                place="training_step or one of its hooks",
+                problem="sets trainer.should_stop: when training ends tells what it saw, which no ε covers",
+                fix="remove it, and set trainer.max_steps",
+            )
+        )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         name = type(callback).__name__
         monitor = getattr(callback, "monitor", None)

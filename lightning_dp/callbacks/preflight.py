@@ -13,22 +13,21 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_dp.callbacks.loggers import find_outgoing_loggers
-from lightning_dp.callbacks.made_up_units import made_up_batch
+from lightning_dp.callbacks.made_up_units import Source, made_up_units
 from lightning_dp.callbacks.monitors import find_private_monitors
+from lightning_dp.callbacks.trial_batches import TrialBatch, moved, output_of, untouched
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.draws import generators_put_back
 from lightning_dp.privacy.plan import PrivacyPlan
 from lightning_dp.privacy.preflight import (
-    NUM_UNITS,
     Accepted,
     Finding,
-    MadeUpUnits,
+    Moment,
     TrainingStep,
     Trial,
     find_in_layers,
@@ -47,6 +46,8 @@ def run_preflight(
     engine: ClippingEngine,
     function: ClippingFunction,
     accept: Mapping[str, str],
+    synthetic_items: Source | None = None,
+    synthetic_units: Source | None = None,
 ) -> list[Accepted]:
     """Find what would break the guarantee of this fit, without reading a private row.
 
@@ -62,6 +63,8 @@ def run_preflight(
         engine: the fit's, not attached; left so.
         function: the fit's.
         accept: code → reason, for findings that are harmless here.
+        synthetic_items: from a number to as many made-up items of the data set.
+        synthetic_units: from a number to a collated batch of as many made-up units.
 
     Returns:
         The findings that `accept` answers for, to be written into the ledger and the privacy report.
@@ -71,7 +74,7 @@ def run_preflight(
     """
     names: set[str] = set()
     found = _find_in_plan(plan)
-    with undisturbed(trainer):
+    with undisturbed(trainer) as stopped, untouched(module) as written:
         try:
             copied = _copy(trainer, module, loader=loader, names=names)
         except Exception as error:
@@ -81,11 +84,31 @@ def run_preflight(
             found += layers
             # What such a layer does to a step is known; a second message about it would only be longer.
             if all(finding.code in accept for finding in layers):
-                found += _try_step(
-                    trainer, copied, loader=loader, plan=plan, engine=engine, function=function
+                units, untold = made_up_units(
+                    trainer,
+                    loader,
+                    rows_per_unit=plan.unit.rows_per_unit,
+                    synthetic_items=synthetic_items,
+                    synthetic_units=synthetic_units,
                 )
-    found += find_private_monitors(trainer, training_metrics=names)
+                found += untold
+                if units is not None:
+                    rows = plan.unit.rows_per_unit * int(getattr(copied, "rows_per_example", 1))
+                    step = _step(trainer, copied, original=module, loader=loader, plan=plan)
+                    found += inspect_step(
+                        Trial(step=step, units=units, rows_per_unit=rows, engine=engine, function=function)
+                    )
+    found += find_private_monitors(trainer, training_metrics=names, stopped=bool(stopped))
     found += find_outgoing_loggers(trainer)
+    found += [
+        Finding(
+            code="remembers",
+            place=f"'{name}'",
+            problem="was written while only copies of the module ran: a hook or closure holds the module",
+            fix="register hooks as methods of the module that they write to; keep no statistics of the data",
+        )
+        for name in written
+    ]
     return settle(found, accept=accept)
 
 
@@ -105,36 +128,51 @@ def _find_in_plan(plan: PrivacyPlan) -> list[Finding]:
     ]
 
 
-def _try_step(
+def _step(
     trainer: Trainer,
     copied: LightningModule,
     *,
+    original: LightningModule,
     loader: DataLoader,
     plan: PrivacyPlan,
-    engine: ClippingEngine,
-    function: ClippingFunction,
-) -> list[Finding]:
-    try:
-        batch = made_up_batch(trainer, loader, num_units=NUM_UNITS)
-        units = MadeUpUnits(batch, num_units=NUM_UNITS, rows_per_unit=plan.unit.rows_per_unit)
-    except ValueError as error:
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        return [
-            Finding(
-                code="unchecked",
-                place=type(loader.dataset if datamodule is None else datamodule).__name__,
-                problem=f"gives no made-up units to try training_step on: {error}",
-                fix="give it a method synthetic_units(num_units), see lightning_dp.callbacks.made_up_units",
-            )
-        ]
-    step = TrainingStep(
+) -> TrainingStep:
+    kept = shared_by_copies(trainer, copied, loader)
+    batches = TrialBatch(trainer, original=original, keep=kept)
+    return TrainingStep(
         copied,
         loss=lambda again, rows: _loss(trainer, cast(LightningModule, again), rows),
         device=trainer.strategy.root_device,
-        keep=shared_by_copies(trainer, copied, loader),
+        keep=kept,
+        train=lambda again, rows: batches(cast(LightningModule, again), rows),
+        moments=_moments(trainer, plan),
     )
-    rows = plan.unit.rows_per_unit * int(getattr(copied, "rows_per_example", 1))
-    return inspect_step(Trial(step=step, units=units, rows_per_unit=rows, engine=engine, function=function))
+
+
+def _moments(trainer: Trainer, plan: PrivacyPlan) -> list[Moment]:
+    """The first steps, the middle and the last one, with their epochs."""
+    last = plan.num_steps - 1
+    steps_per_epoch = max(1, round(1 / plan.sampling_rate))
+    return [
+        Moment(
+            name=f"at global_step {step}",
+            lived=partial(_at, trainer, step=step, epoch=step // steps_per_epoch),
+        )
+        for step in sorted({min(step, last) for step in (0, 1, 2, plan.num_steps // 2, last)})
+    ]
+
+
+@contextmanager
+def _at(trainer: Trainer, *, step: int, epoch: int) -> Iterator[None]:
+    """Lightning's counters as they will be when that many steps were taken."""
+    loop = trainer.fit_loop
+    steps = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+    epochs: Any = loop.epoch_progress.current  # Lightning types it with fewer stages than it has
+    before = steps.completed, epochs.processed, epochs.completed
+    steps.completed, epochs.processed, epochs.completed = step, epoch, epoch
+    try:
+        yield
+    finally:
+        steps.completed, epochs.processed, epochs.completed = before
 
 
 def shared_by_copies(trainer: Trainer, module: LightningModule, loader: DataLoader) -> tuple[Any, ...]:
@@ -213,30 +251,27 @@ def _loss(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     module.optimizers = lambda *_, **__: optimizer  # type: ignore[method-assign, assignment]
     module.lr_schedulers = lambda *_: schedule  # type: ignore[method-assign]
-    if trainer.precision == "64-true":
-        batch = trainer.precision_plugin.convert_input(batch)
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    for name, more in (
-        ("on_before_batch_transfer", ()),
-        ("transfer_batch_to_device", (trainer.strategy.root_device,)),
-        ("on_after_batch_transfer", ()),
-    ):
-        own = datamodule is None or not is_overridden(name, datamodule)
-        batch = getattr(module if own else datamodule, name)(batch, *more, 0)
-    second = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-    result = module.training_step(batch, 0) if second else module.training_step(batch)
-    return mean_loss(result)
+    return mean_loss(output_of(trainer, module, moved(trainer, module, batch)))
 
 
 @contextmanager
-def undisturbed(trainer: Trainer) -> Iterator[None]:
-    """Trainer and random generators as they were afterwards; loggers that hear nothing."""
+def undisturbed(trainer: Trainer) -> Iterator[list[str]]:
+    """Trainer and random generators as they were afterwards; loggers that hear nothing.
+
+    Yields:
+        A list that is not empty afterwards if something asked the trainer to stop.
+    """
     loggers, should_stop, loop = trainer.loggers, trainer.should_stop, trainer.fit_loop
     trainer.loggers, loaders = [DummyLogger()], loop._combined_loader
+    trainer.save_checkpoint = nowhere  # type: ignore[method-assign]
+    stopped: list[str] = []
     try:
         with generators_put_back(trainer.strategy.root_device):
-            yield
+            yield stopped
     finally:
+        del trainer.save_checkpoint
+        if trainer.should_stop and not should_stop:
+            stopped.append("should_stop")
         trainer.loggers, trainer.should_stop = loggers, should_stop
         # A module's setup may ask for the number of steps, upon which Lightning settles on its loaders.
         loop._combined_loader = loaders

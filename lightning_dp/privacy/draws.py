@@ -13,7 +13,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -42,17 +42,42 @@ class Draws(TorchDispatchMode):
     Attributes:
         log: operators and shapes so far.
         foreign: what drew random numbers that could not be seen or lined up.
+        own: operators that were given a generator.
+        states: of the generator before each draw, where `watched`.
+        ends: states of numpy's and of Python's generator afterwards.
     """
+
+    _now: ClassVar[list["Draws"]] = []
+
+    @classmethod
+    @contextmanager
+    def same_for_all(cls) -> Iterator[None]:
+        """Inside, items that draw one by one draw the same; afterwards it is as if nothing had been drawn."""
+        if not cls._now:
+            yield
+            return
+        draws = cls._now[-1]
+        draws.repeating = True
+        try:
+            yield
+        finally:
+            draws.repeating = False
+            torch.manual_seed(draws.seed)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # else every operator takes a detour that costs more than ours
 
-    def __init__(self, *, seed: int = 0) -> None:
+    def __init__(self, *, seed: int = 0, watched: bool = False) -> None:
         super().__init__()
         self.seed = seed
+        self.watched = watched
+        self.repeating = False
         self.log: list[tuple[str, tuple[int, ...]]] = []
         self.foreign: set[str] = set()
+        self.own: set[str] = set()
+        self.states: list[bytes] = []
+        self.ends: tuple[Any, Any] = ((), ())
 
     @abstractmethod
     def draw(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -70,12 +95,18 @@ class Draws(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return self.other(func, args, kwargs)
         if kwargs.get("generator") is not None:
+            self.own.add(str(func))
             kwargs = {
                 **kwargs,
                 "generator": None,
             }  # one of the user's own would move on, and differ next time
+        if self.repeating:
+            torch.manual_seed(self.seed)
+        before = _states() if self.watched else {}
         result = self.draw(func, args, kwargs)
         first = result[0] if isinstance(result, tuple) else result
+        if self.watched:
+            self.states.append(before.get(str(first.device), before["cpu"]))
         self.log.append((str(func), tuple(first.shape)))
         return result
 
@@ -85,9 +116,15 @@ class Draws(TorchDispatchMode):
         # Backward on a GPU has a thread of its own, in which no mode is set.
         with generators_put_back(device, seed=self.seed), torch.autograd.set_multithreading_enabled(False):
             before = _position()
-            with self:
-                yield
-            if _position() != before:
+            Draws._now.append(self)
+            try:
+                with self:
+                    yield
+            finally:
+                Draws._now.pop()
+            after = _position()
+            self.ends = after[0], after[1]
+            if after != before:
                 self.foreign.add("numpy or Python's random")
 
 
@@ -126,9 +163,19 @@ class LinedUp(Draws):
         return fill(result, one, {**given, **kwargs})
 
 
-def _position() -> tuple[Any, ...]:
+def _position() -> tuple[Any, Any]:
+    """States of numpy's and of Python's generator."""
     _, keys, place, *_ = np.random.get_state()
-    return keys.tobytes() if isinstance(keys, np.ndarray) else keys, place, random.getstate()
+    return (keys.tobytes() if isinstance(keys, np.ndarray) else keys, place), random.getstate()
+
+
+def _states() -> dict[str, bytes]:
+    """By device, the state of torch's generator."""
+    found = {"cpu": bytes(torch.get_rng_state().numpy())}
+    if torch.cuda.is_available():
+        device = f"cuda:{torch.cuda.current_device()}"
+        found[device] = bytes(torch.cuda.get_rng_state(device).numpy())
+    return found
 
 
 def _ramp(result: Tensor, one: float) -> Tensor:

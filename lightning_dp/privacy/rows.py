@@ -122,7 +122,7 @@ def units_of(tensor: Tensor) -> UnitDim | None:
     if isinstance(placement, Replicate):
         return None
     if isinstance(placement, _StridedShard):
-        return UnitDim(placement.dim, placement.split_factor)
+        return UnitDim(placement.dim, int(placement.split_factor))
     if isinstance(placement, Shard):
         return UnitDim(placement.dim)
     raise UnitsMixed("a sum over units is used as if it were of one", place=user_line())

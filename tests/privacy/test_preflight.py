@@ -486,17 +486,16 @@ class Denoiser(nn.Module):
 
 
 class Diffusion(Draws):
-    """Times, noise from a generator of its own, and rows that are dropped."""
+    """Times, noise and rows that are dropped."""
 
     def __init__(self, *, reentrant: bool) -> None:
         super().__init__()
         self.net = Denoiser(reentrant=reentrant)
-        self.generator = torch.Generator().manual_seed(5)
 
     def errors(self, x, y):
         time = torch.randint(50, (len(x),)).repeat_interleave(3)
         x, y = self.repeat(x), self.repeat(y)
-        noise = torch.empty_like(x).normal_(generator=self.generator)
+        noise = torch.empty_like(x).normal_()
         keep = torch.bernoulli(torch.full((len(x),), 0.9))
         return (self.net(x + noise, time).mean(dim=(1, 2)) - y).square() * keep
 
@@ -554,12 +553,124 @@ def test_units_of_several_rows_pass():
     assert findings(Draws(), rows_per_unit=2) == []
 
 
-def test_a_step_whose_gradient_is_zero_passes():
-    class Zero(Fit):
-        def step(self, x, y):
-            return super().step(x, y) * 0
+# --- draws that others know -----------------------------------------------------------------------------
 
-    assert findings(Zero()) == []
+
+class Noisy(Fit):
+    """Noise of its own, by whichever way to seed it."""
+
+    def __init__(self, noise=lambda self, x: torch.randn_like(x)) -> None:
+        super().__init__()
+        self.noise = noise
+        self.generator = torch.Generator().manual_seed(5)
+        self.numbers = np.random.default_rng(5)
+
+    def errors(self, x, y):
+        return super().errors(x + self.noise(self, x), y)
+
+
+def seeded(self, x):
+    torch.manual_seed(0)
+    return torch.randn_like(x)
+
+
+def forked(self, x):
+    with torch.random.fork_rng():
+        torch.manual_seed(len(x))
+        return torch.randn_like(x)
+
+
+def by_numpy(self, x):
+    np.random.seed(0)
+    return torch.full_like(x, np.random.rand())
+
+
+def by_python(self, x):
+    random.seed("a word")
+    return random.random()
+
+
+@pytest.mark.parametrize(
+    ("noise", "text"),
+    [
+        (seeded, "sets torch's seed, so aten.randn_like"),
+        (forked, "sets torch's seed"),
+        (by_numpy, "sets the seed of numpy"),
+        (by_python, "sets the seed of Python's random"),
+        (lambda self, x: torch.randn(x.shape, generator=self.generator), "draws from a generator of its own"),
+        (lambda self, x: self.numbers.random(), "draws from the generator 'numbers'"),
+        (lambda self, x: np.random.default_rng(3).random(), "makes a generator of numpy's from a number"),
+    ],
+)
+def test_draws_by_a_seed(noise, text):
+    found = [finding for finding in findings(Noisy(noise)) if finding.code == "seeded"]
+    assert len(found) == 1
+    assert text in found[0].problem
+    assert "remove the seed" in found[0].fix
+
+
+def test_draws_that_nobody_knows_pass():
+    assert findings(Noisy()) == []
+    assert findings(Noisy(lambda self, x: random.random() + np.random.rand())) == []
+    assert findings(Noisy(lambda self, x: 0.0)) == [], "a generator that is not used"
+
+
+# --- nothing to look at ---------------------------------------------------------------------------------
+
+
+class Zero(Fit):
+    def step(self, x, y):
+        return super().step(x, y) * 0
+
+
+class Blind(Fit):
+    """Sees no value of its batch."""
+
+    def errors(self, x, y):
+        return super().errors(torch.ones_like(x), torch.zeros_like(y))
+
+
+class Spare(Fit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Linear(4, 1)
+
+
+class OnlyAbove(Spare):
+    """What made-up units don't reach trains on the first private one that does."""
+
+    def step(self, x, y):
+        return super().step(x, y) + (self.spare(x).mean() if (x == 0.125).any() else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("module", "place", "text"),
+    [
+        (Zero(), "training_step", "gradient of zero for every trainable parameter"),
+        (Blind(), "training_step", "the same gradient for all made-up units"),
+        (Spare(), "'spare.weight' and 1 more", "reached by no made-up unit"),
+        (OnlyAbove(), "'spare.weight' and 1 more", "reached by no made-up unit"),
+    ],
+)
+def test_a_check_that_had_nothing_to_look_at_says_so(module, place, text):
+    (finding,) = findings(module)
+    assert (finding.code, finding.place) == ("unchecked", place)
+    assert text in finding.problem
+
+
+def test_units_that_are_alike_are_given_other_values():
+    assert findings(Fit(), made_up=[torch.ones(NUM_UNITS, 4), torch.ones(NUM_UNITS)]) == []
+
+
+class SometimesSkipped(Spare):
+    """A branch at random is reached in one of several tries."""
+
+    def errors(self, x, y):
+        return super().errors(x, y) + (self.spare(x).square().flatten() if random.random() < 0.4 else 0)
+
+
+def test_a_branch_at_random_is_reached():
+    assert findings(SometimesSkipped()) == []
 
 
 # --- the parts ------------------------------------------------------------------------------------------

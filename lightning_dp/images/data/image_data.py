@@ -1,6 +1,6 @@
 """The data module of the image half: a source, its checks, and the privacy unit."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -159,6 +159,15 @@ class ImageData(LightningDataModule):
         if self.has_captions:
             batch["captions"] = [f"made up, number {row}" for row in range(rows)]
         return batch
+
+    def synthetic_items(self, num_items: int) -> list[ImageBatch]:
+        """The same as items of the train dataset, each the rows of one unit."""
+        columns: Any = self.synthetic_units(num_items)
+        rows = len(columns["images"]) // num_items
+        return [
+            cast(ImageBatch, {name: own[unit * rows : (unit + 1) * rows] for name, own in columns.items()})
+            for unit in range(num_items)
+        ]
 
     def facts(self) -> dict[str, str | float | int]:
         """Plain names for tables of results."""

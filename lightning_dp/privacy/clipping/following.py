@@ -211,7 +211,7 @@ def _outcome(tensor: Tensor) -> UnitDim | Total | None:
     return Total.MEAN if rows.is_total(tensor) else _units(tensor)
 
 
-def _plain(value: Tensor) -> Tensor:
+def _plain(value: Any) -> Tensor:
     return value.plain() if isinstance(value, Shared) else value
 
 

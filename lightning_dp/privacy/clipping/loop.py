@@ -5,8 +5,9 @@ alone and compares with what the batch gave, so rows that see each other (BatchN
 can't be repeated (dropout) are refused instead of answered wrongly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -154,9 +155,7 @@ class Loop(ClippingEngine):
                         "no unit has a part of its own: return a loss a row, and take their mean last"
                     )
             with torch.enable_grad(), call.autocast.again():
-                args, kwargs = map_tensors(
-                    lambda t, places=places: own(t, next(places)), (call.args, call.kwargs)
-                )
+                args, kwargs = map_tensors(partial(_next_own, own, places), (call.args, call.kwargs))
                 outputs = list(tensors(call.forward(*args, **kwargs)))
             reached = [i for i in call.grads if outputs[i].requires_grad]
             for index in reached:
@@ -195,6 +194,10 @@ class Loop(ClippingEngine):
         self._calls.clear()
         self._open.clear()
         self._sums = None
+
+
+def _next_own(own: Callable[..., Tensor], places: Iterator[UnitDim | None], tensor: Tensor) -> Tensor:
+    return own(tensor, next(places))
 
 
 def _same(alone: Tensor, in_batch: Tensor, *, path: str) -> None:

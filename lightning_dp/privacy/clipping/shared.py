@@ -63,19 +63,19 @@ class Shared(Tensor):
     """A value that is the same for every unit, and how it came from parameters.
 
     Attributes:
-        narrow: where this is another Shared value repeated along dimensions of size 1, that value.
+        unrepeated: where this is another Shared value repeated along dimensions of size 1, that value.
     """
 
     tape: Tape
     roots: dict[str, Tensor]
     make: Make
-    narrow: "Shared | None"
+    unrepeated: "Shared | None"
 
     @staticmethod
     def of(value: Tensor, *, tape: Tape, roots: dict[str, Tensor], make: Make) -> "Shared":
         """`value` = make(roots), detached."""
         shared = value.detach().as_subclass(Shared)
-        shared.tape, shared.roots, shared.make, shared.narrow = tape, roots, make, None
+        shared.tape, shared.roots, shared.make, shared.unrepeated = tape, roots, make, None
         return shared
 
     @staticmethod
@@ -237,25 +237,25 @@ def _stay(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     if isinstance(result, Tensor):
         shared = wrap(result, None)
         if isinstance(shared, Shared):
-            shared.narrow = _narrowed(tape, func, args, kwargs, shared)
+            shared.unrepeated = _unrepeated(tape, func, args, kwargs, shared)
         return shared
     if isinstance(result, list | tuple) and all(isinstance(r, Tensor) for r in result):
         return type(result)(wrap(value, index) for index, value in enumerate(result))
     return result
 
 
-def _narrowed(tape: Tape, func: Any, args: Any, kwargs: Any, result: Shared) -> "Shared | None":
+def _unrepeated(tape: Tape, func: Any, args: Any, kwargs: Any, result: Shared) -> "Shared | None":
     """What `result` repeats, where it is known to: with as many dimensions, of size 1 where it repeats."""
     name, value = _name(func), args[0] if args else None
     if not isinstance(value, Shared):
         return None
     if name in _REPEATING:
-        source = value.narrow if value.narrow is not None else value
+        source = value.unrepeated if value.unrepeated is not None else value
         shape = (1,) * (result.ndim - source.ndim) + tuple(source.shape)
         if all(size in (1, now) for size, now in zip(shape, result.shape, strict=True)):
             return _stay(tape, torch.reshape, (source, shape), {})
-    if name in _SAME_SHAPE and value.narrow is not None:
-        return _stay(tape, func, (value.narrow, *args[1:]), kwargs)
+    if name in _SAME_SHAPE and value.unrepeated is not None:
+        return _stay(tape, func, (value.unrepeated, *args[1:]), kwargs)
     return None
 
 
@@ -334,9 +334,9 @@ def spread(
     def give_units(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, Shared):
             return tensor
-        narrow = tensor.narrow
-        if narrow is not None and size_of(tensor) != 1 and size_of(narrow) == 1:
-            wide = _rowwise(tape, narrow, rank=rank, place=place, size=size)
+        unrepeated = tensor.unrepeated
+        if unrepeated is not None and size_of(tensor) != 1 and size_of(unrepeated) == 1:
+            wide = _rowwise(tape, unrepeated, rank=rank, place=place, size=size)
             return wide.expand([max(a, b) for a, b in zip(wide.shape, tensor.shape, strict=True)])
         if size_of(tensor) == 1:
             return _rowwise(tape, tensor, rank=rank, place=place, size=size)

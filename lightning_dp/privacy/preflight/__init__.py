@@ -14,17 +14,24 @@ from lightning_dp.privacy.preflight.clipped_sum import find_wrong_sums
 from lightning_dp.privacy.preflight.coupling import find_coupling
 from lightning_dp.privacy.preflight.finding import CODES, Accepted, Finding, check_accept, settle
 from lightning_dp.privacy.preflight.layers import find_in_layers
-from lightning_dp.privacy.preflight.made_up import MadeUpUnits
+from lightning_dp.privacy.preflight.made_up import MadeUp, MadeUpItems, MadeUpUnits
 from lightning_dp.privacy.preflight.memory import find_memory
-from lightning_dp.privacy.preflight.step import StepFailed, TrainingStep
+from lightning_dp.privacy.preflight.rounds import find_coupling_in_rounds
+from lightning_dp.privacy.preflight.seeds import find_seeds
+from lightning_dp.privacy.preflight.step import HookFailed, Moment, StepFailed, TrainingStep
 from lightning_dp.privacy.preflight.trial import NUM_UNITS, Trial
+from lightning_dp.privacy.preflight.vacuous import find_vacuous
 
 __all__ = [
     "CODES",
     "NUM_UNITS",
     "Accepted",
     "Finding",
+    "HookFailed",
+    "MadeUp",
+    "MadeUpItems",
     "MadeUpUnits",
+    "Moment",
     "StepFailed",
     "TrainingStep",
     "Trial",
@@ -39,12 +46,9 @@ def inspect_step(trial: Trial) -> list[Finding]:
     """Everything that trying the step shows; later checks are left out where an earlier one explains them."""
     found: list[Finding] = []
     try:
-        for _ in range(2):
-            first = trial.step.gradient(trial.units.pick(range(3)), draws=LinedUp())
-            if first.is_finite:
-                break
-            trial.step.shut_gates()
-        else:
+        while not trial.step.gradient(trial.units.pick(range(NUM_UNITS)), draws=LinedUp()).is_finite:
+            if trial.step.open_gates():
+                continue
             return [
                 Finding(
                     code="unchecked",
@@ -53,8 +57,14 @@ def inspect_step(trial: Trial) -> list[Finding]:
                     fix="give the data module synthetic_units(num_units) with values that are possible",
                 )
             ]
-        found += find_memory(trial)
-        for check in (find_coupling, find_wrong_sums, find_spoilt_batches):
+        found += [*find_memory(trial), *find_seeds(trial)]
+        for check in (
+            find_coupling,
+            find_coupling_in_rounds,
+            find_wrong_sums,
+            find_spoilt_batches,
+            find_vacuous,
+        ):
             now = check(trial)
             found += now
             if now:
@@ -66,8 +76,12 @@ def inspect_step(trial: Trial) -> list[Finding]:
                 place="training_step",
                 problem=f"fails on made-up units: {error}",
                 fix=(
-                    "make it run on any batch of one unit or more, or give the data module "
-                    "synthetic_units(num_units) with values that are possible"
+                    "make it run on any batch of one unit or more, and give the data module "
+                    + (
+                        "synthetic_items(num_items) with values that are possible"
+                        if isinstance(trial.units, MadeUpItems)
+                        else "synthetic_items(num_items), as of a batch only what has one entry a unit can be cut"
+                    )
                 ),
             )
         )

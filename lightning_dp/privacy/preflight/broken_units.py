@@ -1,7 +1,9 @@
 """Whether a unit full of NaN, ∞ or 1e30 spoils more than its own, bounded contribution."""
 
 import math
+from typing import Any
 
+from lightning_dp.privacy.draws import LinedUp
 from lightning_dp.privacy.preflight.clipped_sum import clipped, clipped_alone, usual_norm
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.gradient import Gradient, difference
@@ -26,6 +28,8 @@ def find_spoilt_batches(trial: Trial) -> list[Finding]:
             try:
                 total = clipped(trial, batch, num_units=3, max_grad_norm=bound)
             except (StepFailed, RuntimeError) as error:
+                if _runs(trial, batch):
+                    return [_selects(trial)]
                 return [
                     Finding(
                         code="not-finite",
@@ -48,3 +52,25 @@ def find_spoilt_batches(trial: Trial) -> list[Finding]:
                 )
             ]
     return []
+
+
+def _runs(trial: Trial, batch: Any) -> bool:
+    """Whether the step takes the batch where no engine looks at its layers."""
+    try:
+        trial.step.gradient(batch, draws=LinedUp())
+    except StepFailed:
+        return False
+    return True
+
+
+def _selects(trial: Trial) -> Finding:
+    return Finding(
+        code="clipping",
+        place="training_step",
+        problem=(
+            f"selects rows by their values (x[mask]), so a layer sees some of a batch's rows only, and "
+            f"{type(trial.engine).__name__} can't tell whose they are"
+        ),
+        fix="run every branch on all rows, and choose between the results (torch.where)",
+        can_be_accepted=False,
+    )

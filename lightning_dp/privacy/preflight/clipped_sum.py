@@ -14,6 +14,7 @@ from torch import nn
 from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.trees import tensors
 from lightning_dp.privacy.draws import Draws, LinedUp, Recorded
+from lightning_dp.privacy.preflight.explained import explained
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.gradient import Gradient, difference
 from lightning_dp.privacy.preflight.step import StepFailed
@@ -34,6 +35,7 @@ def find_wrong_sums(trial: Trial) -> list[Finding]:
                 place="privacy.clipping_function",
                 problem=f"does not fit the model: {error}",
                 fix="name its parameters as they are",
+                can_be_accepted=False,
             )
         ]
     for size in [*_SIZES, *_lengths_of_tables(trial)]:
@@ -98,7 +100,7 @@ def _try(trial: Trial, units: list[int]) -> list[Finding]:
     try:
         found = clipped(trial, batch, num_units=len(units), max_grad_norm=bound)
     except (RuntimeError, ValueError, StepFailed) as error:
-        return [_refused(trial, error)]
+        return [refused(trial, error)]
     where = difference(found, expected, among=[trial.alone(unit) for unit in units])
     if where is None:
         return []
@@ -131,7 +133,7 @@ def _at_random(trial: Trial) -> list[Finding]:
     try:
         total = _unclipped(trial, batch, num_units=size, draws=Recorded(seed=2))
     except (RuntimeError, ValueError, StepFailed) as error:
-        return [_refused(trial, error)]
+        return [refused(trial, error)]
     expected = Gradient.sum([mean], factors=[float(size)])
     where = difference(total, expected, among=[expected])
     return [] if where is None else [_wrong(trial, where, "the gradient of the loss that was drawn")]
@@ -146,7 +148,8 @@ def _wrong(trial: Trial, where: str, instead_of: str) -> Finding:
     )
 
 
-def _refused(trial: Trial, error: BaseException) -> Finding:
+def refused(trial: Trial, error: BaseException) -> Finding:
+    """What an engine that raised had to say, in one sentence; training would stop there too."""
     measured = _rows_of_layers(trial)
     if measured is not None and measured[1] != trial.rows_per_unit:
         path, rows = measured
@@ -158,19 +161,15 @@ def _refused(trial: Trial, error: BaseException) -> Finding:
                 f"rows_per_example makes {trial.rows_per_unit}"
             ),
             fix=(
-                "set rows_per_unit to a unit's rows in a batch, rows_per_example to what the layers make "
-                "of one of them"
+                f"pass it (B, T, …) instead of (B·T, …) if those are steps of one row; else set the unit's "
+                f"rows_per_unit, or rows_per_example = {rows} if every layer gets as many"
             ),
+            can_be_accepted=False,
         )
     if isinstance(error, StepFailed) and error.__cause__ is not None:  # without an engine it runs
         error = error.__cause__
-    message = str(error).strip().rstrip(".")
-    return Finding(
-        code="clipping",
-        place=type(trial.step.module).__name__,
-        problem=f"can't be clipped per unit by {type(trial.engine).__name__}: {message}",
-        fix="change the layer or freeze it",
-    )
+    place, problem, fix = explained(trial.step.module, str(error), engine=type(trial.engine).__name__)
+    return Finding(code="clipping", place=place, problem=problem, fix=fix, can_be_accepted=False)
 
 
 def _rows_of_layers(trial: Trial) -> tuple[str, int] | None:

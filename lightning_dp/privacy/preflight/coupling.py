@@ -4,7 +4,8 @@ The gradient of a batch must be the mean of its units' gradients, each computed 
 the same random numbers. Values are taken twice: as they are, and with gaps, as normalisers that count what
 is there are alike while nothing is missing. Steps that draw random numbers are also tried with ordinary
 draws, in batches of one size: replacing half of the units must have the same effect whatever the other
-half is. Without that second look a mix of units at random could line up with itself.
+half is. Without that second look a mix of units at random could line up with itself. Values and times that
+made-up units don't show by themselves are in `rounds`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,12 +17,14 @@ from lightning_dp.privacy.clipping.trees import tensors
 from lightning_dp.privacy.draws import Draws, LinedUp, Recorded
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.gradient import Gradient, difference
-from lightning_dp.privacy.preflight.made_up import MadeUpUnits
-from lightning_dp.privacy.preflight.step import StepFailed
+from lightning_dp.privacy.preflight.made_up import MadeUp, Uncollated, row_of_first
+from lightning_dp.privacy.preflight.step import StepFailed, collated
 from lightning_dp.privacy.preflight.trial import Trial
 
 _TRIED = (0, 1, 2)
 _HALVES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11))
+_ROUNDING = 5e-6
+"""Share of a loss: sums over batches of other sizes round differently. Small, as gradients decide."""
 
 
 def find_coupling(trial: Trial) -> list[Finding]:
@@ -40,7 +43,44 @@ def find_coupling(trial: Trial) -> list[Finding]:
     return found or (_at_random(trial) if draws.log else [])
 
 
-def _with_gaps(trial: Trial, gaps: MadeUpUnits) -> list[Finding] | None:
+def couples(trial: Trial, units: MadeUp, chosen: Sequence[int], *, when: str) -> list[Finding] | None:
+    """Whether the loss of some units is the mean of the losses of two parts of them.
+
+    A third of what gradients cost; where it is not, gradients have the last word, as a constant does no harm.
+
+    Args:
+        chosen: three units or more; every second one is in the second part.
+        when: for the message, such as "at global_step 1".
+
+    Returns:
+        None where the step gives no finite loss for them.
+    """
+    step, parts = trial.step, (chosen, chosen[::2], chosen[1::2])
+    losses = []
+    for part in parts[1:] + parts[:1]:
+        losses.append(step.value(units.pick(part), draws=LinedUp()))
+        if not abs(losses[-1]) < float("inf"):
+            return None
+    first, second, whole = losses
+    mean = (first * len(parts[1]) + second * len(parts[2])) / len(chosen)
+    if abs(whole - mean) <= _ROUNDING * max(map(abs, losses)):
+        return []
+    try:
+        gradients = [step.gradient(units.pick(part), draws=LinedUp()) for part in parts]
+    except StepFailed:
+        return None
+    shares = [len(part) / len(chosen) for part in parts[1:]]
+    where = difference(gradients[0], Gradient.sum(gradients[1:], factors=shares), among=gradients)
+    if where is None:
+        return []
+    if trial.step.foreign:
+        return [_foreign(trial)]
+    others = [unit for unit in range(units.num_units) if unit not in chosen[:3]]
+    batches = [units.pick(chosen[:3]), units.pick([chosen[0], *others[:2]])]
+    return [_coupled(trial, where, batches, num_units=3, draws=LinedUp, when=when)]
+
+
+def _with_gaps(trial: Trial, gaps: MadeUp) -> list[Finding] | None:
     """None where the step can't do with missing values at all: what those do is another check's."""
     alone = []
     try:
@@ -54,25 +94,13 @@ def _with_gaps(trial: Trial, gaps: MadeUpUnits) -> list[Finding] | None:
     return _compare(trial, gaps, together, alone)
 
 
-def _compare(
-    trial: Trial, units: MadeUpUnits, together: Gradient, alone: Sequence[Gradient]
-) -> list[Finding]:
+def _compare(trial: Trial, units: MadeUp, together: Gradient, alone: Sequence[Gradient]) -> list[Finding]:
     mean = Gradient.sum(alone, factors=[1 / len(alone)] * len(alone))
     where = difference(together, mean, among=alone)
     if where is None:
         return []
     if trial.step.foreign:
-        return [
-            Finding(
-                code="unchecked",
-                place="training_step",
-                problem=(
-                    "draws random numbers that can't be repeated for one unit "
-                    f"({', '.join(sorted(trial.step.foreign))}), so nobody knows whether units see each other"
-                ),
-                fix="draw with torch",
-            )
-        ]
+        return [_foreign(trial)]
     square = mean.dot(mean)
     factor = mean.dot(together) / square if square else 1.0
     scaled = Gradient.sum([mean], factors=[factor])
@@ -92,15 +120,30 @@ def _compare(
     return [_coupled(trial, where, batches, num_units=3, draws=LinedUp)]
 
 
+def _foreign(trial: Trial) -> Finding:
+    return Finding(
+        code="unchecked",
+        place="training_step",
+        problem=(
+            "draws random numbers that can't be repeated for one unit "
+            f"({', '.join(sorted(trial.step.foreign))}), so nobody knows whether units see each other"
+        ),
+        fix="draw with torch",
+    )
+
+
 def _at_random(trial: Trial) -> list[Finding]:
     batches = [
         trial.units.pick([*_HALVES[first], *_HALVES[second]])
         for first, second in ((0, 1), (2, 3), (0, 3), (2, 1))
     ]
     runs = [Recorded(seed=1) for _ in batches]
-    gradients = [trial.step.gradient(batch, draws=run) for batch, run in zip(batches, runs, strict=True)]
+    losses = [trial.step.value(batch, draws=run) for batch, run in zip(batches, runs, strict=True)]
     if any(run.log != runs[0].log for run in runs):
         return []  # how much is drawn depends on the data, so the same seed isn't the same draw
+    if abs(losses[0] + losses[1] - losses[2] - losses[3]) <= _ROUNDING * max(map(abs, losses)):
+        return []
+    gradients = [trial.step.gradient(batch, draws=Recorded(seed=1)) for batch in batches]
     same, crossed = (Gradient.sum(pair, factors=[1.0, 1.0]) for pair in (gradients[:2], gradients[2:]))
     where = difference(same, crossed, among=gradients)
     if where is None:
@@ -110,22 +153,51 @@ def _at_random(trial: Trial) -> list[Finding]:
 
 
 def _coupled(
-    trial: Trial, where: str, batches: Sequence[Any], *, num_units: int, draws: Callable[[], Draws]
+    trial: Trial,
+    where: str,
+    batches: Sequence[Any],
+    *,
+    num_units: int,
+    draws: Callable[[], Draws],
+    when: str = "",
 ) -> Finding:
     """`batches` have unit 0 in common."""
-    layer = _mixing_layer(*(_notes(trial, batch, num_units=num_units, draws=draws()) for batch in batches))
-    return Finding(
-        code="coupling",
-        place=f"'{layer}'" if layer else "training_step",
-        problem=(
-            f"makes what one unit contributes (to '{where}', for one) depend on the other units of its "
-            "batch, so clipping does not bound what one unit changes"
-        ),
-        fix=(
+    place, fix = (
+        "training_step",
+        (
             "compute every row from itself alone, with normalisers, masks and weights from the row or from "
-            "constants, and take the mean over rows last"
+            "constants, and return one loss a row instead of their mean"
         ),
     )
+    if not _collates_alike(trial, batches[0], num_units=num_units, draws=draws()):
+        place, fix = (
+            "collate_fn",
+            ("make every row from its item alone: pad to a constant length and move statistics out of it"),
+        )
+    else:
+        notes = [_notes(trial, batch, num_units=num_units, draws=draws()) for batch in batches]
+        if layer := _mixing_layer(*notes):
+            place = f"'{layer}'"
+    return Finding(
+        code="coupling",
+        place=place,
+        problem=(
+            f"makes what one unit contributes (to '{where}', for one) depend on the other units of its "
+            f"batch{when and f' {when}'}, so clipping does not bound what one unit changes"
+        ),
+        fix=fix,
+    )
+
+
+def _collates_alike(trial: Trial, batch: Any, *, num_units: int, draws: Draws) -> bool:
+    """Whether the first item's rows are the same without the others."""
+    if not isinstance(batch, Uncollated):
+        return True
+    alone = Uncollated(items=batch.items[:1], collate=batch.collate)
+    with trial.step.running(draws):
+        whole = row_of_first(collated(batch), num_units=num_units)
+        single = row_of_first(collated(alone), num_units=1)
+    return _equal(whole, single)
 
 
 _Note = tuple[str, list[Tensor], list[Tensor]]

@@ -1,14 +1,18 @@
 """What the layers of a module say before anything is run."""
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from lightning_dp.privacy.preflight.finding import Finding
 
 
 def find_in_layers(module: nn.Module) -> list[Finding]:
-    """BatchNorm in any dimension, InstanceNorm with running statistics, lazy layers, nothing to train."""
+    """BatchNorm in any dimension, InstanceNorm with running statistics, layers that nothing can clip."""
     found = []
     for path, layer in module.named_modules():
         name = type(layer).__name__
@@ -31,6 +35,26 @@ def find_in_layers(module: nn.Module) -> list[Finding]:
                     place=f"'{path}'",
                     problem=f"is a {name}: nothing can clip parameters that do not exist yet",
                     fix="give it its input size",
+                    can_be_accepted=False,
+                )
+            )
+        elif isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None:
+            found.append(
+                Finding(
+                    code="remembers",
+                    place=f"'{path}'",
+                    problem="has max_norm: each batch rewrites the rows of the table that its units look up",
+                    fix="unset max_norm, and normalise what was looked up",
+                )
+            )
+        elif problem_and_fix := _unclippable(layer):
+            found.append(
+                Finding(
+                    code="clipping",
+                    place=f"'{path}'",
+                    problem=problem_and_fix[0],
+                    fix=problem_and_fix[1],
+                    can_be_accepted=False,
                 )
             )
     if not any(parameter.requires_grad for parameter in module.parameters()):
@@ -40,6 +64,29 @@ def find_in_layers(module: nn.Module) -> list[Finding]:
                 place=type(module).__name__,
                 problem="has no trainable parameter: nothing would be trained",
                 fix="set requires_grad=True on what should be",
+                can_be_accepted=False,
             )
         )
     return found
+
+
+def _unclippable(layer: nn.Module) -> tuple[str, str] | None:
+    """A problem and its fix, of what no engine can take apart."""
+    trains = any(parameter.requires_grad for parameter in layer.parameters())
+    if isinstance(layer, torch.jit.ScriptModule) and trains:
+        return "is TorchScript, whose layers nobody can see", "pass the module as it was before torch.jit"
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            return (
+                "has torch's old weight_norm, whose weight is no parameter",
+                "use torch.nn.utils.parametrizations.weight_norm",
+            )
+        if isinstance(hook, SpectralNorm):
+            return _SPECTRAL
+    return _SPECTRAL if isinstance(layer, _SpectralNorm) and trains else None
+
+
+_SPECTRAL = (
+    "is under spectral_norm, which updates vectors of its own in every forward pass and is no per-row operation",
+    "remove spectral_norm, and bound the layer by weight_decay or LayerNorm",
+)

@@ -1,24 +1,73 @@
-"""A batch of made-up units that can be cut, put together anew, broken and thinned out.
+"""Made-up units that can be put together anew, and given other values.
 
-Scope: tensors and numpy arrays in lists, tuples, mappings and dataclasses. What has one entry a row, or a
-unit, is cut; anything else is the same for all.
+Either the items are known, and each batch of them goes through the loader's own collation
+(`MadeUpItems`), or a collated batch is, and it is cut (`MadeUpUnits`).
 """
 
 import copy
-import dataclasses
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
-_LARGEST_GAP = 0.5
+from lightning_dp.privacy.preflight.trees import Kind, as_tensor, change, kind_of, leaves, length, put_back
+from lightning_dp.privacy.preflight.values import Change, broken, gaps
+
+
+class MadeUp(ABC):
+    """Units that belong to nobody.
+
+    Attributes:
+        num_units: how many.
+        rows_per_unit: ≥ 1, consecutive rows of each in a collated batch.
+        kinds: what the values of each leaf are, in the order of the leaves.
+        sizes: how many values a unit has in each of them.
+    """
+
+    num_units: int
+    rows_per_unit: int
+    kinds: list[Kind]
+    sizes: list[int]
+
+    @abstractmethod
+    def pick(self, units: Sequence[int]) -> Any:
+        """The batch of some units, in memory of its own; `Uncollated` where it has to be collated first."""
+
+    @abstractmethod
+    def changed(self, change: Change) -> Self:
+        """The same units with other values."""
+
+    @property
+    def num_floats(self) -> int:
+        """Leaves of floating-point numbers."""
+        return self.kinds.count("float")
+
+    def leaves_of(self, kind: Kind) -> list[int]:
+        """The leaves of a kind, the first eight."""
+        return [leaf for leaf, own in enumerate(self.kinds) if own == kind][:8]
+
+    def with_gaps(self, only: int | None = None) -> Self:
+        """The same units with missing values (NaN), another share of them in each unit.
+
+        Args:
+            only: in this one of the `num_floats` leaves; None in all of them.
+        """
+        floats = [leaf for leaf, kind in enumerate(self.kinds) if kind == "float"]
+        return self.changed(gaps(floats if only is None else [floats[only]], torch.nan))
+
+    def broken(self, unit: int, *, value: float) -> Self | None:
+        """The same units, one of them full of `value`; None where they hold no floating-point numbers."""
+        return self.changed(broken(unit, value)) if self.num_floats else None
 
 
 @final
-class MadeUpUnits:
+class MadeUpUnits(MadeUp):
     """A collated batch of `num_units` units with `rows_per_unit` consecutive rows each.
+
+    What has one entry a row, or a unit, is cut; anything else is the same for all.
 
     Raises:
         ValueError: nothing in the batch has that many rows.
@@ -28,130 +77,117 @@ class MadeUpUnits:
         self.num_units = num_units
         self.rows_per_unit = rows_per_unit
         self._batch = batch
-        found: list[int] = []
-
-        def note(leaf: Any) -> Any:
-            found.append(_length(leaf))
-            return leaf
-
-        _change(batch, note)
-        if num_units * rows_per_unit not in found:
+        found = leaves(batch)
+        if num_units * rows_per_unit not in map(length, found):
             raise ValueError(
                 f"a batch of {num_units} units with {rows_per_unit} row(s) each holds nothing with "
                 f"{num_units * rows_per_unit} rows first"
             )
+        self.kinds, self.sizes = _described([leaf for leaf in found if self._is_cut(leaf)])
+        self.sizes = [size // num_units for size in self.sizes]
 
     def pick(self, units: Sequence[int]) -> Any:
-        """The batch of some units, in memory of its own."""
-        return _change(self._batch, lambda leaf: self._rows(leaf, units))
+        return change(self._batch, lambda leaf: self._rows(leaf, units))
 
-    @property
-    def num_floats(self) -> int:
-        """Tensors and arrays of floating-point numbers that have rows."""
-        found = 0
-
-        def note(leaf: Any) -> Any:
-            nonlocal found
-            found += self._is_cut(leaf) and _is_float(leaf)
-            return leaf
-
-        _change(self._batch, note)
-        return found
-
-    def with_gaps(self, only: int | None = None) -> Self:
-        """The same units with missing values (NaN), another share of them in each unit.
-
-        Args:
-            only: in this one of the `num_floats` tensors; None in all of them.
-        """
-        generator = np.random.default_rng(0)
+    def changed(self, change_values: Change) -> Self:
         met = -1
 
-        def thin(leaf: Any) -> Any:
+        def give(leaf: Any) -> Any:
             nonlocal met
-            if not self._is_cut(leaf) or not _is_float(leaf):
+            kind = kind_of(leaf) if self._is_cut(leaf) else None
+            if kind is None:
                 return leaf
             met += 1
-            if only not in (None, met):
-                return leaf
-            draws = generator.random(tuple(leaf.shape))
-            share = _LARGEST_GAP * np.arange(1, len(leaf) + 1) / len(leaf)
-            gaps = draws < share.reshape(-1, *(1,) * (draws.ndim - 1))
-            if isinstance(leaf, np.ndarray):
-                return np.where(gaps, np.nan, leaf)
-            return leaf.masked_fill(torch.from_numpy(gaps).to(leaf.device), torch.nan)
+            values = as_tensor(leaf)
+            assert values is not None
+            step = length(leaf) // self.num_units
+            for unit in range(self.num_units):
+                own = slice(unit * step, (unit + 1) * step)
+                values[own] = change_values(values[own], kind, unit, met)
+            return put_back(values, leaf)
 
         return type(self)(
-            _change(self._batch, thin), num_units=self.num_units, rows_per_unit=self.rows_per_unit
-        )
-
-    def broken(self, unit: int, *, value: float) -> Self | None:
-        """The same units, one of them full of `value`; None where they hold no floating-point numbers."""
-        if not self.num_floats:
-            return None
-        start = unit * self.rows_per_unit
-
-        def spoil(leaf: Any) -> Any:
-            if not self._is_cut(leaf) or not _is_float(leaf):
-                return leaf
-            spoilt = leaf.copy() if isinstance(leaf, np.ndarray) else leaf.clone()
-            if len(leaf) == self.num_units:
-                spoilt[unit] = value
-            else:
-                spoilt[start : start + self.rows_per_unit] = value
-            return spoilt
-
-        return type(self)(
-            _change(self._batch, spoil), num_units=self.num_units, rows_per_unit=self.rows_per_unit
+            change(self._batch, give), num_units=self.num_units, rows_per_unit=self.rows_per_unit
         )
 
     def _is_cut(self, leaf: Any) -> bool:
-        return _length(leaf) in (self.num_units, self.num_units * self.rows_per_unit)
+        return length(leaf) in (self.num_units, self.num_units * self.rows_per_unit)
 
     def _rows(self, leaf: Any, units: Sequence[int]) -> Any:
         if not self._is_cut(leaf):
             return copy.copy(leaf)
-        step = _length(leaf) // self.num_units
+        step = length(leaf) // self.num_units
         rows = [unit * step + row for unit in units for row in range(step)]
-        return leaf[rows] if isinstance(leaf, Tensor | np.ndarray) else type(leaf)(leaf[row] for row in rows)
+        return type(leaf)(leaf[row] for row in rows) if isinstance(leaf, list | tuple) else leaf[rows]
 
 
-def _length(leaf: Any) -> int:
-    """Entries of the first dimension, 0 for what has none."""
-    if isinstance(leaf, Tensor | np.ndarray):
-        return leaf.shape[0] if leaf.ndim else 0
-    return len(leaf) if isinstance(leaf, list | tuple) else 0
+@final
+@dataclass(frozen=True, kw_only=True)
+class Uncollated:
+    """Items that become a batch when a step takes it, under the step's random numbers."""
+
+    items: list[Any]
+    collate: Callable[[list[Any]], Any]
+
+    def collated(self) -> Any:
+        """The batch, of items in memory of their own."""
+        return self.collate(copy.deepcopy(self.items))
 
 
-def _is_float(leaf: Any) -> bool:
-    if isinstance(leaf, Tensor):
-        return leaf.is_floating_point()
-    return isinstance(leaf, np.ndarray) and np.issubdtype(leaf.dtype, np.floating)
+@final
+class MadeUpItems(MadeUp):
+    """Items as the data set returns them, one a unit, and the loader's own collation.
+
+    Args:
+        items: one a unit, of one structure.
+        collate: from a list of items to a batch.
+        rows_per_unit: ≥ 1, consecutive rows of each in a batch.
+    """
+
+    def __init__(
+        self, items: Sequence[Any], *, collate: Callable[[list[Any]], Any], rows_per_unit: int
+    ) -> None:
+        self.num_units = len(items)
+        self.rows_per_unit = rows_per_unit
+        self._items = list(items)
+        self._collate = collate
+        self.kinds, self.sizes = _described(leaves(self._items[0]))
+
+    def pick(self, units: Sequence[int]) -> Uncollated:
+        return Uncollated(items=[self._items[unit] for unit in units], collate=self._collate)
+
+    def changed(self, change_values: Change) -> Self:
+        def give(unit: int) -> Callable[[Any], Any]:
+            met = -1
+
+            def one(leaf: Any) -> Any:
+                nonlocal met
+                kind = kind_of(leaf)
+                if kind is None:
+                    return leaf
+                met += 1
+                values = as_tensor(leaf)
+                assert values is not None
+                return put_back(change_values(values, kind, unit, met), leaf)
+
+            return one
+
+        items = [change(item, give(unit)) for unit, item in enumerate(self._items)]
+        return type(self)(items, collate=self._collate, rows_per_unit=self.rows_per_unit)
 
 
-def _is_flat(tree: Any) -> bool:
-    """Whether a list is itself one entry a row, such as names."""
-    return not any(isinstance(item, Tensor | np.ndarray | Mapping | list | tuple) for item in tree)
+def row_of_first(batch: Any, *, num_units: int) -> list[Tensor]:
+    """What a collated batch holds of its first unit: the first of `num_units` equal parts of each leaf."""
+    tensors = [leaf for leaf in map(as_tensor, leaves(batch)) if leaf is not None and leaf.ndim]
+    return [leaf[: len(leaf) // num_units] for leaf in tensors if len(leaf) and len(leaf) % num_units == 0]
 
 
-def _change(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """`tree` with `function` applied to its leaves; containers keep their types."""
-    if isinstance(tree, Tensor | np.ndarray):
-        return function(tree)
-    if isinstance(tree, Mapping):
-        changed = {key: _change(value, function) for key, value in tree.items()}
-        if isinstance(tree, MutableMapping) and type(tree) is not dict:
-            again = copy.copy(tree)
-            again.update(changed)
-            return again
-        return changed
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        fields = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree) if field.init}
-        return dataclasses.replace(tree, **{name: _change(value, function) for name, value in fields.items()})
-    if isinstance(tree, list | tuple):
-        if tree and _is_flat(tree):
-            return function(tree)
-        if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-            return type(tree)(*(_change(value, function) for value in tree))
-        return type(tree)(_change(value, function) for value in tree)
-    return tree
+def _described(found: Sequence[Any]) -> tuple[list[Kind], list[int]]:
+    kinds: list[Kind] = []
+    sizes = []
+    for leaf in found:
+        kind, values = kind_of(leaf), as_tensor(leaf)
+        if kind is not None and values is not None:
+            kinds.append(kind)
+            sizes.append(values.numel())
+    return kinds, sizes

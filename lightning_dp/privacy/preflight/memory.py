@@ -1,58 +1,141 @@
 """Whether a step leaves something of its data behind for later steps.
 
-Two copies take a step on different data with the same random numbers. Afterwards their buffers and
-weights must be equal bit for bit (a step counter is), and so must what both do with a third batch: that
-sees state in plain Python attributes too, where it has an influence on a gradient. State outside of the
-module, and what a step keeps without using it, is out of reach.
+Two copies train on different data with the same random numbers and the same noisy gradients, through every
+hook. Afterwards their buffers and weights must be equal bit for bit (a step counter is), and so must what a
+checkpoint would hold of them, and what both do with a third batch: that sees state in plain Python attributes
+too, where it has an influence on a gradient. What is kept in an attribute, is in no checkpoint and changes no
+gradient (a metric, a list of losses) is left alone. State outside of the module shows where copies that know
+nothing of each other do something else in the end than in the beginning.
 """
 
 import itertools
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from lightning_dp.privacy.draws import LinedUp
+from lightning_dp.privacy.preflight.compare import first_difference, same_tensor
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.gradient import difference
+from lightning_dp.privacy.preflight.made_up import MadeUp
+from lightning_dp.privacy.preflight.step import HookFailed, TrainingStep
 from lightning_dp.privacy.preflight.trial import Trial
+from lightning_dp.privacy.preflight.values import whole
 
 _FIX = (
     "keep no statistics of the data: drop it, use public constants, or learn it before training by a paid "
     "release (preparations())"
 )
+_FIRST, _SECOND, _THIRD = (0, 1, 2), (3, 4, 5), (1, 4, 6)
 
 
 def find_memory(trial: Trial) -> list[Finding]:
-    """Buffers, frozen weights and attributes that depend on the data of an earlier step."""
-    step, units = trial.step, trial.units
+    """Buffers, frozen weights, checkpoints and attributes that depend on the data of an earlier step."""
+    step = trial.step
+    before = _unaware(trial)
     modules = [step.copy(with_weights=True) for _ in range(2)]
-    for module, data in zip(modules, ([0, 1, 2], [3, 4, 5]), strict=True):
-        step.gradient(units.pick(data), draws=LinedUp(), module=module)
-    states = [_state(module) for module in modules]
-    found = [
-        Finding(
-            code="remembers",
-            place=f"'{name}'",
-            problem="depends on the data of the last batch, and no clipping bounds what it keeps of a unit",
-            fix=_FIX,
-        )
-        for name, (first, second) in _pairs(*states)
-        if not _same(first, second)
-    ]
+    try:
+        traces = [
+            _trained(step, module, units, picked)
+            for module, units, picked in zip(modules, _apart(trial), (_FIRST, _SECOND), strict=True)
+        ]
+    except HookFailed as error:
+        return [_untried(error)]
+    for module in modules:
+        module.zero_grad()
+    found = _kept(modules, traces)
     if found:
         return found
-    later = [step.gradient(units.pick([1, 4, 6]), draws=LinedUp(), module=module) for module in modules]
+    with step.at(step.moments[-1]):
+        later = [
+            step.gradient(trial.units.pick(_THIRD), draws=LinedUp(), module=module) for module in modules
+        ]
     where = difference(*later, among=later)
-    if where is None:
+    if where is not None:
+        return [
+            Finding(
+                code="remembers",
+                place=f"an attribute of {type(step.module).__name__}",
+                problem=f"depends on the data of an earlier batch and changes the gradient of '{where}'",
+                fix=_FIX,
+            )
+        ]
+    if _unaware(trial) == before or step.foreign:
         return []
     return [
         Finding(
             code="remembers",
-            place=f"an attribute of {type(trial.step.module).__name__}",
-            problem=f"depends on the data of an earlier batch and changes the gradient of '{where}'",
+            place=f"something outside of {type(step.module).__name__}",
+            problem=(
+                "(the data module, a class or a global) keeps something of a batch that changes the loss of "
+                "the next"
+            ),
             fix=_FIX,
         )
     ]
+
+
+def _unaware(trial: Trial) -> float:
+    return trial.step.value(trial.units.pick(_THIRD), draws=LinedUp())
+
+
+def _trained(
+    step: TrainingStep, module: nn.Module, units: MadeUp, picked: Sequence[int]
+) -> dict[str, object]:
+    """What a checkpoint would hold after a batch at the start and one at the end of training."""
+    kept: dict[str, object] = {}
+    for moment in dict.fromkeys((step.moments[0], step.moments[-1])):
+        with step.at(moment):
+            kept = step.train(units.pick(picked), draws=LinedUp(), module=module)
+    return kept
+
+
+def _apart(trial: Trial) -> tuple[MadeUp, MadeUp]:
+    """Units whose whole numbers are of the lower half, and such of the upper half, as far as a step can do."""
+    low = high = trial.units
+    for leaf, count in trial.counts.items():
+        if count is None or count < 2:
+            continue
+        halves = list(range(count // 2))[:512], list(range(count // 2, count))[-512:]
+        low, high = (
+            units.changed(whole(leaf, half)) for units, half in zip((low, high), halves, strict=True)
+        )
+    if low is high:
+        return low, high
+    pairs = ((low, _FIRST), (high, _SECOND))
+    fine = all(trial.step.value(u.pick(p), draws=LinedUp()) < float("inf") for u, p in pairs)
+    return (low, high) if fine else (trial.units, trial.units)
+
+
+def _kept(modules: Sequence[nn.Module], traces: Sequence[dict[str, object]]) -> list[Finding]:
+    first, second = map(_state, modules)
+    names = [
+        name
+        for name in {**first, **second}
+        if name not in first or name not in second or not same_tensor(first[name], second[name])
+    ]
+    if names:
+        return [
+            Finding(
+                code="remembers",
+                place=f"'{name}'",
+                problem=(
+                    "depends on the data of the last batch, and no clipping bounds what it keeps of a unit"
+                ),
+                fix=_FIX,
+            )
+            for name in names
+        ]
+    return [
+        Finding(
+            code="remembers",
+            place=what,
+            problem=f"holds something of the last batch's data{where and f' in {where!r}'}",
+            fix=_FIX,
+        )
+        for what in traces[0]
+        if (where := first_difference(traces[0][what], traces[1].get(what))) is not None
+    ][:1]
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
@@ -61,17 +144,10 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _pairs(
-    first: dict[str, Tensor], second: dict[str, Tensor]
-) -> list[tuple[str, tuple[Tensor | None, Tensor | None]]]:
-    return [(name, (first.get(name), second.get(name))) for name in {**first, **second}]
-
-
-def _same(first: Tensor | None, second: Tensor | None) -> bool:
-    if first is None or second is None or first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    if first.is_floating_point():
-        return bool(torch.equal(first.isnan(), second.isnan())) and bool(
-            torch.equal(first.nan_to_num(nan=0.0), second.nan_to_num(nan=0.0))
-        )
-    return bool(torch.equal(first, second))
+def _untried(error: HookFailed) -> Finding:
+    return Finding(
+        code="unchecked",
+        place=error.place,
+        problem=f"fails on a made-up batch, so nobody knows what it keeps of one: {error}",
+        fix=error.fix,
+    )

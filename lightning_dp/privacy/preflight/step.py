@@ -5,10 +5,12 @@ attributes, random generators and warnings are as they were. Copies share the we
 """
 
 import copy
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -18,12 +20,46 @@ from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.draws import Draws
 from lightning_dp.privacy.preflight.gradient import Gradient
+from lightning_dp.privacy.preflight.made_up import Uncollated
 
 _CLOSED = 1e-2
+_OPENINGS = (0.3, 0.01, 1e-3)
+"""How far gates are opened, in shares of usual weights; the later ones for modules that a first breaks."""
 
 
 class StepFailed(Exception):
     """The step raised, or returned no loss to differentiate; says what."""
+
+
+class HookFailed(Exception):
+    """A hook of a training batch raised; says what.
+
+    Args:
+        error: what it raised.
+        place: which hook.
+        fix: what to do about it.
+    """
+
+    def __init__(self, error: Exception, *, place: str, fix: str) -> None:
+        super().__init__(_first_line(error))
+        self.place, self.fix = place, fix
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """A time in training.
+
+    Attributes:
+        name: for messages, such as "at global_step 1".
+        lived: makes the module believe that it is there.
+    """
+
+    name: str
+    lived: Callable[[], AbstractContextManager[Any]]
+
+
+START = Moment(name="at the start", lived=nullcontext)
 
 
 @final
@@ -38,6 +74,9 @@ class TrainingStep:
         loss: from a copy of the module and a batch to the loss. May change the copy, nothing else.
         device: where to compute.
         keep: what the module refers to and copies share, such as a data set.
+        moments: when to try, the start of training first.
+        train: a whole batch, with all hooks, on a copy of its own; returns what a checkpoint would hold
+            besides weights and buffers, by name. None is loss and backward.
     """
 
     def __init__(
@@ -47,27 +86,64 @@ class TrainingStep:
         loss: Callable[[nn.Module, Any], Any],
         device: torch.device,
         keep: tuple[Any, ...] = (),
+        moments: Sequence[Moment] = (START,),
+        train: Callable[[nn.Module, Any], dict[str, object]] | None = None,
     ) -> None:
         self._loss = loss
-        self._device = device
+        self._train = train
         self._keep = keep
+        self.device = device
+        self.moments = tuple(moments)
+        self.moment = self.moments[0]
         self.module = module.to(device)
         if any(p.dtype in (torch.bfloat16, torch.float16) for p in self.module.parameters()):
             self.module.float()
         _forget_gradients(self.module)
-        self._gates = _open_gates(self.module)
+        self._gates = _gates(self.module)
+        self._openings = list(_OPENINGS)
+        self.open_gates()
         self.foreign: set[str] = set()
+        self.reached: set[str] = set()
 
     def copy(self, *, with_weights: bool = False) -> nn.Module:
         """The module as at first; its weights are shared unless `with_weights`."""
         return copied(self.module, keep=self._keep, with_weights=with_weights)
 
-    def shut_gates(self) -> None:
-        """Put back the parameters that were next to zero, for a module that can't do without."""
+    def open_gates(self) -> bool:
+        """Open them less than before, at last not at all; False where that was so already."""
+        if not self._gates:
+            return False
+        opening = self._openings.pop(0) if self._openings else 0.0
+        generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter, value in self._gates:
-                parameter.copy_(value)
-        self._gates = []
+                noise = torch.randn(parameter.shape, generator=generator) * (opening * _usual(parameter))
+                parameter.copy_(value + noise.to(value))
+        if not opening:
+            self._gates = []
+        return True
+
+    def on_cpu(self) -> "TrainingStep":
+        """The same step where a wrong index raises; on a GPU it ends the process."""
+        if self.device.type == "cpu":
+            return self
+        return TrainingStep(
+            self.copy(with_weights=True),
+            loss=self._loss,
+            device=torch.device("cpu"),
+            keep=self._keep,
+            moments=self.moments,
+            train=self._train,
+        )
+
+    @contextmanager
+    def at(self, moment: Moment) -> Iterator[None]:
+        """Steps inside are taken at another time."""
+        before, self.moment = self.moment, moment
+        try:
+            yield
+        finally:
+            self.moment = before
 
     @contextmanager
     def running(self, draws: Draws) -> Iterator[None]:
@@ -80,7 +156,8 @@ class TrainingStep:
                 torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False),
                 torch.enable_grad(),
                 torch.compiler.set_stance("force_eager"),
-                draws.at_work(self._device),
+                self.moment.lived(),
+                draws.at_work(self.device),
             ):
                 warnings.simplefilter("ignore")
                 yield
@@ -95,7 +172,9 @@ class TrainingStep:
             StepFailed: there is none.
         """
         try:
-            loss = self._loss(module, batch)
+            loss = self._loss(module, collated(batch))
+        except StepFailed:
+            raise
         except Exception as error:
             raise StepFailed(_first_line(error)) from error
         if not isinstance(loss, Tensor):
@@ -117,9 +196,31 @@ class TrainingStep:
                     loss.backward()  # autograd.grad would refuse reentrant checkpointing
                 except RuntimeError as error:
                     raise StepFailed(f"in backward: {_first_line(error)}") from error
+            self.reached |= {name for name, p in named.items() if p.grad is not None}
             return Gradient({name: p.grad for name, p in named.items() if p.grad is not None})
         finally:
             _forget_gradients(module)
+
+    def train(self, batch: Any, *, draws: Draws, module: nn.Module) -> dict[str, object]:
+        """A whole batch with all hooks, which may change `module`; see the argument of that name.
+
+        Raises:
+            StepFailed: there is no loss.
+            HookFailed: a hook raised.
+        """
+        if self._train is None:
+            self.gradient(batch, draws=draws, module=module)
+            return {"state_dict": module.state_dict()}
+        with self.running(draws):
+            return self._train(module, collated(batch))
+
+    def value(self, batch: Any, *, draws: Draws) -> float:
+        """The loss of a batch on a fresh copy, NaN where there is none; a third of a gradient's cost."""
+        try:
+            with self.running(draws):
+                return float(self.loss(self.copy(), batch))
+        except StepFailed:
+            return math.nan
 
     def clipped(
         self,
@@ -156,9 +257,28 @@ def copied(module: nn.Module, *, keep: Sequence[Any] = (), with_weights: bool = 
     shared = () if with_weights else tuple(module.parameters())
     known: dict[int, Any] = {id(one): one for one in (*keep, *shared)}
     for child in module.modules():
-        # A module has nine empty tables of hooks, which take longer to copy than all the rest.
-        known.update({id(v): OrderedDict() for v in vars(child).values() if type(v) is OrderedDict and not v})
+        # A module has a dozen empty tables, which take longer to copy than all the rest.
+        for table in vars(child).values():
+            if type(table) in (OrderedDict, dict, set) and not table:
+                known[id(table)] = type(table)()
+        if not with_weights:
+            known[id(child._parameters)] = dict(child._parameters)
     return copy.deepcopy(module, known)
+
+
+def collated(batch: Any) -> Any:
+    """The batch itself; items go through the loader's collation first, each with the same draws.
+
+    Raises:
+        StepFailed: the collation failed.
+    """
+    if not isinstance(batch, Uncollated):
+        return batch
+    try:
+        with Draws.same_for_all():
+            return batch.collated()
+    except Exception as error:
+        raise StepFailed(f"in the loader's collate_fn: {_first_line(error)}") from error
 
 
 def _forget_gradients(module: nn.Module) -> None:
@@ -171,17 +291,13 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _open_gates(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Parameters that were changed, with what they were."""
-    changed: list[tuple[Tensor, Tensor]] = []
-    generator = torch.Generator().manual_seed(0)
+def _usual(parameter: Tensor) -> float:
+    """The root mean square of a weight at the start of training."""
+    return (parameter.numel() / len(parameter)) ** -0.5 if parameter.ndim > 1 else 1.0
+
+
+def _gates(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Parameters that are next to zero, with their values."""
+    trainable = [p for p in module.parameters() if p.requires_grad and p.is_floating_point() and p.numel()]
     with torch.no_grad():
-        for parameter in module.parameters():
-            if not (parameter.requires_grad and parameter.is_floating_point() and parameter.numel()):
-                continue
-            usual = (parameter.numel() / len(parameter)) ** -0.5 if parameter.ndim > 1 else 1.0
-            if float(parameter.square().mean()) < (_CLOSED * usual) ** 2:
-                changed.append((parameter, parameter.clone()))
-                noise = torch.randn(parameter.shape, generator=generator) * (0.3 * usual)
-                parameter.add_(noise.to(parameter))
-    return changed
+        return [(p, p.clone()) for p in trainable if float(p.square().mean()) < (_CLOSED * _usual(p)) ** 2]

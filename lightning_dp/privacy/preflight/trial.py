@@ -1,13 +1,15 @@
 """What all checks of a step share: the step, the made-up units, and the gradient of each unit alone."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import final
 
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.draws import LinedUp
 from lightning_dp.privacy.preflight.gradient import Gradient
-from lightning_dp.privacy.preflight.made_up import MadeUpUnits
+from lightning_dp.privacy.preflight.made_up import MadeUp
+from lightning_dp.privacy.preflight.numbers import count
 from lightning_dp.privacy.preflight.step import StepFailed, TrainingStep
 
 NUM_UNITS = 13
@@ -28,11 +30,19 @@ class Trial:
     """
 
     step: TrainingStep
-    units: MadeUpUnits
+    units: MadeUp
     rows_per_unit: int
     engine: ClippingEngine
     function: ClippingFunction
     _alone: dict[int, Gradient] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def counts(self) -> dict[int, int | None]:
+        """By leaf of whole numbers, how many the step takes, counted from 0; None where there is no end."""
+        step = self.step.on_cpu()
+        found = {leaf: count(step, self.units, leaf) for leaf in self.units.leaves_of("whole")}
+        self.step.reached |= step.reached
+        return found
 
     def alone(self, unit: int) -> Gradient:
         """The gradient of one unit in a batch of its own.

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -140,6 +141,13 @@ class WindowDataModule(LightningDataModule, ABC):
             num_covariates=self.num_covariates,
             task=self.task,
         )
+
+    def synthetic_items(self, num_items: int) -> list[Batch]:
+        """The same as items that `collate` lays end to end: (λ, L, C) with λ = rows_per_unit."""
+        columns: Any = self.synthetic_units(num_items)
+        split = {name: values.chunk(num_items) for name, values in columns.items()}
+        items: Any = [{name: parts[item] for name, parts in split.items()} for item in range(num_items)]
+        return items
 
     def setup(self, stage: str | None = None) -> None:
         """Read and split; cheap to call again."""
