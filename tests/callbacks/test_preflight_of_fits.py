@@ -232,7 +232,10 @@ def test_nothing_is_left_behind(tmp_path, capsys):
             after.append((before, state(), trainer.should_stop, list(trainer.loggers)))
 
     logger = Silent(save_dir=tmp_path)
-    accept = {"private-monitor": "it stops whatever the data"}
+    accept = {
+        "private-monitor": "it stops whatever the data",
+        "logger": "it would raise before it sent anything",
+    }
     privacy = Looks(noise_multiplier=1.0, delta=1e-3, expected_batch_size=10, accept=accept)
     passes(tmp_path, module, data=Drawn(), privacy=privacy, logger=logger)
     ((before, now, should_stop, loggers),) = after

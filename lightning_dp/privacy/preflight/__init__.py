@@ -13,6 +13,7 @@ from lightning_dp.privacy.preflight.broken_units import find_spoilt_batches
 from lightning_dp.privacy.preflight.clipped_sum import find_wrong_sums
 from lightning_dp.privacy.preflight.coupling import find_coupling
 from lightning_dp.privacy.preflight.finding import CODES, Accepted, Finding, check_accept, settle
+from lightning_dp.privacy.preflight.following import find_unfollowed
 from lightning_dp.privacy.preflight.layers import find_in_layers
 from lightning_dp.privacy.preflight.made_up import MadeUp, MadeUpItems, MadeUpUnits
 from lightning_dp.privacy.preflight.memory import find_memory
@@ -61,6 +62,7 @@ def inspect_step(trial: Trial) -> list[Finding]:
         for check in (
             find_coupling,
             find_coupling_in_rounds,
+            find_unfollowed,
             find_wrong_sums,
             find_spoilt_batches,
             find_vacuous,

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
-from lightning_dp.privacy.draws import Draws
+from lightning_dp.privacy.clipping.following import Followed
+from lightning_dp.privacy.clipping.sites import Sites
+from lightning_dp.privacy.draws import Draws, generators_put_back
 from lightning_dp.privacy.preflight.gradient import Gradient
 from lightning_dp.privacy.preflight.made_up import Uncollated
 
@@ -221,6 +223,28 @@ class TrainingStep:
                 return float(self.loss(self.copy(), batch))
         except StepFailed:
             return math.nan
+
+    def follow(self, batch: Any) -> Sites:
+        """Where uses of parameters have units, from a batch that is to be followed (`BatchLayout.first`).
+
+        Raises:
+            UnitsMixed: units are mixed where no module could be run unit by unit.
+            Exception: whatever the step raises on such a batch.
+        """
+        module = self.copy(with_weights=True).cpu()
+        followed = Followed(module)
+        try:
+            with (
+                warnings.catch_warnings(),
+                torch.compiler.set_stance("force_eager"),
+                generators_put_back(torch.device("cpu")),
+                self.moment.lived(),
+            ):
+                warnings.simplefilter("ignore")
+                followed.step(lambda: self._loss(module, batch))
+        finally:
+            followed.close()
+        return followed.sites
 
     def clipped(
         self,

@@ -6,6 +6,7 @@ from typing import final
 
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
+from lightning_dp.privacy.clipping.sites import Sites
 from lightning_dp.privacy.draws import LinedUp
 from lightning_dp.privacy.preflight.gradient import Gradient
 from lightning_dp.privacy.preflight.made_up import MadeUp
@@ -27,6 +28,7 @@ class Trial:
         rows_per_unit: ≥ 1, rows of a layer's input that belong to one unit, as declared.
         engine: not attached to anything; left so.
         function: the run's clipping function.
+        sites: where uses of parameters have units, once the step was followed.
     """
 
     step: TrainingStep
@@ -34,6 +36,7 @@ class Trial:
     rows_per_unit: int
     engine: ClippingEngine
     function: ClippingFunction
+    sites: Sites = field(default_factory=Sites, init=False)
     _alone: dict[int, Gradient] = field(default_factory=dict, init=False)
 
     @cached_property

@@ -1,0 +1,54 @@
+"""Whether each unit can be followed from the batch to the loss, operator by operator, apart from all others.
+
+No values and no lengths are compared (`privacy.rows`). What is found about every use of a parameter, where
+its units are, is what the clipping engine goes by in training.
+"""
+
+from lightning_dp.privacy.batch_layout import BatchLayout, NoLayout
+from lightning_dp.privacy.clipping.sites import UnknownUse
+from lightning_dp.privacy.preflight.finding import Finding
+from lightning_dp.privacy.preflight.step import collated
+from lightning_dp.privacy.preflight.trial import Trial
+from lightning_dp.privacy.rows import UnitsMixed
+
+_EXAMPLES = (1, 2, 3)
+
+
+def find_unfollowed(trial: Trial) -> list[Finding]:
+    """Units that are mixed or can't be followed, at all moments of training; the engine knows the rest."""
+    try:
+        layout = BatchLayout.of({n: collated(trial.units.pick(range(n))) for n in _EXAMPLES})
+    except NoLayout as error:
+        return [_finding("unchecked", "the batch", f"can't be cut into units: {error}", "see there")]
+    batch = layout.first(collated(trial.units.pick([0])), num_units=1)
+    for moment in trial.step.moments:
+        with trial.step.at(moment):
+            try:
+                trial.sites.join(trial.step.follow(batch))
+            except UnitsMixed as error:
+                return [
+                    _finding(
+                        "coupling",
+                        f"training_step, {error.place}:",
+                        f"{error.what}, so what one unit contributes may depend on others of its batch",
+                        "compute every row from itself alone, and return one loss a row",
+                    )
+                ]
+            except UnknownUse as error:
+                return [_finding("clipping", type(trial.step.module).__name__, f"({error})", "see there")]
+            except Exception as error:
+                return [
+                    _finding(
+                        "clipping",
+                        type(trial.step.module).__name__,
+                        f"can't be followed from the batch to the loss ({type(error).__name__}: "
+                        f"{' '.join(str(error).split())[:300]})",
+                        "put that part of the step into a module of its own, which is then run unit by unit",
+                    )
+                ]
+    trial.engine.know(trial.sites)
+    return []
+
+
+def _finding(code: str, place: str, problem: str, fix: str) -> Finding:
+    return Finding(code=code, place=place, problem=problem, fix=fix)
