@@ -16,6 +16,7 @@ import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
@@ -72,10 +73,13 @@ def unique(origins: Iterable[Origin]) -> list[Origin]:
 
 
 def remember(module: nn.Module, *origins: Origin) -> None:
-    """Mark a module and all modules inside."""
+    """Mark a module and all modules inside that hold parameters or buffers."""
     if not origins:
         return
     for child in module.modules():
+        # What holds no tensor has learnt nothing, and may be shared by modules that have.
+        if next(chain(child.parameters(), child.buffers()), None) is None:
+            continue
         if not _of(child):
             child.register_state_dict_post_hook(_Marks())
         marks = _of(child)[0]

@@ -137,6 +137,12 @@ def test_fresh_weights_beside_trained_ones_are_not_counted(tmp_path):
     assert report["weights_seen"] == []
 
 
+def test_a_shared_part_without_weights_carries_nothing_over(tmp_path):
+    shared = torch.nn.Tanh()
+    fit_openly(tmp_path / "one", Regression(extra=shared), data=Records(N))
+    assert seen_by(Regression(extra=shared)) == []
+
+
 def test_the_own_data_without_privacy_is_refused_whatever_is_said_of_it(tmp_path):
     module = Regression()
     fit_openly(tmp_path / "one", module, data=Public(N, dataset_id="meters"))
