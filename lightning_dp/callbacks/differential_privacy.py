@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from lightning_dp.callbacks.declared_unit import ASSUMED, check_unit, dataset_name, find_unit
+from lightning_dp.callbacks.followed_batches import FollowedBatches
 from lightning_dp.callbacks.loggers import follow_fit
 from lightning_dp.callbacks.logical_batches import LogicalBatches
 from lightning_dp.callbacks.monitors import stopped_by_hand
@@ -56,7 +57,7 @@ from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.randomness import SecretRandomness
 from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.report import json_ready, write_privacy_report
-from lightning_dp.privacy.sampling import PoissonLoader
+from lightning_dp.privacy.sampling import PhysicalBatch, PoissonLoader
 from lightning_dp.privacy.secure_noise import SecureGaussianNoise, check_margin
 from lightning_dp.privacy.units import PrivacyUnit, UnitName
 from lightning_dp.strategies.private_ddp import PrivateDDP
@@ -417,6 +418,7 @@ class DifferentialPrivacy(Callback):
                 f"{lost} steps were charged and lost before this resume; they stay charged, so training ends "
                 f"at step {trainer.max_steps - lost} to keep ε ≤ {self.plan.epsilon:.4g}"
             )
+        self._followed = FollowedBatches(self.clipping_engine, loader=self._loader, accepted=self._accepted)
         self._spot_check.start(
             self.clipping_engine,
             function=self.clipping_function,
@@ -425,9 +427,7 @@ class DifferentialPrivacy(Callback):
             rows_per_unit=self.plan.unit.rows_per_unit,
             accepted=self._accepted,
         )
-        self.clipping_engine.attach(
-            pl_module, function=self.clipping_function, max_grad_norm=self.plan.max_grad_norm
-        )
+        self._attach(pl_module)
         self._parameters = PlannedParameters(pl_module)
         self._step = PrivateStep(pl_module, around=self._around_step, check=self._check_losses)
 
@@ -442,6 +442,7 @@ class DifferentialPrivacy(Callback):
         assert self._randomness is not None
         self._refuse_a_stop_by_hand(trainer)
         part = self._loader.pending.popleft()
+        self._follow(trainer, pl_module, batch, part)
         self._logical.begin_part(last=part.last)
         self._parameters.check(trainer, pl_module)
         self._randomness.check("a hook between two steps")
@@ -454,6 +455,21 @@ class DifferentialPrivacy(Callback):
             unit_weights=self._weights, rows_per_unit=rows_per_unit, loss_scale=self._rows
         )
         self._spot_check.begin(trainer, pl_module, part)
+
+    def _follow(self, trainer: Trainer, module: LightningModule, batch: Any, part: PhysicalBatch) -> None:
+        assert self._charges is not None
+        try:
+            if self._followed.look(trainer, module, batch, part):
+                self.clipping_engine.detach()
+                self._attach(module)
+        except RuntimeError:
+            self._charges.take()  # that a fit stops says something of the batch
+            raise
+
+    def _attach(self, module: LightningModule) -> None:
+        self.clipping_engine.attach(
+            module, function=self.clipping_function, max_grad_norm=self.plan.max_grad_norm
+        )
 
     def _around_step(self) -> AbstractContextManager[Any]:
         assert self._randomness is not None

@@ -230,6 +230,19 @@ def _copy(
     return copied
 
 
+def silent(module: nn.Module) -> nn.Module:
+    """Logs nowhere, prints nowhere, and runs as it is written."""
+    for child in module.modules():
+        if not isinstance(child, LightningModule):
+            continue
+        child.log, child.log_dict, child.print = nowhere, nowhere, nowhere  # type: ignore[method-assign]
+        if child._compiler_ctx is not None:  # a compiled step is bound to the original
+            for name in ("forward", "training_step"):
+                child.__dict__.pop(name, None)
+            child._compiler_ctx = None
+    return module
+
+
 def nowhere(*_: Any, **__: Any) -> None:
     """In place of what would print."""
 

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from lightning_dp.callbacks.preflight import nowhere, shared_by_copies, undisturbed
+from lightning_dp.callbacks.preflight import shared_by_copies, silent, undisturbed
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer, UnitNorms
@@ -164,7 +164,7 @@ class SpotCheck:
             more = args[1:], {key: value for key, value in kwargs.items() if key != "batch"}
             shared = shared_by_copies(trainer, module, cast(Any, self._loader))
             try:
-                again: nn.Module | None = _silent(snapshot(module, keep=shared))
+                again: nn.Module | None = silent(snapshot(module, keep=shared))
             except Exception:  # whatever the module's parts raise when they are copied
                 again = None
                 self._leave_unchecked("module")
@@ -395,19 +395,6 @@ class _Batch:
         self.norms = dict(seen.norms)
         if self.then is not None:
             self.then(seen)
-
-
-def _silent(module: nn.Module) -> nn.Module:
-    """Logs nowhere, prints nowhere, and runs as it is written."""
-    for child in module.modules():
-        if not isinstance(child, LightningModule):
-            continue
-        child.log, child.log_dict, child.print = nowhere, nowhere, nowhere  # type: ignore[method-assign]
-        if child._compiler_ctx is not None:  # a compiled step is bound to the original
-            for name in ("forward", "training_step"):
-                child.__dict__.pop(name, None)
-            child._compiler_ctx = None
-    return module
 
 
 def _loss(

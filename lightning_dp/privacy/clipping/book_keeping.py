@@ -27,7 +27,7 @@ from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer
 from lightning_dp.privacy.clipping.patching import Patches
 from lightning_dp.privacy.clipping.shared import Shared
-from lightning_dp.privacy.clipping.sites import Site, Sites
+from lightning_dp.privacy.clipping.sites import Site
 from lightning_dp.privacy.clipping.swapped import Held, held_by, is_transposed_linear, read_by, shared_views
 from lightning_dp.privacy.clipping.tape import ParameterSink, Sink, Tape, TransposedSink
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
@@ -44,11 +44,7 @@ class BookKeeping(ClippingEngine):
 
     def __init__(self) -> None:
         self._tape: Tape | None = None
-        self._sites = Sites()
         self._patches = Patches()
-
-    def know(self, sites: Sites) -> None:
-        self._sites = sites
 
     def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:
         if self._tape is not None:
@@ -62,7 +58,7 @@ class BookKeeping(ClippingEngine):
                         f"{path or 'The module'} ({type(child).__name__}) can't be clipped per unit: "
                         f"{way_out}, or freeze it (requires_grad=False)."
                     )
-        tape = Tape(sums, sites=self._sites)
+        tape = Tape(sums, sites=self.sites)
         if any(
             isinstance(m, torch._dynamo.OptimizedModule) or m._compiled_call_impl for m in module.modules()
         ):
@@ -70,8 +66,8 @@ class BookKeeping(ClippingEngine):
             torch.compiler.reset()
         try:
             for path, child in module.named_modules():
-                owned = read_by(child, sums.names, more=self._sites.readers.get(path, ()))
-                if owned or path in self._sites.modules:
+                owned = read_by(child, sums.names, more=self.sites.readers.get(path, ()))
+                if owned or path in self.sites.modules:
                     self._patches.put(child, _forward(child, tape, owned, path))
         except BaseException:
             self._patches.undo()

@@ -31,13 +31,21 @@ class ClippingEngine(ABC):
         engine.detach()                                             # once
     """
 
-    @abstractmethod
-    def know(self, sites: Sites) -> None:
-        """Where each use of a parameter has the batch's units: what following a step showed (`following.py`).
+    _sites: Sites | None = None
 
-        Before `attach`; what is added to `sites` later counts too. Without it no use is known, and `collect`
-        raises.
+    @property
+    def sites(self) -> Sites:
+        """Where each use of a parameter has the batch's units; none where no step was followed."""
+        if self._sites is None:
+            self._sites = Sites()
+        return self._sites
+
+    def know(self, sites: Sites) -> None:
+        """Go by what following a step showed (`following.py`). To be called before `attach`.
+
+        A use that no followed step showed raises UnknownUse in the forward.
         """
+        self._sites = sites
 
     @abstractmethod
     def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:

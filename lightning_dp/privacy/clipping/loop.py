@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer
-from lightning_dp.privacy.clipping.sites import Answer, Site, Sites, Total
+from lightning_dp.privacy.clipping.sites import Answer, Site, Total
 from lightning_dp.privacy.clipping.trees import Autocast, map_tensors, separate, tensors
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
 from lightning_dp.privacy.rows import UnitDim
@@ -54,10 +54,6 @@ class Loop(ClippingEngine):
         self._calls: list[_Call] = []
         self._open: list[_Call | None] = []
         self._replaying = False
-        self._sites = Sites()
-
-    def know(self, sites: Sites) -> None:
-        self._sites = sites
 
     def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:
         if self._sums is not None:
@@ -78,7 +74,7 @@ class Loop(ClippingEngine):
                 device_type = next(module.parameters()).device.type
                 keep = (map_tensors(Tensor.detach, args), map_tensors(Tensor.detach, kwargs))
                 site = Site("call", (path,), tuple(t.ndim for t in tensors((args, kwargs))))
-                call = _Call(path, module.__call__, *keep, Autocast(device_type), self._sites.look(site))
+                call = _Call(path, module.__call__, *keep, Autocast(device_type), self.sites.look(site))
             self._open.append(call)
 
         def after(module: nn.Module, args: Any, output: Any) -> Any:
@@ -109,7 +105,7 @@ class Loop(ClippingEngine):
     def expect(self, *, unit_weights: Tensor, rows_per_unit: int, loss_scale: float = 1.0) -> None:
         self._calls.clear()
         self._open.clear()
-        self._sites.begin()
+        self.sites.begin()
         self._attached().expect(unit_weights=unit_weights, rows_per_unit=rows_per_unit, loss_scale=loss_scale)
 
     def collect(self) -> Tensor:

@@ -18,7 +18,7 @@ from lightning_dp.privacy.clipping.exact import kept_sum
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer
 from lightning_dp.privacy.clipping.per_unit import per_unit_gradients
-from lightning_dp.privacy.clipping.sites import Answer, Site, Sites
+from lightning_dp.privacy.clipping.sites import Answer, Site
 from lightning_dp.privacy.clipping.trees import Autocast, map_tensors, separate, tensors
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
 from lightning_dp.privacy.rows import UnitDim
@@ -54,10 +54,6 @@ class Materialised(ClippingEngine):
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._calls: list[_Call] = []
         self._replaying = False
-        self._sites = Sites()
-
-    def know(self, sites: Sites) -> None:
-        self._sites = sites
 
     def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:
         if self._sums is not None:
@@ -78,7 +74,7 @@ class Materialised(ClippingEngine):
             device_type = next(module.parameters()).device.type
             keep = (map_tensors(Tensor.detach, args), map_tensors(Tensor.detach, kwargs))
             site = Site("call", (path,), tuple(t.ndim for t in tensors((args, kwargs))))
-            call = _Call(path, module, *keep, Autocast(device_type), self._sites.look(site))
+            call = _Call(path, module, *keep, Autocast(device_type), self.sites.look(site))
             for index, tensor in enumerate(tensors(output)):
                 if tensor.requires_grad:
                     tensor.register_hook(lambda grad, index=index: call.note_grad(index, grad))
@@ -94,7 +90,7 @@ class Materialised(ClippingEngine):
 
     def expect(self, *, unit_weights: Tensor, rows_per_unit: int, loss_scale: float = 1.0) -> None:
         self._calls.clear()
-        self._sites.begin()
+        self.sites.begin()
         self._attached().expect(unit_weights=unit_weights, rows_per_unit=rows_per_unit, loss_scale=loss_scale)
 
     def collect(self) -> Tensor:

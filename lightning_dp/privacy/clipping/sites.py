@@ -109,8 +109,11 @@ class Sites:
             if all(answer == answers[0] for answer in answers):
                 self.answers[site] = answers[:1]
 
-    def join(self, other: "Sites") -> None:
+    def join(self, other: "Sites") -> bool:
         """Take in what another step has shown.
+
+        Returns:
+            Whether modules are to be treated otherwise than before, so that an engine has to attach anew.
 
         Raises:
             UnknownUse: both know a site, and say something else about it.
@@ -123,8 +126,10 @@ class Sites:
                     f"{_shown(answers)}, where another step had them at {_shown(mine)}: give each use a "
                     "module of its own"
                 )
+        before = (dict(self.modules), dict(self.readers))
         self.modules.update(other.modules)
         self.readers.update(other.readers)
+        return before != (self.modules, self.readers)
 
     def look(self, site: Site) -> Answer:
         """The answer for the next use of `site`.

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping.engine import ClippingEngine
-from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.following import Followed
+from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.sites import Sites
 from lightning_dp.privacy.draws import Draws, generators_put_back
 from lightning_dp.privacy.preflight.gradient import Gradient

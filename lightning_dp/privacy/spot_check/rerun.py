@@ -120,9 +120,12 @@ class Rerun:
             yield
 
 
-def snapshot(module: nn.Module, *, keep: Sequence[Any]) -> nn.Module:
-    """A copy of a module that an engine may be attached to: weights shared, no engine, `keep` shared too."""
-    again = copied(module, keep=keep)
+def snapshot(module: nn.Module, *, keep: Sequence[Any], with_weights: bool = False) -> nn.Module:
+    """A copy of a module that an engine may be attached to, without the engine; `keep` is shared.
+
+    Weights are shared too, unless `with_weights`.
+    """
+    again = copied(module, keep=keep, with_weights=with_weights)
     for child in again.modules():
         own = child.__dict__.get("forward")
         if isinstance(own, types.MethodType) and own.__func__ is type(child).forward:

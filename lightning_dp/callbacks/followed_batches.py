@@ -1,0 +1,98 @@
+"""Real batches are followed too, as made-up units may not take every branch that a step has.
+
+The first batch is, those of steps 1, 2, 4, 8, …, and one in many others, chosen by the operating system's
+entropy: a copy of the module takes the step of the batch's first unit, operator by operator (`privacy.rows`).
+Nothing of that step is kept but where units are; what mixes them stops the fit before the batch is used.
+"""
+
+import copy
+import random
+from collections.abc import Collection
+from typing import Any, cast, final
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_dp.callbacks.preflight import shared_by_copies, silent, undisturbed
+from lightning_dp.callbacks.trial_batches import moved, output_of
+from lightning_dp.privacy.batch_layout import BatchLayout, NoLayout
+from lightning_dp.privacy.clipping.engine import ClippingEngine
+from lightning_dp.privacy.clipping.following import Followed
+from lightning_dp.privacy.clipping.sites import Sites, UnknownUse
+from lightning_dp.privacy.noise import entropy_bits
+from lightning_dp.privacy.preflight import Accepted
+from lightning_dp.privacy.row_losses import mean_loss
+from lightning_dp.privacy.rows import UnitsMixed
+from lightning_dp.privacy.sampling import PhysicalBatch, PoissonLoader
+from lightning_dp.privacy.spot_check.rerun import snapshot
+
+_EXAMPLES = (1, 2, 3)
+_ONE_IN = 1000
+_ANSWERS = frozenset({"coupling", "clipping"})
+
+
+@final
+class FollowedBatches:
+    """What `DifferentialPrivacy` asks to follow a batch; one for each fit.
+
+    Args:
+        engine: knows the sites of made-up units, or none; is not attached yet.
+        loader: of the fit.
+        accepted: findings of the preflight that somebody answers for; what is about units that see each other
+            answers for what would be found here.
+    """
+
+    def __init__(
+        self, engine: ClippingEngine, *, loader: PoissonLoader, accepted: Collection[Accepted]
+    ) -> None:
+        self._engine, self._loader = engine, loader
+        self._answered = bool(_ANSWERS & {one.finding.code for one in accepted})
+        self._entropy = random.Random(entropy_bits())
+        self._layout: BatchLayout | None = None
+        self._at = -1
+
+    def look(self, trainer: Trainer, module: LightningModule, batch: Any, part: PhysicalBatch) -> bool:
+        """Perhaps follow a batch, at the start of a logical one.
+
+        Returns:
+            Whether the engine knows more than before, and has to be attached anew.
+
+        Raises:
+            RuntimeError: units are mixed or can't be followed; says where.
+        """
+        step = trainer.global_step
+        if step == self._at:
+            return False  # another part of the same logical batch
+        self._at = step
+        chosen = step & (step - 1) == 0 or not self._entropy.randrange(_ONE_IN)
+        if not chosen:
+            return False
+        try:
+            with undisturbed(trainer):
+                return self._engine.sites.join(self._followed(trainer, module, batch, part))
+        except (UnitsMixed, UnknownUse, NoLayout) as error:
+            if self._answered:
+                return False
+            raise RuntimeError(
+                f"units of a real batch can't be told apart: {error}; nothing of this step left. Compute "
+                "every row from itself alone, and return one loss a row"
+            ) from error
+
+    def _followed(self, trainer: Trainer, module: LightningModule, batch: Any, part: PhysicalBatch) -> Sites:
+        shared = shared_by_copies(trainer, module, cast(Any, self._loader))
+        again = cast(LightningModule, silent(snapshot(module, keep=shared, with_weights=True)).cpu())
+        if any(p.dtype in (torch.bfloat16, torch.float16) for p in again.parameters()):
+            again.float()
+        again.trainer = trainer
+        if self._layout is None:
+            # Read again, and as often as is needed to see what grows with the number of units.
+            examples = {n: self._loader.collated([part.indices[0]] * n) for n in _EXAMPLES}
+            self._layout = BatchLayout.of({n: moved(trainer, again, one) for n, one in examples.items()})
+        unit = self._layout.first(copy.deepcopy(batch), num_units=len(part.indices))
+        followed = Followed(again)
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                followed.step(lambda: mean_loss(output_of(trainer, again, unit)))
+        finally:
+            followed.close()
+        return followed.sites
