@@ -398,8 +398,9 @@ class DifferentialPrivacy(Callback):
         if not self._out_of_credit and "private-monitor" not in self.accept and stopped_by_hand(trainer):
             raise RuntimeError(
                 "trainer.should_stop was set by neither a limit nor a callback with a public metric, and no "
-                "ε covers a choice by private numbers: set trainer.max_steps or max_time, or use "
-                "EarlyStopping on a metric of public rows"
+                "ε covers a choice by private numbers: set trainer.max_steps or max_time, use EarlyStopping "
+                "on a metric of public rows, or say in privacy.accept.private-monitor by what public fact it "
+                "stops"
             )
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
