@@ -151,6 +151,7 @@ class DifferentialPrivacy(Callback):
         self.dataset = dataset
         self.ledger = ledger
         self.reserve_steps = reserve_steps
+        self.secure = secure
         self._noise: NoiseSource = SecureGaussianNoise() if secure else GaussianNoise()
         self._run = ""
         self._parent: tuple[int, str] | None = None
@@ -291,7 +292,7 @@ class DifferentialPrivacy(Callback):
         Optimizers and checkpoint are there, no row has been fetched.
         """
         check_parameters(pl_module)
-        if isinstance(self._noise, SecureGaussianNoise):
+        if self.secure:
             check_margin(
                 noise_multiplier=self.plan.noise_multiplier,
                 num_values=sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
