@@ -165,6 +165,7 @@ def fit(home: Path, job: crash.Job, *, ranks: int = 1) -> int:
         delta=crash.DELTA,
         expected_batch_size=BATCH,
         reserve_steps=job.reserve,
+        accept={"private-monitor": "Driver stops the fit after a number of steps"},
     )
     privacy._noise = WitnessedNoise(home, privacy=privacy, dataset=job.dataset, point=point)
     data = Data(home, dataset=job.dataset)

@@ -186,6 +186,7 @@ class DifferentialPrivacy(Callback):
         self.dataset = dataset
         self.ledger = ledger
         self.reserve_steps = reserve_steps
+        self.secure = secure
         self._noise: NoiseSource = SecureGaussianNoise() if secure else GaussianNoise()
         self._run = ""
         self._parent: tuple[int, str] | None = None
@@ -333,7 +334,7 @@ class DifferentialPrivacy(Callback):
         Optimizers and checkpoint are there, no row has been fetched.
         """
         check_parameters(pl_module)
-        if isinstance(self._noise, SecureGaussianNoise):
+        if self.secure:
             check_margin(
                 noise_multiplier=self.plan.noise_multiplier,
                 num_values=sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
@@ -494,8 +495,9 @@ class DifferentialPrivacy(Callback):
         if not self._out_of_credit and "private-monitor" not in self.accept and stopped_by_hand(trainer):
             raise RuntimeError(
                 "trainer.should_stop was set by neither a limit nor a callback with a public metric, and no "
-                "ε covers a choice by private numbers: set trainer.max_steps or max_time, or use "
-                "EarlyStopping on a metric of public rows"
+                "ε covers a choice by private numbers: set trainer.max_steps or max_time, use EarlyStopping "
+                "on a metric of public rows, or say in privacy.accept.private-monitor by what public fact it "
+                "stops"
             )
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

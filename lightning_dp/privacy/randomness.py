@@ -45,23 +45,25 @@ _FIX = (
 class _Twister:
     """State of a Mersenne twister: 624 words and the place of the next one, 0 … 624."""
 
-    words: np.ndarray
+    words: tuple[int, ...] | np.ndarray
     place: int
 
     def leads_to(self, later: "_Twister", *, seconds: float) -> bool:
         """Whether drawing from this state, and nothing else, arrives at `later` after so long a time."""
-        if np.array_equal(self.words, later.words):
+        same = self.words == later.words
+        if same if isinstance(same, bool) else same.all():
             return self.place <= later.place
+        goal = np.array(later.words, dtype=np.uint32)
         generator = np.random.MT19937()
         generator.state = {
             "bit_generator": "MT19937",
-            "state": {"key": self.words.astype(np.uint32), "pos": _WORDS},
+            "state": {"key": np.array(self.words, dtype=np.uint32), "pos": _WORDS},
         }
         # Reading the state through numpy costs ten times what a block does.
         words = np.ctypeslib.as_array((ctypes.c_uint32 * _WORDS).from_address(generator.ctypes.state_address))
         generator.random_raw(1, output=False)
         for _ in range(min(_LONGEST_WAY, 100 + int(_BLOCKS_A_SECOND * seconds))):
-            if words[0] == later.words[0] and np.array_equal(words, later.words):
+            if words[0] == goal[0] and np.array_equal(words, goal):
                 return True
             generator.random_raw(_WORDS, output=False)
         return False
@@ -77,6 +79,7 @@ class SecretRandomness:
     def __init__(self) -> None:
         self._public: tuple[Any, ...] | None = None
         self._paused: tuple[Any, ...] | None = None
+        self._generators: dict[str, torch.Generator] = {}
         self._seeds: dict[str, int] = {}
         self._numpy = _numpy()
         self._python = _python()
@@ -98,8 +101,8 @@ class SecretRandomness:
         if self._public is None:
             self._public = _states()
         self._paused = None
-        for name, generator in _generators().items():
-            self._seeds[name] = _fill(generator)
+        self._generators = _generators()  # asking for devices takes long
+        self._seeds = {name: _fill(generator) for name, generator in self._generators.items()}
         np.random.seed(np.frombuffer(os.urandom(4 * _WORDS), dtype=np.uint32))
         random.seed(os.urandom(4 * _WORDS))
         self._seen, self._latest = set(), b""
@@ -149,8 +152,7 @@ class SecretRandomness:
 
     def draws_secretly(self, generator: torch.Generator | None) -> bool:
         """Whether an operator with this argument draws from the secret states."""
-        known = _generators()
-        if generator is not None and not any(generator is one for one in known.values()):
+        if generator is not None and not any(generator is one for one in self._generators.values()):
             return False
         return all(seed == self._seeds[name] for name, seed in self._known().items())
 
@@ -176,7 +178,7 @@ class SecretRandomness:
             self._public = self._paused = None
 
     def _known(self) -> dict[str, int]:
-        return {name: one.initial_seed() for name, one in _generators().items() if name in self._seeds}
+        return {name: one.initial_seed() for name, one in self._generators.items()}
 
 
 class Watch(TorchDispatchMode):
@@ -246,7 +248,7 @@ def _numpy() -> _Twister:
 
 def _python() -> _Twister:
     _, words, _ = random.getstate()
-    return _Twister(np.array(words[:-1], dtype=np.uint32), words[-1])
+    return _Twister(words[:-1], words[-1])
 
 
 def _states() -> tuple[Any, ...]:

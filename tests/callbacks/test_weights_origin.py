@@ -21,6 +21,8 @@ class _Public(Records):
 
 
 def _private(**options) -> DifferentialPrivacy:
+    reasons = {"private-monitor": "_Stop goes by the number of steps"}
+    options = {"accept": reasons, **options}
     return DifferentialPrivacy(noise_multiplier=2.0, delta=1e-3, expected_batch_size=10, **options)
 
 
