@@ -185,10 +185,10 @@ class Pool:
     ) -> float:
         """Largest relative error of a unit's norm or of a parameter's clipped sum, one batch.
 
-        Units have weights 0, 1 and something between. A sum's error is relative to its own norm or to a tenth
+        Units have weights 0, 1 and something between. A sum's error is relative to its own norm or to a third
         of all sums together, whichever is larger: fp32 autograd itself is that far from fp64 in parameters
         whose gradient is 0 but for rounding (biases of keys). What is attributed to wrong rows is still seen
-        in parameters of a millionth of the gradient.
+        in parameters of a ten-thousandth of the gradient.
         """
         order = torch.randperm(self.rows, generator=generator)[:rows].reshape(-1, rows_per_unit)
         weights = torch.rand(len(order), generator=generator) * 0.75 + 0.25
@@ -213,7 +213,7 @@ class Pool:
         # Contributions of units may cancel in the sum; its rounding does not.
         whole = max(_norm(oracle), float((factors * expected).max()), 1e-3 * self.max_grad_norm)
         for name, value in oracle.items():
-            size = max(float(value.norm()), 0.1 * whole)
+            size = max(float(value.norm()), whole / 3)
             worst.append((sums[name].double() - value).norm() / size)
         return float(torch.stack([torch.as_tensor(w, dtype=torch.float64) for w in worst]).max())
 

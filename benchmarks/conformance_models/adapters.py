@@ -51,7 +51,7 @@ ADAPTERS: dict[str, Case] = {
     ),
     "Llama with VeRA": _adapted("VeraConfig", "Llama", r=2, target_modules=["q_proj"], projection_prng_key=0),
     "Llama with OFT": _adapted("OFTConfig", "Llama", oft_block_size=4, r=0, target_modules=["q_proj"]),
-    "GPT-2 with BOFT": _adapted(
+    "Llama with BOFT": _adapted(
         "BOFTConfig", "Llama", boft_block_size=4, target_modules=["q_proj", "v_proj"]
     ),
     "Llama with layer norm tuning": _adapted(

@@ -52,11 +52,12 @@ def noise(*shape: int) -> Callable[[int], Batch]:
 def randomized(model: nn.Module) -> nn.Module:
     """Weights away from their initial values, no dropout, training mode.
 
-    Zero initialisation (adaLN-Zero, LayerScale, LoRA's B) would leave gradients out of the comparison.
+    Zero initialisation (adaLN-Zero, LayerScale, LoRA's B) would leave gradients out of the comparison; frozen
+    weights near 0 would leave gradients of adapters that are rounding errors.
     """
     with torch.no_grad():
         for parameter in model.parameters():
-            if not parameter.requires_grad or not parameter.is_floating_point():
+            if not parameter.is_floating_point():
                 continue
             if parameter.ndim > 1:
                 fan_in = parameter[0].numel()
