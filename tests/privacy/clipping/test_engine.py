@@ -365,7 +365,7 @@ def test_planted_faults_are_caught(fault, monkeypatch):
     holder, attribute, wrong = FAULTS[fault]
     if fault == "bias summed over rows":
 
-        def wrong(tape, grad):
+        def wrong(tape, grad, where):
             return uses.KeptUse(grad.flatten(0, -2).sum(dim=0).expand(tape.sums.units, -1).contiguous())
 
     monkeypatch.setattr(uses.OuterUse, "way", lambda self: "ghost")

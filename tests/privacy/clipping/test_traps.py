@@ -6,15 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from engines import compare, distance, run, total_norm
+from follow_steps import sites_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_dp.privacy.clipping import uses
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
+from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.loop import Loop
 from lightning_dp.privacy.clipping.materialised import Materialised
+from lightning_dp.privacy.clipping.sites import UnknownUse
 from lightning_dp.privacy.clipping.tape import Tape
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
+from lightning_dp.privacy.rows import UnitsMixed
 
 TOLERANCE = 1e-5
 ALL = pytest.mark.parametrize("engine", [BookKeeping, Materialised, Loop])
@@ -26,7 +30,7 @@ def _rows(out: Tensor) -> Tensor:
 
 
 @ALL
-def test_folded_rows_are_refused(engine):
+def test_folded_rows_are_counted_by_unit(engine):
     """(B·T, d): Opacus's hooks silently clip rows instead of samples."""
 
     class Folding(nn.Module):
@@ -38,27 +42,41 @@ def test_folded_rows_are_refused(engine):
             return self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     model, x = Folding(), torch.randn(4, 5, 3)
-    if engine is Loop:  # sees whole rows at the top, hence exact
-        run(engine(), model, lambda: _rows(model(x)), units=4)
-        return
-    with pytest.raises(RuntimeError, match="rows"):
-        run(engine(), model, lambda: _rows(model(x)), units=4)
+    assert compare(engine(), model, lambda: _rows(model(x)), units=4) <= TOLERANCE
 
 
 @ALL
-def test_rows_must_equal_units_times_rows_per_unit(engine):
+def test_a_batch_that_can_not_have_its_units_is_refused(engine):
     model, x = nn.Linear(3, 2), torch.randn(6, 3)
-    with pytest.raises(RuntimeError, match="rows"):
-        run(engine(), model, lambda: _rows(model(x)), units=4)
-    with pytest.raises(RuntimeError, match="rows"):
-        run(engine(), model, lambda: _rows(model(x)), units=2, rows_per_unit=2)
+    attached = engine()
+    attached.know(sites_of(model, lambda: _rows(model(x)), units=6))
+    attached.attach(model, function=Flat(), max_grad_norm=1.0)
+    with pytest.raises(RuntimeError):
+        attached.expect(unit_weights=torch.ones(4), rows_per_unit=1)
+        _rows(model(x)).mean().backward()
+        attached.collect()
+    attached.detach()
 
 
 @ALL
-def test_rows_in_the_second_dimension_are_refused(engine):
-    model, x = nn.Linear(3, 2), torch.randn(5, 4, 3)
-    with pytest.raises(RuntimeError, match="rows"):
-        run(engine(), model, lambda: _rows(model(x).transpose(0, 1)), units=4)
+def test_rows_in_the_second_dimension(engine):
+    model, x = nn.Linear(3, 2), torch.randn(4, 5, 3)
+
+    def losses() -> Tensor:
+        return model(x.transpose(0, 1)).square().mean(dim=(0, 2))
+
+    assert compare(engine(), model, losses, units=4) <= TOLERANCE
+
+
+@ALL
+def test_uses_that_no_step_showed_are_refused(engine):
+    model, x = nn.Linear(3, 2), torch.randn(6, 3)
+    attached = engine()
+    attached.attach(model, function=Flat(), max_grad_norm=1.0)
+    attached.expect(unit_weights=torch.ones(6), rows_per_unit=1)
+    with pytest.raises(UnknownUse, match="followed"):
+        _rows(model(x)).mean().backward()
+    attached.detach()
 
 
 @FAST
@@ -382,17 +400,15 @@ def test_bare_parameter_used_outside_of_any_forward_is_refused(engine):
 
 
 def test_unsupported_layers_raise_on_attach_with_path_and_way_out():
-    model = nn.ModuleDict({"net": nn.ModuleDict({"rnn": nn.LSTM(3, 4)})})
-    with pytest.raises(ValueError, match=r"net\.rnn.*DPLSTM"):
-        run(BookKeeping(), model, lambda: torch.zeros(()), units=1)
+    model = nn.ModuleDict({"net": nn.ModuleDict({"norm": nn.BatchNorm2d(3)})})
+    with pytest.raises(ValueError, match=r"net\.norm.*GroupNorm"):
+        BookKeeping().attach(model, function=Flat(), max_grad_norm=1.0)
     assert all("forward" not in m.__dict__ for m in model.modules())
-    with pytest.raises(ValueError, match="GroupNorm"):
-        run(BookKeeping(), nn.BatchNorm2d(3), lambda: torch.zeros(()), units=1)
 
 
-def test_batch_norm_in_the_oracle_is_refused():
+def test_batch_norm_is_refused_where_it_mixes():
     model, x = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), torch.randn(4, 3)
-    with pytest.raises((RuntimeError, ValueError), match=r"rows see each other|more than 1 value"):
+    with pytest.raises(UnitsMixed, match="batch_norm"):
         run(Loop(), model, lambda: _rows(model(x)), units=4)
 
 
