@@ -14,6 +14,7 @@ from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.observing import UnitNorms
 from lightning_dp.privacy.clipping.trees import tensors
+from lightning_dp.privacy.follow_rows import follow_rows
 
 
 def gradient_norms(
@@ -49,12 +50,22 @@ def gradient_norms(
             found.append(torch.stack(norms, dim=1))  # (U, M)
 
         engine = BookKeeping()
-        engine.attach(module.net, function=Flat(), max_grad_norm=1.0)
         try:
-            engine.observe(keep)
-            for batch in batches:
-                batch = module.transfer_batch_to_device(batch, module.device, 0)
+            for number, batch in enumerate(batches):
                 units = len(next(tensors(batch))) // rows_per_unit
+                if number == 0:
+                    engine.know(
+                        follow_rows(
+                            module,
+                            lambda again, rows: again.per_example_losses(rows),
+                            batch,
+                            num_units=units,
+                            attached=lambda again: again.net,
+                        )
+                    )
+                    engine.attach(module.net, function=Flat(), max_grad_norm=1.0)
+                    engine.observe(keep)
+                batch = module.transfer_batch_to_device(batch, module.device, 0)
                 rows = rows_per_unit * module.rows_per_example  # of the net's layers
                 engine.expect(unit_weights=torch.ones(units), rows_per_unit=rows)
                 with torch.enable_grad():

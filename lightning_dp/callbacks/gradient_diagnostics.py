@@ -25,7 +25,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 import torch
@@ -33,12 +33,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.callbacks.preflight import silent, undisturbed
 from lightning_dp.nets.conditioning.path import condition_parameters
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.functions import ClippingFunction, Flat
 from lightning_dp.privacy.clipping.observing import UnitNorms
+from lightning_dp.privacy.clipping.sites import Sites
 from lightning_dp.privacy.clipping.trees import tensors
+from lightning_dp.privacy.follow_rows import follow_rows
 from lightning_dp.privacy.report import replace_text
+from lightning_dp.privacy.row_losses import mean_loss
 from lightning_dp.tracking import gradient_figures
 from lightning_dp.tracking.gradient_statistics import (
     ecdf,
@@ -129,6 +133,7 @@ class GradientDiagnostics(Callback):
             self._partitions |= {"cond": cond, "other": names - cond}
         self._record = _Record(tuple(self._partitions), max_units=self.max_units)
         self._seen: list[UnitNorms] = []
+        self._sites: Sites | None = None
         self._at = -1  # the step that `_seen` belongs to
         if self._private is not None:
             self._bound = self._private.max_grad_norm
@@ -192,6 +197,7 @@ class GradientDiagnostics(Callback):
         before = {name: parameter.grad for name, parameter in parameters.items()}
         seen: list[UnitNorms] = []
         engine = BookKeeping()
+        engine.know(self._sites_of(trainer, module, batch, batch_idx, units=units))
         engine.attach(module, function=self._function, max_grad_norm=self._bound)
         try:
             engine.observe(seen.append)
@@ -213,6 +219,22 @@ class GradientDiagnostics(Callback):
             mean = {n: g.float() for n, g in zip(parameters, found, strict=True) if g is not None}
             if all(gradient.isfinite().all() for gradient in mean.values()):
                 self._note_bias(clipped, mean=mean, seen=seen[0], units=units)
+
+    def _sites_of(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, *, units: int
+    ) -> Sites:
+        """Where units are: as a private fit knows, else from following this batch's step once."""
+        if self._private is not None:
+            return self._private.clipping_engine.sites
+        if self._sites is None:
+            with undisturbed(trainer):
+                self._sites = follow_rows(
+                    module,
+                    lambda again, rows: _loss(trainer, cast(LightningModule, silent(again)), rows, batch_idx),
+                    batch,
+                    num_units=units,
+                )
+        return self._sites
 
     def _note_bias(
         self, clipped: dict[str, Tensor], *, mean: dict[str, Tensor], seen: UnitNorms, units: int
@@ -427,8 +449,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 def _loss(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Tensor:
     with torch.enable_grad(), trainer.precision_plugin.train_step_context():
-        output = module.training_step(batch, batch_idx)
-    return output["loss"] if isinstance(output, dict) else output  # type: ignore[return-value]
+        return mean_loss(module.training_step(batch, batch_idx))
 
 
 @contextmanager

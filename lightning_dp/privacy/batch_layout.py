@@ -56,6 +56,18 @@ class BatchLayout:
             raise NoLayout("nothing in the batch has an entry a unit")
         return cls(entries)
 
+    @classmethod
+    def rows_first(cls, batch: Any, *, num_units: int) -> Self:
+        """Of a batch in which, by contract, every part has rows first and each unit as many of them.
+
+        Raises:
+            NoLayout: a part has a number of rows that units can't share.
+        """
+        lengths = [length(leaf) for leaf in leaves(batch)]
+        if not lengths or any(not size or size % num_units for size in lengths):
+            raise NoLayout(f"parts of the batch have {lengths} rows, which {num_units} units can't share")
+        return cls([size // num_units for size in lengths])
+
     def first(self, batch: Any, *, num_units: int) -> Any:
         """A batch's first unit, pretending to be `PRETENDED` of them, to be followed; on the CPU.
 

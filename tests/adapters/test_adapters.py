@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from adapter_support import copied, fit, moved, small_module
+from follow_steps import sites_of
 from torch import Tensor, nn
 
 from lightning_dp.adapters.adapter import Adapter, train_only
@@ -141,6 +142,7 @@ def test_a_fresh_lora_changes_no_output_and_keeps_the_first_weights():
 
 
 def _collected(engine: ClippingEngine, net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    engine.know(sites_of(net, lambda: _losses(net, x), units=len(x) // 2, rows_per_unit=2))
     engine.attach(net, function=Flat(), max_grad_norm=0.5)
     try:
         engine.expect(unit_weights=torch.ones(len(x) // 2), rows_per_unit=2)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from follow_steps import sites_of
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from scipy import stats
 from support import make_trainer
@@ -144,6 +145,11 @@ def _observed(
     weights = torch.ones(NUM_UNITS)
     weights[-1] = 0
     seen: list[UnitNorms] = []
+
+    def losses() -> Tensor:
+        return (net(*batch) - batch[0]).square().sum(dim=1)
+
+    engine.know(sites_of(net, losses, units=NUM_UNITS, rows_per_unit=2))
     engine.attach(net, function=function, max_grad_norm=2.0)
     if observe:
         engine.observe(seen.append)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from follow_steps import sites_of
 from image_support import awake
 from torch import Tensor
 
@@ -65,6 +66,10 @@ def test_clipping_is_exact_with_two_rows_per_unit(name):
     net, (noisy, timesteps, labels) = _net(name), _inputs(6)
 
     def clipped(engine: ClippingEngine) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss() -> Tensor:
+            return net(noisy, timesteps, labels=labels).square().mean()
+
+        engine.know(sites_of(net, loss, units=3, rows_per_unit=2))
         engine.attach(net, function=Flat(), max_grad_norm=0.1)
         try:
             engine.expect(unit_weights=torch.tensor([1.0, 0.0, 1.0]), rows_per_unit=2)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from follow_steps import sites_of
 from image_support import CLASSES, awake, npz_data, tiny_module, tiny_net, write_npz
 from lightning.pytorch import Trainer
 from torch import Tensor
@@ -117,6 +118,8 @@ def test_clipping_per_image_with_several_noise_draws_is_exact():
 
     def clipped(engine: ClippingEngine) -> tuple[Tensor, dict[str, Tensor]]:
         torch.manual_seed(0)
+        batch = _batch()
+        engine.know(sites_of(module, lambda: module.per_example_losses(batch), units=6))
         engine.attach(module, function=Flat(), max_grad_norm=0.2)
         try:
             engine.expect(unit_weights=torch.ones(6), rows_per_unit=module.rows_per_example)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from follow_steps import sites_of
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor
@@ -291,6 +292,7 @@ def test_clipping_engines_find_each_examples_own_gradient(engine_class, channel_
 
     module.zero_grad()
     engine = engine_class()
+    engine.know(sites_of(module, lambda: module.per_example_losses(batch), units=units))
     engine.attach(module, function=Flat(), max_grad_norm=max_grad_norm)
     engine.expect(unit_weights=torch.ones(units), rows_per_unit=module.rows_per_example)
     torch.manual_seed(1)

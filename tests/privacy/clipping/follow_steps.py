@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping.following import Followed
 from lightning_dp.privacy.clipping.sites import Sites
-from lightning_dp.privacy.rows import spread
+from lightning_dp.privacy.rows import PRETENDED, spread
 
 
 def sites_of(
@@ -39,6 +39,8 @@ def sites_of(
             return spread(value[:rows_per_unit].detach().clone()) if is_batch else value
         if isinstance(value, Mapping):
             return type(value)({key: changed(one) for key, one in value.items()})
+        if isinstance(value, list) and len(value) == rows and all(isinstance(one, str) for one in value):
+            return value[:rows_per_unit] * PRETENDED
         if isinstance(value, list | tuple):
             return type(value)(changed(one) for one in value)
         if isinstance(value, types.FunctionType) and (value.__closure__ or value.__defaults__):
