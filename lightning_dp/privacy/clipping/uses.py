@@ -243,7 +243,7 @@ class OuterUse(Use):
     def _frobenius(self) -> tuple[Tensor, Tensor]:
         """(U,) fp64 bounds on ‖A‖² and ‖G‖²."""
         inputs, grads = (
-            torch.linalg.vector_norm(side.flatten(1), dim=1, dtype=torch.float32).double().square()
+            torch.linalg.vector_norm(side.flatten(1).float(), dim=1).double().square()
             + TINY * side[0].numel()
             for side in (self.inputs, self.grads)
         )
