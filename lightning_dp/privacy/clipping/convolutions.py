@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lightning_dp.privacy.clipping.cost import Way, cheapest_of_convolution, machine
 from lightning_dp.privacy.clipping.exact import bmm, exact_convolutions
-from lightning_dp.privacy.clipping.uses import KeptUse, Use, floor_of_grams, floor_of_sums
+from lightning_dp.privacy.clipping.floors import floor_of_grams, floor_of_sums
+from lightning_dp.privacy.clipping.uses import KeptUse, Use
 
 _GRAM_BYTES = 1 << 21
 """Gram matrices of pixels or per-unit gradients formed at a time: what a core's cache holds."""
