@@ -15,11 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_dp.privacy.clipping.cost import Way, cheapest_of_convolution, machine
-from lightning_dp.privacy.clipping.exact import bmm
-from lightning_dp.privacy.clipping.uses import KeptUse, Use, floor_of_grams, floor_of_sums
+from lightning_dp.privacy.clipping.exact import bmm, exact_convolutions
+from lightning_dp.privacy.clipping.floors import floor_of_grams, floor_of_sums
+from lightning_dp.privacy.clipping.uses import KeptUse, Use
 
 _GRAM_BYTES = 1 << 21
-"""Gram matrices of pixels formed at a time."""
+"""Gram matrices of pixels or per-unit gradients formed at a time: what a core's cache holds."""
+_LAUNCH_BYTES = 1 << 26
+"""The same, and patches, on a GPU, where each step waits for its launches."""
 _TOGETHER = 8, 1 << 16
 """Units whose gradients one grouped convolution forms, as long as kernels have at most so many entries."""
 
@@ -75,11 +78,7 @@ class ConvUse(Use):
             inputs=self._inputs.shape[1],
             kernel=(self._shape[2], self._shape[3]),
             groups=self._groups,
-            bytes_replaced=(
-                self._inputs.numel() * self._inputs.element_size()
-                + self._grads.numel() * self._grads.element_size()
-            )
-            // self._units,
+            bytes_replaced=(self._inputs.nbytes + self._grads.nbytes) // self._units,
             machine=machine(self._grads.device, self._grads.dtype),
         )
 
@@ -89,13 +88,18 @@ class ConvUse(Use):
     def squared_norms(self, way: Way | None = None) -> Tensor:
         if (way or self.way()) == "ghost":
             return self._ghost()
-        step = max(1, self._units * _GRAM_BYTES // (4 * self._units * self._shape.numel()))
+        step = self._step(self._shape.numel())
         found = [
             torch.linalg.vector_norm(self.per_unit(i, min(i + step, self._units)).flatten(1), dim=1)
             for i in range(0, self._units, step)
         ]
         self._floor = floor_of_sums(*self._frobenius(), numel=self._shape.numel())
         return torch.cat(found).double().square()
+
+    def _step(self, entries: int) -> int:
+        """Units at a time where each takes so many fp32 entries."""
+        together = _LAUNCH_BYTES if self._grads.device.type == "cuda" else _GRAM_BYTES
+        return max(1, together // (4 * entries))
 
     def _frobenius(self) -> tuple[Tensor, Tensor]:
         """(U,) fp64 bounds on the squared lengths of all patches of a unit and of its gradients."""
@@ -112,7 +116,7 @@ class ConvUse(Use):
             size + 2 * pad for size, pad in zip(self._inputs.shape[2:], self._at.padding, strict=True)
         )
         out = self._grads.shape[2:]
-        step = max(1, _GRAM_BYTES // (4 * groups * (k * height * width) ** 2))
+        step = self._step(groups * (k * height * width) ** 2)
         squares, plain, traces = [], [], []
         for start in range(0, self._units, step):
             rows = slice(start * k, min(start + step, self._units) * k)
@@ -160,56 +164,50 @@ class ConvUse(Use):
         k, units = self._rows, stop - start
         inputs, grads = self._inputs[start * k : stop * k].float(), self._grads[start * k : stop * k].float()
         if inputs.device.type == "cuda":
-            return self._by_patches(inputs, grads)
+            patches = k * grads[0, 0].numel() * inputs.shape[1] * self._shape[2] * self._shape[3]
+            parts = [side.split(k * self._step(patches)) for side in (inputs, grads)]
+            return torch.cat([self._by_patches(a, g) for a, g in zip(*parts, strict=True)])
         together, most = _TOGETHER
-        if k > 1 or self._shape.numel() > most:
-            rows = [slice(i * k, (i + 1) * k) for i in range(units)]
-            return torch.stack([self._gradient(inputs[own], grads[own]) for own in rows])
-        found = [
-            self._gradient(a.flatten(0, 1)[None], g.flatten(0, 1)[None], units=len(a)).unflatten(
-                0, (len(a), -1)
-            )
-            for a, g in zip(inputs.split(together), grads.split(together), strict=True)
-        ]
-        return torch.cat(found)
+        with exact_convolutions():
+            if k > 1 or self._shape.numel() > most:
+                rows = [slice(i * k, (i + 1) * k) for i in range(units)]
+                return torch.stack([self._gradient(inputs[own], grads[own]) for own in rows])
+            parts = [side.split(together) for side in (inputs, grads)]
+            return torch.cat([self._side_by_side(a, g) for a, g in zip(*parts, strict=True)])
+
+    def _side_by_side(self, inputs: Tensor, grads: Tensor) -> Tensor:
+        """(n, …) of n units of one row each: their channels are groups of one convolution."""
+        units = len(inputs)
+        found = self._gradient(inputs.flatten(0, 1)[None], grads.flatten(0, 1)[None], units=units)
+        return found.unflatten(0, (units, -1))
 
     def _gradient(self, inputs: Tensor, grads: Tensor, *, units: int = 1) -> Tensor:
         """Σ over rows of the kernel's gradient; of several units whose channels lie side by side."""
-        shape = (units * self._shape[0], *self._shape[1:])
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return torch.ops.aten.convolution_backward(
-                grads,
-                inputs,
-                inputs.new_empty(shape),
-                None,
-                *self._at,
-                False,
-                (0, 0),
-                units * self._groups,
-                (False, True, False),
-            )[1]
+        kernel = inputs.new_empty((units * self._shape[0], *self._shape[1:]))
+        at = (*self._at, False, (0, 0), units * self._groups)
+        backward = torch.ops.aten.convolution_backward
+        return backward(grads, inputs, kernel, None, *at, (False, True, False))[1]
 
     def _by_patches(self, inputs: Tensor, grads: Tensor) -> Tensor:
         """The same by one large product, where many small convolutions would wait for their launches."""
-        patches = F.unfold(
-            inputs,
-            self._shape[2:],
-            stride=self._at.stride,
-            padding=self._at.padding,
-            dilation=self._at.dilation,
-        )
-        a, g = self._tokens(patches), self._tokens(grads)
+        at = {"stride": self._at.stride, "padding": self._at.padding, "dilation": self._at.dilation}
+        a, g = self._tokens(F.unfold(inputs, self._shape[2:], **at)), self._tokens(grads)
         return bmm(g, a.transpose(1, 2)).view(-1, *self._shape)
 
     def exactly(self, units: Tensor) -> Tensor:
         inputs, grads = (
-            side.view(self._units, self._rows, *side.shape[1:]) for side in (self._inputs, self._grads)
+            side.unflatten(0, (self._units, self._rows))[units] for side in (self._inputs, self._grads)
         )
-        return torch.stack([self._gradient(inputs[u].double(), grads[u].double()) for u in units.tolist()])
+        found = self._inputs.new_zeros((len(units), *self._shape), dtype=torch.float64)
+        for out, a, g in zip(found, inputs, grads, strict=True):
+            if g.any():  # maps behind a gate that is still 0 are common
+                out.copy_(self._gradient(a.double(), g.double()))
+        return found
 
     def weighted_sum(self, factors: Tensor) -> Tensor:
         rows = factors.float().repeat_interleave(self._rows)[:, None, None, None]
-        return self._gradient(self._inputs.float(), self._grads.float() * rows)
+        with exact_convolutions():
+            return self._gradient(self._inputs.float(), self._grads.float() * rows)
 
     def empty(self, units: Tensor) -> None:
         rows = units.repeat_interleave(self._rows)[:, None, None, None]

@@ -65,7 +65,7 @@ class ClippingEngine(ABC):
                 exactly 0, else usually 1. The batch must have U · rows_per_unit rows.
             rows_per_unit: ≥ 1, consecutive rows that belong to one unit.
             loss_scale: > 0; the tensor whose backward runs is loss_scale · mean over rows. Norms and
-                sums are as if it were 1 (a grad scaler's scale, 1 / accumulate_grad_batches).
+                sums are as if it were 1. The number of rows is best: no row's gradient then depends on it.
         """
 
     @abstractmethod

@@ -4,6 +4,10 @@ A norm or a clipped sum computed in bf16 or TF32 would break the sensitivity: on
 cancelling tokens was measured at 110 times the bound when its T×T Gram matrices were bf16.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,6 +36,19 @@ class exact_products:
             torch.set_float32_matmul_precision(self._precision)
         for kind in self._autocast:
             torch.set_autocast_enabled(kind, True)
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """The same for convolutions, whose precision has settings of its own."""
+    onednn: Any = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
+    before = onednn.fp32_precision
+    onednn.fp32_precision = "ieee"
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        onednn.fp32_precision = before
 
 
 def _native(left: Tensor, right: Tensor) -> bool:

@@ -13,27 +13,19 @@ from torch import Tensor
 
 from lightning_dp.privacy.clipping.cost import Way, cheapest, machine
 from lightning_dp.privacy.clipping.exact import bmm, scaled_product
+from lightning_dp.privacy.clipping.floors import (
+    TINY,
+    beyond,
+    floor_of_grams,
+    floor_of_kept,
+    floor_of_sums,
+)
 
 _CHUNK_BYTES = 1 << 20
 """Per-unit gradients formed at a time when they are not kept: about what a core's cache holds."""
 
 _KEPT_BYTES = 1 << 20
 """Per-unit gradients kept in one piece; measured: 3 MiB cost a tenth more memory, 12 MiB a third."""
-
-TINY = 2.0**-126
-"""Below it fp32 loses digits, or all of them where a device flushes to zero."""
-_ORDINARY = 1e15
-"""Activations and gradients up to this length meet no overflow in fp32, whatever the clip factor."""
-PRECISION = 1e-6
-"""Share of a squared norm that underflow may take without being noticed."""
-GRAM_SPREAD = 1e3
-"""Squared norms by Gram matrices are right as long as they are at least this part of their `spread`."""
-_SUM_SPREAD = 5e3, 1e7
-"""The same for sums that are formed twice, for the norm and clipped: per entry of the weight, and at most.
-
-Rounding of both is 2⁻²⁴ of the root of the spread, and in no direction in particular: of numel entries one
-is along the gradient, and what is across it lengthens by its square.
-"""
 
 
 class Use(ABC):
@@ -133,7 +125,7 @@ class ChunkedUse(Use):
         return self._squares
 
     def floor(self) -> Tensor:
-        return torch.full_like(self._squares, TINY * self._chunks[0][0].numel() / PRECISION)
+        return torch.full_like(self._squares, floor_of_kept(self._chunks[0][0].numel()))
 
     def per_unit(self, start: int, stop: int) -> Tensor:
         gradients = torch.cat(self._chunks)[start:stop]
@@ -243,7 +235,7 @@ class OuterUse(Use):
     def _frobenius(self) -> tuple[Tensor, Tensor]:
         """(U,) fp64 bounds on ‖A‖² and ‖G‖²."""
         inputs, grads = (
-            torch.linalg.vector_norm(side.flatten(1), dim=1, dtype=torch.float32).double().square()
+            torch.linalg.vector_norm(side.flatten(1).float(), dim=1).double().square()
             + TINY * side[0].numel()
             for side in (self.inputs, self.grads)
         )
@@ -394,33 +386,3 @@ class SumUse(Use):
 def _row_squares(tensor: Tensor) -> Tensor:
     """(U, …) → (U,) sums of squares in fp64."""
     return torch.linalg.vector_norm(tensor.flatten(1), dim=1, dtype=torch.float64).square()
-
-
-def beyond(*squares: Tensor) -> Tensor:
-    """(U,) fp64, Inf where one of the squared lengths is beyond what fp32 products stand, else 0."""
-    largest = torch.stack(squares).amax(dim=0)
-    return torch.where(largest <= _ORDINARY**2, 0.0, torch.inf)
-
-
-def floor_of_sums(left: Tensor, right: Tensor, *, numel: int) -> Tensor:
-    """`Use.floor` where a sum of products of squared lengths ≤ `left` and `right` is formed in fp32."""
-    per_entry, most = _SUM_SPREAD
-    cancelled = left * right / min(per_entry * numel, most)
-    return beyond(left, right) + cancelled + TINY * numel / PRECISION
-
-
-def floor_of_grams(
-    left: Tensor, right: Tensor, *, plain: Tensor, tokens: int, widths: tuple[int, int]
-) -> Tensor:
-    """`Use.floor` where two T × T Gram matrices are formed in fp32 and multiplied.
-
-    Args:
-        left, right: (U,) fp32, their traces Σ_t ‖a_t‖², Σ_t ‖g_t‖².
-        plain: (U,) fp32, Σ_t ‖a_t‖ ‖g_t‖.
-        tokens: T.
-        widths: entries of a_t and g_t.
-    """
-    sides = [side.double() + TINY * tokens * width for side, width in zip((left, right), widths, strict=True)]
-    # Each of T² products misses what either Gram entry lost, and may be lost itself.
-    lost = 2 * TINY * tokens * (widths[0] * sides[1] + widths[1] * sides[0] + tokens)
-    return beyond(*sides) + lost / PRECISION + plain.double().square() / GRAM_SPREAD

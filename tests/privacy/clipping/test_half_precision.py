@@ -7,6 +7,7 @@ import torch
 from engines import total_norm
 from torch import Tensor, nn
 
+from lightning_dp.privacy.clipping import uses
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.materialised import Materialised
@@ -82,3 +83,16 @@ def test_a_unit_removed_does_not_move_the_others(engine, precision, unit):
 def test_planted_gradients_of_the_mean_move_the_others(precision):
     _, others = _moved(precision=precision, removed=slice(1), of_the_mean=True)
     assert others > 1e-3
+
+
+def test_planted_rounding_to_the_largest_of_the_batch_moves_the_others(monkeypatch):
+    """As a quantised gradient would be that has one scale for all units."""
+    plain = uses.OuterUse.__init__
+
+    def quantised(self, inputs, grads):
+        step = grads.abs().amax() / 128
+        plain(self, inputs, (grads / step).round() * step)
+
+    monkeypatch.setattr(uses.OuterUse, "__init__", quantised)
+    moved = [_moved(precision="32-true", removed=slice(unit, unit + 1))[1] for unit in range(6)]
+    assert max(moved) > 1e-3

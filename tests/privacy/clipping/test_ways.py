@@ -39,6 +39,14 @@ def test_small_chunks(way, shape, monkeypatch):
     assert compare(BookKeeping(), layer, lambda: _loss(layer(x)), units=7) <= TOLERANCE
 
 
+@OUTER
+def test_double_precision(way, monkeypatch):
+    _force(monkeypatch, way)
+    layers = nn.Conv1d(4, 4, 3, padding=1), nn.LayerNorm(4), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)
+    model, x = nn.Sequential(*layers).double(), torch.randn(4, 4, 4).double()
+    assert compare(BookKeeping(), model, lambda: _loss(model(x).float()), units=4) <= TOLERANCE
+
+
 class _Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
