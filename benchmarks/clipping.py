@@ -36,6 +36,7 @@ from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.materialised import Materialised
+from lightning_dp.privacy.follow_rows import follow_rows
 
 CLIP, NOISE, RATE = 1.0, 1.0, 1e-4
 
@@ -281,6 +282,7 @@ class EngineStepper(Stepper):
     def __init__(self, task: Task, batch: int, device: str) -> None:
         super().__init__(task, batch, device)
         self.clipper = self.engine()
+        self.clipper.know(follow_rows(self.model, task.losses, self.batch, num_units=batch))
         self.clipper.attach(self.model, function=Flat(), max_grad_norm=CLIP)
         self.weights = torch.ones(batch, device=device)
 

@@ -152,6 +152,14 @@ def like(local: Tensor, where: UnitDim | None) -> Tensor:
     return _wrap(local, Shard(where.dim))
 
 
+def check_loss(loss: Tensor) -> None:
+    """Raise UnitsMixed unless a loss is a mean or sum over units, or has one entry for each."""
+    if isinstance(loss, DTensor):
+        (placement,) = loss.placements
+        if isinstance(placement, Partial) and placement.reduce_op not in ("sum", "avg"):
+            raise UnitsMixed("the loss is made of one unit's part", place=user_line())
+
+
 @contextmanager
 def following() -> Iterator[None]:
     """Operators on followed tensors follow them; what mixes units raises UnitsMixed, at its line."""
@@ -284,6 +292,15 @@ def _convolution_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, An
         None if grad_x is None else _wrap(grad_x, Shard(0)),
         *(None if total is None else _wrap(total, Partial("sum")) for total in totals),
     )
+
+
+@_rule(torch.ops.aten.select.int)
+def _select(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """x[0]: one unit's part, which may be asked for its shape but not be used."""
+    x, dim, _ = args
+    if not (_units_first(x) and dim % x.ndim == 0):
+        return NotImplemented
+    return _wrap(func(own_part(x), 0, 0), Partial("max"))
 
 
 @_rule(torch.ops.aten.index.Tensor)

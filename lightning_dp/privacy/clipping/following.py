@@ -68,6 +68,8 @@ class Followed:
         before = self.sites.mark()
         with torch.enable_grad(), rows.following():
             found = loss()
+            if isinstance(found, Tensor):
+                rows.check_loss(found)
             nodes = _graph(found) if isinstance(found, Tensor) else []
             strays = {self._names[id(p)] for node in nodes if id(p := _leaf(node)) in self._names}
             if not strays and any(isinstance(n, torch.autograd.function.BackwardCFunction) for n in nodes):
