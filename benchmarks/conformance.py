@@ -64,7 +64,7 @@ def main() -> None:
     summary = _summary(rows)
     print(f"{summary} ({time.monotonic() - started:.0f} s)")
     if options.json:
-        write(options.json, rows=rows, summary=summary)
+        write(options.json, rows=[_in_short(row) for row in rows], summary=summary)
         options.json.with_suffix(".md").write_text(_page(rows, summary))
     sys.exit(any(is_fault(row) for row in rows))
 
@@ -148,11 +148,10 @@ def _scan_one(name: str, quick: bool, pipe: Connection) -> None:
         traceback.print_exc()
         pipe.send({"crashed": f"{type(error).__name__}: {error}"[:400]})
         return
-    tried = found.refused is None
     pipe.send(
         {
             "batch_sizes": found.batch_sizes,
-            "worst_relative_error": found.worst if tried and found.batch_sizes else None,
+            "worst_relative_error": found.worst or None,
             "refused": found.refused,
             "wrong": {str(size): error for size, error in found.wrong.items()},
             "late": found.late,
@@ -186,6 +185,12 @@ def _ranges(sizes: Iterable[Any]) -> str:
         else:
             parts.append([size, size])
     return ", ".join(str(low) if low == high else f"{low}–{high}" for low, high in parts)
+
+
+def _in_short(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with batch sizes as ranges."""
+    late = {sentence: _ranges(sizes) for sentence, sizes in row["late"].items()}
+    return {**row, "batch_sizes": _ranges(row["batch_sizes"]), "late": late}
 
 
 def _summary(rows: list[dict[str, Any]]) -> str:
