@@ -102,8 +102,8 @@ def run_preflight(
         Finding(
             code="remembers",
             place=f"'{name}'",
-            problem="was written while only copies of the module ran: a hook or closure holds the module itself",
-            fix="register hooks as methods of the module that they write to, and keep no statistics of the data",
+            problem="was written while only copies ran: a hook or closure holds the module itself",
+            fix="register methods of the module as hooks, and keep no statistics of the data",
         )
         for name in written
     ]

@@ -87,6 +87,6 @@ def _unclippable(layer: nn.Module) -> tuple[str, str] | None:
 
 
 _SPECTRAL = (
-    "is under spectral_norm, which updates vectors of its own in every forward pass and is no per-row operation",
+    "is under spectral_norm, whose weight is computed from a state that every forward pass changes",
     "remove spectral_norm, and bound the layer by weight_decay or LayerNorm",
 )

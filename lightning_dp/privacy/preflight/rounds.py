@@ -14,8 +14,6 @@ from lightning_dp.privacy.preflight.step import TrainingStep
 from lightning_dp.privacy.preflight.trial import NUM_UNITS, Trial
 from lightning_dp.privacy.preflight.values import (
     SENTINELS,
-    Change,
-    all_of,
     gaps,
     large,
     positive,
