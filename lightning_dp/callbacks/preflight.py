@@ -164,7 +164,7 @@ def _at(trainer: Trainer, *, step: int, epoch: int) -> Iterator[None]:
     """Lightning's counters as they will be when that many steps were taken."""
     loop = trainer.fit_loop
     steps = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
-    epochs = loop.epoch_progress.current
+    epochs: Any = loop.epoch_progress.current  # typed as a tracker with fewer stages than it has
     before = steps.completed, epochs.processed, epochs.completed
     steps.completed, epochs.processed, epochs.completed = step, epoch, epoch
     try:

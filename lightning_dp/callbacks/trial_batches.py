@@ -124,7 +124,7 @@ class _Run:
         module.optimizers = lambda *_, **__: self._optimizer  # type: ignore[method-assign, assignment]
         constant = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda _: 1.0)
         schedule = self._schedules[0].scheduler if self._schedules else constant
-        module.lr_schedulers = lambda *_: schedule  # type: ignore[method-assign, assignment]
+        module.lr_schedulers = lambda *_: schedule  # type: ignore[method-assign]
 
     def batch(self, batch: Any) -> None:
         """Everything from the start of the epoch to its end."""
@@ -155,10 +155,10 @@ class _Run:
             for group in self._optimizer.param_groups
         ]
         kept: dict[str, object] = {
+            "the optimizer's learning rate, or another of its settings,": groups,
             "state_dict": module.state_dict(),
             "on_save_checkpoint": checkpoint,
             "hparams": dict(module.hparams),
-            "the optimizer's learning rate, or another of its settings,": groups,
         }
         for callback in self._callbacks:
             kept[f"trainer.callbacks: {type(callback).__name__}.state_dict"] = callback.state_dict()
