@@ -170,7 +170,7 @@ class _Run:
             outputs.append(output_of(trainer, module, batch))
             loss = mean_loss(outputs[-1])
         except Exception as error:
-            raise StepFailed(f"{type(error).__name__}: {error}") from error
+            raise StepFailed(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             raise StepFailed("it returned no loss to differentiate")
         self._call("on_before_zero_grad", self._optimizer)
