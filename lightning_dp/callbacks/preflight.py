@@ -155,7 +155,7 @@ def _moments(trainer: Trainer, plan: PrivacyPlan) -> list[Moment]:
             name=f"at global_step {step}",
             lived=partial(_at, trainer, step=step, epoch=step // steps_per_epoch),
         )
-        for step in sorted({min(step, last) for step in (0, 1, 2, plan.num_steps // 2, last)})
+        for step in sorted({min(step, last) for step in (0, 1, plan.num_steps // 2, last)})
     ]
 
 
