@@ -98,8 +98,8 @@ class _MakesUp:
             return self._tensor(tuple(shown.shape), shown.dtype)
         if isinstance(shown, bool | int | float | np.number | np.bool_):
             float_like = isinstance(shown, float | np.floating)
-            drawn: Any = self._tensor((), torch.float64 if float_like else torch.int64).item()
-            return type(shown)(drawn)
+            value: Any = self._tensor((), torch.float64 if float_like else torch.int64).item()
+            return type(shown)(value)
         if isinstance(shown, str):
             return f"made up, number {self._index}"
         if isinstance(shown, Mapping):

@@ -60,7 +60,7 @@ def made_up_units(
                 code="unchecked",
                 place=type(datamodule or loader.dataset).__name__,
                 problem=f"gives no made-up units to try training_step on: {error}",
-                fix="correct that method, see lightning_dp.callbacks.made_up_units",
+                fix=_method(loader.dataset, to="the data module or data set"),
             )
         ]
     if loader.collate_fn is default_collate:
@@ -121,15 +121,16 @@ def _untold(loader: DataLoader, *, place: str) -> Finding:
             "gives no made-up units to try training_step on, as nothing says what an item of "
             f"{type(dataset).__name__} looks like without reading one"
         ),
-        fix=_method(dataset, to=f"class {type(dataset).__name__}") + " (a collated batch, "
-        "synthetic_units(num_units), does too)",
+        fix=_method(dataset, to=f"class {type(dataset).__name__}")
+        + " (or synthetic_units(num_units), a collated batch)",
     )
 
 
 def _method(dataset: Any, *, to: str) -> str:
     return (
         f"add to {to}: def synthetic_items(self, num_items): return [{_example(_inner(dataset))} "
-        "for i in range(num_items)], with items as __getitem__ returns them"
+        "for i in range(num_items)], items as __getitem__ returns them, or give DifferentialPrivacy such a "
+        "function as synthetic_items"
     )
 
 
@@ -140,10 +141,10 @@ def _example(dataset: Any) -> str:
     except (AttributeError, NameError, TypeError, ValueError):
         returned = None
     parts = get_args(returned) if getattr(returned, "__origin__", returned) is tuple else ()
-    if parts and Ellipsis not in parts:
-        return f"({', '.join(map(_one, parts))})"
+    if parts and all(part in _PLAIN for part in parts):
+        return f"({', '.join(_PLAIN[part] for part in parts)})"
     if returned in _PLAIN:
-        return _one(returned)
+        return _PLAIN[returned]
     return "(torch.rand(3, 32, 32), i % 10)"
 
 
@@ -154,7 +155,3 @@ _PLAIN: dict[Any, str] = {
     bool: "i % 2 == 0",
     str: "f'made up {i}'",
 }
-
-
-def _one(annotation: Any) -> str:
-    return _PLAIN.get(annotation, "…")

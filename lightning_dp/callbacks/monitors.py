@@ -39,7 +39,7 @@ def find_private_monitors(
             Finding(
                 code="private-monitor",
                 place="training_step or one of its hooks",
-                problem="sets trainer.should_stop: when training ends tells what it saw, which no ε covers",
+                problem="sets trainer.should_stop: the last step tells of its data, and no ε covers that",
                 fix="remove it, and set trainer.max_steps",
             )
         )

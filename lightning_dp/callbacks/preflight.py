@@ -104,8 +104,8 @@ def run_preflight(
         Finding(
             code="remembers",
             place=f"'{name}'",
-            problem="was written while only copies of the module ran: a hook or closure holds the module",
-            fix="register hooks as methods of the module that they write to; keep no statistics of the data",
+            problem="was written while only copies ran: a hook or closure holds the module itself",
+            fix="register methods of the module as hooks, and keep no statistics of the data",
         )
         for name in written
     ]
@@ -157,7 +157,7 @@ def _moments(trainer: Trainer, plan: PrivacyPlan) -> list[Moment]:
             name=f"at global_step {step}",
             lived=partial(_at, trainer, step=step, epoch=step // steps_per_epoch),
         )
-        for step in sorted({min(step, last) for step in (0, 1, 2, plan.num_steps // 2, last)})
+        for step in sorted({min(step, last) for step in (0, 1, plan.num_steps // 2, last)})
     ]
 
 
@@ -166,7 +166,7 @@ def _at(trainer: Trainer, *, step: int, epoch: int) -> Iterator[None]:
     """Lightning's counters as they will be when that many steps were taken."""
     loop = trainer.fit_loop
     steps = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
-    epochs: Any = loop.epoch_progress.current  # Lightning types it with fewer stages than it has
+    epochs: Any = loop.epoch_progress.current  # typed as a tracker with fewer stages than it has
     before = steps.completed, epochs.processed, epochs.completed
     steps.completed, epochs.processed, epochs.completed = step, epoch, epoch
     try:

@@ -3,11 +3,12 @@
 Nothing is trained: what the optimizer reads is the same made-up gradient whatever the batch was, as noise
 would be. The user's callbacks are copied too; Lightning's and this project's own are not run. Hooks that
 prepare a fit (`on_fit_start`, `on_train_start`) are not run either, as that is where people read their data.
+A callback that can't be copied, or fails without them, is left out: what it keeps is not looked at.
 """
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -108,14 +109,8 @@ class TrialBatch:
                 continue
             known: dict[int, Any] = {id(one): one for one in self._keep if one is not callback}
             known[id(self._original)] = module
-            try:
+            with suppress(Exception):
                 copies.append(copy.deepcopy(callback, known))
-            except Exception as error:
-                raise HookFailed(
-                    error,
-                    place=f"trainer.callbacks: {type(callback).__name__}",
-                    fix="let it be copied (copy.deepcopy), so that its hooks can be tried",
-                ) from error
         return copies
 
 
@@ -160,10 +155,10 @@ class _Run:
             for group in self._optimizer.param_groups
         ]
         kept: dict[str, object] = {
+            "the optimizer's learning rate, or another of its settings,": groups,
             "state_dict": module.state_dict(),
             "on_save_checkpoint": checkpoint,
             "hparams": dict(module.hparams),
-            "the optimizer's learning rate, or another of its settings,": groups,
         }
         for callback in self._callbacks:
             kept[f"trainer.callbacks: {type(callback).__name__}.state_dict"] = callback.state_dict()
@@ -175,7 +170,7 @@ class _Run:
             outputs.append(output_of(trainer, module, batch))
             loss = mean_loss(outputs[-1])
         except Exception as error:
-            raise StepFailed(f"{type(error).__name__}: {error}") from error
+            raise StepFailed(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             raise StepFailed("it returned no loss to differentiate")
         self._call("on_before_zero_grad", self._optimizer)
@@ -200,11 +195,13 @@ class _Run:
 
     def _call(self, name: str, *arguments: Any) -> None:
         """A hook of callbacks and of the module, in that order."""
-        for callback in self._callbacks:
+        for callback in list(self._callbacks):
             if not _is_users(callback, name):
                 continue
-            place = f"trainer.callbacks: {type(callback).__name__}.{name}"
-            _guarded(place, getattr(callback, name), self._trainer, self._module, *arguments)
+            try:
+                getattr(callback, name)(self._trainer, self._module, *arguments)
+            except Exception:
+                self._callbacks.remove(callback)
         self._tried(name, *arguments)
 
     def _tried(self, name: str, *arguments: Any) -> None:

@@ -2,21 +2,22 @@
 
 import json
 import random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.compile import from_compiled
 from support import make_trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.callbacks.known_items import known_items
 from lightning_dp.privacy.clipping.materialised import Materialised
 from lightning_dp.privacy.ledger import Ledger
 
@@ -167,6 +168,134 @@ def test_accepted_findings_are_in_ledger_and_report(tmp_path, ledger_path):
     assert "weights are thrown away" in entry.detail["reason"]
     (kept,) = json.loads((tmp_path / "privacy.json").read_text())["accepted_findings"]
     assert kept["reason"] == accept["coupling"]
+
+
+# --- what a batch leaves behind, in any hook --------------------------------------------------------------
+
+
+class Keeps(Module):
+    """A mean of the data, kept by whichever hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("level", torch.zeros(4))
+
+    def training_step(self, batch, batch_idx):
+        self.last = batch[0].mean(dim=0)
+        return super().training_step(batch, batch_idx)
+
+    def keep(self, *_, **__) -> None:
+        self.level.lerp_(self.last, 0.5) if hasattr(self, "last") else None
+
+
+def keeping(hook: str) -> Module:
+    def method(self, *arguments, **named):
+        if hook == "backward":
+            arguments[0].backward()
+        self.keep()
+
+    return type("Keeping", (Keeps,), {hook: method})()
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "on_before_zero_grad",
+        "on_before_backward",
+        "backward",
+        "on_after_backward",
+        "on_before_optimizer_step",
+        "configure_gradient_clipping",
+        "on_train_batch_end",
+        "on_train_epoch_end",
+    ],
+)
+def test_hooks_that_keep_something_of_their_data(tmp_path, hook):
+    assert "[remembers] 'level' depends" in found(tmp_path, keeping(hook))
+
+
+class KeepsInACheckpoint(Module):
+    total = 0.0
+
+    def training_step(self, batch, batch_idx):
+        self.total += float(batch[1].sum())
+        return super().training_step(batch, batch_idx)
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["total"] = self.total
+
+
+class FeedsItsSchedule(KeepsInACheckpoint):
+    on_save_checkpoint = LightningModule.on_save_checkpoint
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1 / (1 + abs(self.total)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+
+class HookOfTheOriginal(Module):
+    """A closure writes to the module itself, whichever copy runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("level", torch.zeros(4))
+        self.net[0].register_forward_hook(lambda m, x, y: self.level.copy_(x[0][0]) and None)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (KeepsInACheckpoint, "[remembers] on_save_checkpoint holds something of the last batch's data"),
+        (FeedsItsSchedule, "[remembers] the optimizer's learning rate, or another of its settings,"),
+        (HookOfTheOriginal, "[remembers] 'level' was written while only copies ran"),
+    ],
+)
+def test_other_places_that_keep_something(tmp_path, module, message):
+    assert message in found(tmp_path, module())
+
+
+class Callbacks(Callback):
+    """Writes into the module from outside."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        pl_module.level.copy_(batch[0].mean(dim=0))
+
+
+def test_a_callback_that_keeps_something_in_the_module(tmp_path):
+    assert "[remembers] 'level' depends" in found(tmp_path, Keeps(), callbacks=[Callbacks()])
+
+
+class NeedsAStart(Module):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.elapsed = batch_idx - self.started
+
+
+def test_hooks_that_can_not_be_tried_are_named(tmp_path):
+    message = found(tmp_path, NeedsAStart())
+    assert "[unchecked] NeedsAStart.on_train_batch_end fails on a made-up batch" in message
+
+
+class Later(Module):
+    """A term across the batch after a while."""
+
+    def __init__(self, begins) -> None:
+        super().__init__()
+        self.begins = begins
+
+    def training_step(self, batch, batch_idx):
+        losses = self.losses(*batch)
+        return (losses * losses.detach().softmax(0)).sum() if self.begins(self) else losses.mean()
+
+
+@pytest.mark.parametrize(
+    "begins", [lambda m: m.global_step >= 1, lambda m: m.current_epoch >= 3, lambda m: m.global_step == 49]
+)
+def test_couplings_that_begin_later(tmp_path, begins):
+    privacy = private()
+    trainer = make_trainer(tmp_path, steps=50, privacy=privacy)
+    with pytest.raises(ValueError, match=r"\[coupling\] training_step .* at global_step"):
+        trainer.fit(Later(begins), datamodule=Data())
 
 
 # --- no trace -------------------------------------------------------------------------------------------
@@ -352,6 +481,113 @@ def test_made_up_units_that_are_not_as_many_as_asked_for(tmp_path):
             return super().synthetic_units(num_units - 1)
 
     assert "nothing with 13 rows first" in found(tmp_path, data=Short())
+
+
+class Pair(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+def standardised(items):
+    x, y = (torch.stack(column) for column in zip(*items, strict=True))
+    return [x - x.mean(dim=0), y]
+
+
+def longest(items):
+    return [
+        nn.utils.rnn.pad_sequence([x for x, _ in items], batch_first=True),
+        torch.stack([y for _, y in items]),
+    ]
+
+
+class OfAnyLength(Module):
+    """Sees padding, as its mean counts it."""
+
+    def losses(self, x, y):
+        return (self.net(x[..., None].expand(*x.shape, 4)).mean(dim=(1, 2)) - y).square()
+
+
+def items(num_items: int) -> list[Pair]:
+    made = torch.Generator().manual_seed(4)
+    return [Pair(torch.randn(4, generator=made), torch.randn((), generator=made)) for _ in range(num_items)]
+
+
+@pytest.mark.parametrize(
+    ("collate", "module", "made"),
+    [
+        (standardised, Module, items),
+        (
+            longest,
+            OfAnyLength,
+            lambda n: [Pair(torch.ones(2 + i % 5), torch.tensor(1.0 * i)) for i in range(n)],
+        ),
+    ],
+)
+def test_a_collation_that_mixes_units(tmp_path, collate, module, made):
+    data = Untold(Rows())
+    data.train_dataloader = lambda: DataLoader(Rows(), batch_size=8, shuffle=True, collate_fn=collate)
+    message = found(tmp_path, module(), data=data, privacy=private(synthetic_items=made))
+    assert "[coupling] collate_fn makes" in message
+
+
+def test_a_collation_of_ones_own_needs_items(tmp_path):
+    data = Data()
+    data.train_dataloader = lambda: DataLoader(Rows(), shuffle=True, collate_fn=lambda rows: list(rows))
+    assert "[unchecked] collate_fn" in found(tmp_path, data=data)
+    data = Untold(Rows())
+    passes(tmp_path, data=data, privacy=private(synthetic_items=items))
+    passes(tmp_path, data=data, privacy=private(synthetic_units=Data().synthetic_units))
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        ConcatDataset([TensorDataset(torch.zeros(N, 4), torch.zeros(N)) for _ in range(2)]),
+        [(torch.zeros(4), 0.0) for _ in range(N)],
+        [Pair(torch.zeros(4), torch.zeros(())) for _ in range(N)],
+    ],
+)
+def test_data_sets_that_tell_what_their_items_look_like(dataset):
+    made = known_items(dataset, num_items=3)
+    assert made is not None
+    assert made[0][0].shape == (4,)
+    assert not torch.equal(made[0][0], made[1][0])
+    assert type(made[0]) is (Pair if isinstance(dataset, list) and isinstance(dataset[0], Pair) else tuple)
+
+
+def classifier(loss) -> Module:
+    class Classifier(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(4, 10)
+
+        def training_step(self, batch, batch_idx):
+            return loss(self.net(batch[0]), batch[1])
+
+    return Classifier()
+
+
+RARE = torch.ones(10).index_fill(0, torch.tensor(9), 100.0)
+
+
+@pytest.mark.parametrize("loss", [lambda z, y: F.cross_entropy(z, y, weight=RARE)])
+def test_labels_that_are_rare(tmp_path, loss):
+    labelled = Untold(TensorDataset(torch.zeros(N, 4), torch.zeros(N, dtype=torch.int64)))
+    assert "[coupling] training_step" in found(tmp_path, classifier(loss), data=labelled)
+
+
+def test_tokens_that_do_not_count(tmp_path):
+    class Tokens(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Embedding(30, 8), nn.Linear(8, 30))
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.net(batch[0]).flatten(0, 1), batch[1].flatten())
+
+    tokens = torch.zeros(N, 6, dtype=torch.int64)
+    message = found(tmp_path, Tokens(), data=Untold(TensorDataset(tokens, tokens)))
+    assert "where whole numbers are -100" in message
 
 
 # --- who is fed by what ----------------------------------------------------------------------------------

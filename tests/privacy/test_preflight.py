@@ -324,8 +324,7 @@ def test_engines_that_are_wrong(engine, module):
 
 def test_layers_that_an_engine_refuses_are_named():
     module = Fit(nn.Sequential(nn.EmbeddingBag(5, 4), nn.Linear(4, 1)))
-    made_up = [torch.randint(5, (NUM_UNITS, 6)), torch.randn(NUM_UNITS)]
-    (finding,) = findings(module, made_up=made_up)
+    (finding,) = findings(module, made_up=bags())
     assert finding.code == "clipping"
     assert "net.0 (EmbeddingBag)" in finding.problem
 
@@ -689,6 +688,49 @@ def test_layers():
     frozen = nn.Linear(3, 3).requires_grad_(False)
     assert [f.code for f in find_in_layers(frozen)] == ["nothing-trains"]
     assert find_in_layers(nn.Sequential(nn.GroupNorm(1, 3), nn.InstanceNorm1d(3))) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "code", "text"),
+    [
+        (nn.Embedding(5, 4, max_norm=1.0), "remembers", "has max_norm"),
+        (nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)), "clipping", "spectral_norm"),
+        (nn.utils.spectral_norm(nn.Linear(3, 3)), "clipping", "spectral_norm"),
+        (torch.jit.script(nn.Linear(3, 3)), "clipping", "TorchScript"),
+    ],
+)
+def test_layers_that_nothing_can_clip_are_called_by_their_names(layer, code, text):
+    finding = find_in_layers(nn.Sequential(layer))[0]
+    assert finding.code == code
+    assert text in finding.problem
+
+
+def test_what_an_engine_refuses_is_not_offered_for_acceptance():
+    (finding,) = findings(Fit(nn.Sequential(nn.EmbeddingBag(5, 4), nn.Linear(4, 1))), made_up=bags())
+    assert finding.problem.count(". ") == 0, "one sentence"
+    with pytest.raises(ValueError, match="EmbeddingBag") as error:
+        settle([finding], accept={"clipping": "a test"})
+    assert "privacy.accept" not in str(error.value)
+
+
+def bags() -> list[Tensor]:
+    return [torch.randint(5, (NUM_UNITS, 6)), torch.randn(NUM_UNITS)]
+
+
+class Experts(Fit):
+    """Each row goes through one of two layers."""
+
+    def errors(self, x, y):
+        chosen = x[:, 0] > 0
+        out = x.new_zeros(len(x), 8)
+        out[chosen], out[~chosen] = self.net[0](x[chosen]), self.net[0](x[~chosen]) * 2
+        return (self.net[2](out).flatten() - y).square()
+
+
+def test_rows_that_are_selected_are_said_to_be():
+    (finding,) = findings(Experts())
+    assert finding.code in ("clipping", "rows-per-unit")
+    assert not finding.can_be_accepted
 
 
 def test_lined_up_draws_are_the_same_alone_and_in_a_batch():

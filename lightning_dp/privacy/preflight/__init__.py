@@ -82,7 +82,7 @@ def inspect_step(trial: Trial) -> list[Finding]:
                     + (
                         "synthetic_items(num_items) with values that are possible"
                         if isinstance(trial.units, MadeUpItems)
-                        else "synthetic_items(num_items), as of a batch only what has one entry a unit can be cut"
+                        else "synthetic_items(num_items): only what has one entry a unit can be cut"
                     )
                 ),
             )

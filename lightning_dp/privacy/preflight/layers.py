@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -83,10 +84,11 @@ def _unclippable(layer: nn.Module) -> tuple[str, str] | None:
             )
         if isinstance(hook, SpectralNorm):
             return _SPECTRAL
-    return _SPECTRAL if isinstance(layer, _SpectralNorm) and trains else None
+    under = isinstance(layer, ParametrizationList) and any(isinstance(one, _SpectralNorm) for one in layer)
+    return _SPECTRAL if under and trains else None
 
 
 _SPECTRAL = (
-    "is under spectral_norm, which updates vectors of its own in every forward pass and is no per-row operation",
+    "is under spectral_norm, whose weight is computed from a state that every forward pass changes",
     "remove spectral_norm, and bound the layer by weight_decay or LayerNorm",
 )

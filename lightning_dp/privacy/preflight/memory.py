@@ -26,6 +26,8 @@ _FIX = (
     "keep no statistics of the data: drop it, use public constants, or learn it before training by a paid "
     "release (preparations())"
 )
+WEIGHTS = "state_dict"
+"""What weights and buffers are called among the things that a checkpoint holds."""
 _FIRST, _SECOND, _THIRD = (0, 1, 2), (3, 4, 5), (1, 4, 6)
 
 
@@ -91,7 +93,7 @@ def _trained(
 
 
 def _apart(trial: Trial) -> tuple[MadeUp, MadeUp]:
-    """Units whose whole numbers are of the lower half, and such of the upper half, as far as a step can do."""
+    """Units with whole numbers of the lower half, and of the upper half, as far as a step can do."""
     low = high = trial.units
     for leaf, count in trial.counts.items():
         if count is None or count < 2:
@@ -114,28 +116,28 @@ def _kept(modules: Sequence[nn.Module], traces: Sequence[dict[str, object]]) -> 
         for name in {**first, **second}
         if name not in first or name not in second or not same_tensor(first[name], second[name])
     ]
-    if names:
-        return [
-            Finding(
-                code="remembers",
-                place=f"'{name}'",
-                problem=(
-                    "depends on the data of the last batch, and no clipping bounds what it keeps of a unit"
-                ),
-                fix=_FIX,
-            )
-            for name in names
-        ]
-    return [
+    held = {what: first_difference(one, traces[1].get(what)) for what, one in traces[0].items()}
+    found = [
         Finding(
             code="remembers",
             place=what,
             problem=f"holds something of the last batch's data{where and f' in {where!r}'}",
             fix=_FIX,
         )
-        for what in traces[0]
-        if (where := first_difference(traces[0][what], traces[1].get(what))) is not None
-    ][:1]
+        for what, where in held.items()
+        if where is not None
+    ]
+    if found and (not names or found[0].place != WEIGHTS):
+        return found[:1]  # of a learning rate that was fed, weights are but a consequence
+    return [
+        Finding(
+            code="remembers",
+            place=f"'{name}'",
+            problem="depends on the data of the last batch, and no clipping bounds what it keeps of a unit",
+            fix=_FIX,
+        )
+        for name in names
+    ]
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """How many whole numbers a step takes: they are looked up in tables, whose length is found by trying.
 
-No value of the data is read for it: the step runs on one made-up unit, on the CPU, where a number out of range
-raises.
+No value of the data is read for it: the step runs on one made-up unit, on the CPU, where a number out of
+range raises.
 """
 
 from lightning_dp.privacy.draws import LinedUp

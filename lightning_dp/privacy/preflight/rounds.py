@@ -61,9 +61,17 @@ def _floats(trial: Trial) -> Iterator[list[Finding] | None]:
 
 
 def _flags(trial: Trial) -> Iterator[list[Finding] | None]:
-    for leaf in trial.units.leaves_of("flag"):
-        masks = trial.units.changed(gaps([leaf], 1.0))
-        yield couples(trial, masks, range(4), when="where masks differ between units")
+    leaves = trial.units.leaves_of("flag")
+    for together in [leaves, *([leaf] for leaf in leaves)] if leaves else []:
+        found = couples(
+            trial,
+            trial.units.changed(gaps(together, 1.0)),
+            range(4),
+            when="where masks differ between units",
+        )
+        yield found
+        if found is not None:
+            return
 
 
 def _whole_numbers(trial: Trial) -> Iterator[list[Finding] | None]:

@@ -1,8 +1,8 @@
 """Whether a step draws by a seed of its own, so that who reads the code knows the draws.
 
-A batch is trained on twice, from two states of the global generators. Where a generator is in the same state at
-the same draw both times, somebody has put it there. A generator that the module keeps, or makes from a number,
-is seeded by whoever made it.
+A batch is trained on twice, from two states of the global generators. Where a generator is in the same state
+at the same draw both times, somebody has put it there. A generator that the module keeps, or makes from a
+number, is seeded by whoever made it.
 
 Not seen: numpy's generators behind a name that was imported from numpy.random.
 """
@@ -64,7 +64,7 @@ def _seeded(problem: str) -> Finding:
         code="seeded",
         place="training_step or one of its hooks",
         problem=f"{problem}: who knows the seed knows the draws, and others' contributions shift with a unit",
-        fix="remove the seed and draw from torch's global generator: private draws come from the operating system",
+        fix="remove the seed and draw from torch's global generator, which a private fit seeds in secret",
     )
 
 

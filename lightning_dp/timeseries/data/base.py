@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -146,8 +146,7 @@ class WindowDataModule(LightningDataModule, ABC):
         """The same as items that `collate` lays end to end: (λ, L, C) with λ = rows_per_unit."""
         columns: Any = self.synthetic_units(num_items)
         split = {name: values.chunk(num_items) for name, values in columns.items()}
-        items: Any = [{name: parts[item] for name, parts in split.items()} for item in range(num_items)]
-        return items
+        return [cast(Batch, {name: own[item] for name, own in split.items()}) for item in range(num_items)]
 
     def setup(self, stage: str | None = None) -> None:
         """Read and split; cheap to call again."""
