@@ -8,6 +8,7 @@ values and no lengths are compared. Only the first unit is computed, so a step c
 All of DTensor's API that this needs is in this file.
 """
 
+import logging
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -165,6 +166,7 @@ def following() -> Iterator[None]:
     """Operators on followed tensors follow them; what mixes units raises UnitsMixed, at its line."""
     with (
         warnings.catch_warnings(),
+        _quiet("torch._subclasses.fake_tensor"),  # of operators that turn out to be impossible
         implicit_replication(),
         sdpa_kernel(SDPBackend.MATH),
         torch.autograd.set_multithreading_enabled(False),
@@ -173,6 +175,16 @@ def following() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def any_unit(mask: Tensor) -> Tensor:

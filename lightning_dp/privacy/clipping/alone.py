@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from lightning_dp.privacy.clipping.layer_ops import tap
 from lightning_dp.privacy.clipping.per_unit import unfussed
+from lightning_dp.privacy.clipping.per_unit import vectorised as at_once
 from lightning_dp.privacy.clipping.shared import Shared
 from lightning_dp.privacy.clipping.sites import PerUnit, Total
 from lightning_dp.privacy.clipping.swapped import Held, values_of
@@ -93,9 +93,9 @@ def over_units(
 
     if vectorised:
         dims = ([0 if one else None for one in split], [0] * len(names))
-        # A fused kernel of attention can't see under vmap that its mask has a gradient.
-        with unfussed(), sdpa_kernel(SDPBackend.MATH):
-            stacked = vmap(one, in_dims=dims, randomness="different")(list(inputs), list(copies.values()))
+        run = vmap(one, in_dims=dims, randomness="different")
+        with unfussed():
+            stacked = at_once(lambda: run(list(inputs), list(copies.values())))
         return list(stacked), kept[-1]
     # unbind, as indexing would make a gradient of all units' size for each of them
     parts = [t.unbind(0) if apart else (t,) * units for t, apart in zip(inputs, split, strict=True)]

@@ -162,15 +162,21 @@ class Materialised(ClippingEngine):
             for index, grad in call.grads.items()
             if isinstance(place := call.answer.results[index], UnitDim)
         ]
-        found = per_unit_gradients(
-            again,
-            {name: parameter.detach() for name, parameter in own.items()},
-            call.args,
-            call.kwargs,
-            grads=grads,
-            look=lambda tensor: places.get(id(tensor)),
-            units=self._attached().units,
-        )
+        try:
+            found = per_unit_gradients(
+                again,
+                {name: parameter.detach() for name, parameter in own.items()},
+                call.args,
+                call.kwargs,
+                grads=grads,
+                look=lambda tensor: places.get(id(tensor)),
+                units=self._attached().units,
+            )
+        except RuntimeError as error:
+            first = str(error).strip().splitlines()[0]
+            raise RuntimeError(
+                f"{call.path or 'The module'} can't be run on one unit of its inputs ({first}): use BookKeeping"
+            ) from error
         return {id(own[name]): grads for name, grads in found.items()}
 
     def take(self) -> dict[str, Tensor]:

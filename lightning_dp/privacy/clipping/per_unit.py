@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_dp.privacy.clipping.trees import map_tensors, tensors
 from lightning_dp.privacy.rows import UnitDim
 
+Result = TypeVar("Result")
 Parameters = dict[str, Tensor]
 Look = Callable[[Tensor], UnitDim | None]
 """Where a tensor has units."""
@@ -24,6 +25,18 @@ def unfussed() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*performance drop because we have not yet implemented")
         yield
+
+
+def vectorised(run: Callable[[], Result]) -> Result:
+    """run(), which uses vmap; where that fails, without fused kernels of attention.
+
+    Under vmap those don't see that a mask has a gradient; without them some cases fail in half precision.
+    """
+    try:
+        return run()
+    except RuntimeError:
+        with sdpa_kernel(SDPBackend.MATH):
+            return run()
 
 
 def per_unit_gradients(
@@ -72,10 +85,9 @@ def per_unit_gradients(
         (gradient,) = pull(own_grads)
         return {name: value.float() for name, value in gradient.items()}
 
-    # A fused kernel of attention may not know that its mask has a gradient.
-    with torch.no_grad(), unfussed(), sdpa_kernel(SDPBackend.MATH):
+    with torch.no_grad(), unfussed():
         try:
-            return vmap(one_unit, randomness="different")(split, given)
+            return vectorised(lambda: vmap(one_unit, randomness="different")(split, given))
         except RuntimeError:
             pieces = [one_unit([t[u] for t in split], [g[u] for g in given]) for u in range(units)]
             return {name: torch.stack([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -331,6 +331,7 @@ def test_pending_says_whether_sums_wait_to_be_taken(engine):
     model, x = _model(), torch.randn(4, 5, 6)
     attached = engine()
     assert not attached.pending
+    attached.know(sites_of(model, lambda: _rows(model(x)), units=4))
     attached.attach(model, function=Flat(), max_grad_norm=1.0)
     for _ in range(2):
         attached.expect(unit_weights=torch.ones(4), rows_per_unit=1)

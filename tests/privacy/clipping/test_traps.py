@@ -51,10 +51,14 @@ def test_a_batch_that_can_not_have_its_units_is_refused(engine):
     attached = engine()
     attached.know(sites_of(model, lambda: _rows(model(x)), units=6))
     attached.attach(model, function=Flat(), max_grad_norm=1.0)
-    with pytest.raises(RuntimeError):
+
+    def step() -> None:
         attached.expect(unit_weights=torch.ones(4), rows_per_unit=1)
         _rows(model(x)).mean().backward()
         attached.collect()
+
+    with pytest.raises(RuntimeError):
+        step()
     attached.detach()
 
 

@@ -12,12 +12,13 @@ from lightning_dp.privacy.clipping.materialised import Materialised
 
 TOLERANCE = 1e-5
 MATERIALISED_REFUSES = {
+    "timm CaiT": "can't be run on one unit",
     "timm EVA02": "saw no per-row use",
-    "transformers BERT, tied": "position_embeddings was called on",
-    "transformers DistilBERT": "position_embeddings was called on",
-    "transformers GPT-2, tied": "wpe was called on",
-    "transformers T5 encoder": "relative_attention_bias was called on",
-    "transformers CLIP vision": "position_embedding was called on",
+    "transformers BERT, tied": "token_type_embeddings returned",
+    "transformers DistilBERT": "position_embeddings returned",
+    "transformers GPT-2, tied": "wpe returned",
+    "transformers T5 encoder": "relative_attention_bias returned",
+    "transformers CLIP vision": "position_embedding returned",
 }
 
 
