@@ -52,13 +52,7 @@ class PrivateStep:
         return _with_mean(output)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copied = memo.get(id(self._module), self._module)
-
-        @functools.wraps(self.__wrapped__)  # type: ignore[attr-defined]
-        def step(*args: Any, **kwargs: Any) -> Any:
-            return _with_mean(getattr(type(copied), _NAME)(copied, *args, **kwargs))
-
-        return step
+        return _StepOfCopy(memo.get(id(self._module), self._module))
 
     def remove(self) -> None:
         """Leave the module as it was found; safe to call twice."""
@@ -66,6 +60,20 @@ class PrivateStep:
             del self._module.__dict__[_NAME]
             if self._before is not None:
                 self._module.__dict__[_NAME] = self._before
+
+
+class _StepOfCopy:
+    """The step of a copy, and of a copy of that one."""
+
+    def __init__(self, module: LightningModule) -> None:
+        self._module = module
+        functools.update_wrapper(self, getattr(type(module), _NAME), updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _with_mean(getattr(type(self._module), _NAME)(self._module, *args, **kwargs))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _StepOfCopy(memo.get(id(self._module), self._module))
 
 
 def _with_mean(output: Any) -> Any:

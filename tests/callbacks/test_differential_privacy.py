@@ -495,10 +495,12 @@ def test_the_report_of_a_running_fit_is_never_below_what_was_charged(tmp_path, l
 
     class Looks(Regression):
         def on_train_batch_start(self, *_):
-            look()
+            if (tmp_path / "privacy.json").exists():  # not yet where the preflight tries the hooks
+                look()
 
         def on_train_batch_end(self, *_):
-            look()
+            if (tmp_path / "privacy.json").exists():
+                look()
 
     make_trainer(tmp_path, steps=7, privacy=private(reserve_steps=3)).fit(Looks(), datamodule=Records(N))
     assert {reported - charged for reported, charged in found} == {0}
