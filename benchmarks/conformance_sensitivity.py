@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from conformance_engine import make_ready
 from conformance_models import CASES
 from conformance_models.case import randomized
 from hypothesis import HealthCheck, given, settings, target
@@ -26,7 +27,6 @@ from lightning_dp.nets.image_dit import ImageDiT
 from lightning_dp.nets.series_dit import SeriesDiT
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.engine import ClippingEngine
-from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.loop import Loop
 from lightning_dp.privacy.clipping.materialised import Materialised
 from lightning_dp.privacy.row_losses import mean_loss
@@ -185,7 +185,9 @@ class Tried:
         torch.manual_seed(0)
         self.subject, self.half, self.engine = subject, half, engine()
         self.module = randomized(subject.build())
-        self.engine.attach(self.module, function=Flat(), max_grad_norm=C)
+        shape = (3 * subject.rows_per_unit, *subject.shape)
+        values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        make_ready(self.engine, self.module, subject.step, values, 3, max_grad_norm=C)
 
     def sums(
         self, units: Sequence[Unit], *, weights: Sequence[float], scale: float | None

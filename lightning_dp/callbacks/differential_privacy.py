@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, final
@@ -430,7 +430,12 @@ class DifferentialPrivacy(Callback):
         )
         self._attach(pl_module)
         self._parameters = PlannedParameters(pl_module)
-        self._step = PrivateStep(pl_module, around=self._around_step, check=self._check_losses)
+        self._step = PrivateStep(
+            pl_module,
+            around=self._around_step,
+            check=self._check_losses,
+            learn=partial(self._learn, trainer, pl_module),
+        )
 
     # one step
 
@@ -443,6 +448,7 @@ class DifferentialPrivacy(Callback):
         assert self._randomness is not None
         self._refuse_a_stop_by_hand(trainer)
         part = self._loader.pending.popleft()
+        self._part = part
         self._follow(trainer, pl_module, batch, part)
         self._logical.begin_part(last=part.last)
         self._parameters.check(trainer, pl_module)
@@ -450,11 +456,7 @@ class DifferentialPrivacy(Callback):
         self._randomness.advance()
         self._weights = torch.tensor(part.weights)
         self._rows_per_example = int(getattr(pl_module, "rows_per_example", 1))
-        rows_per_unit = self.plan.unit.rows_per_unit * self._rows_per_example
-        self._rows = len(self._weights) * rows_per_unit
-        self.clipping_engine.expect(
-            unit_weights=self._weights, rows_per_unit=rows_per_unit, loss_scale=self._rows
-        )
+        self._expect()
         self._spot_check.begin(trainer, pl_module, part)
 
     def _follow(self, trainer: Trainer, module: LightningModule, batch: Any, part: PhysicalBatch) -> None:
@@ -466,6 +468,27 @@ class DifferentialPrivacy(Callback):
         except RuntimeError:
             self._charges.take()  # that a fit stops says something of the batch
             raise
+
+    def _learn(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        """This batch takes a branch that none took before which was followed."""
+        anew = self._followed.follow(trainer, module, batch, self._part, seed=None)
+        if anew and self.clipping_engine.pending:
+            raise RuntimeError(
+                "a later part of a logical batch takes a branch of training_step that no batch took before; "
+                "give made-up units that take it (synthetic_items), or set a larger "
+                "privacy.physical_batch_size"
+            )
+        if anew:
+            self.clipping_engine.detach()
+            self._attach(module)
+        self._expect()
+
+    def _expect(self) -> None:
+        rows_per_unit = self.plan.unit.rows_per_unit * self._rows_per_example
+        self._rows = len(self._weights) * rows_per_unit
+        self.clipping_engine.expect(
+            unit_weights=self._weights, rows_per_unit=rows_per_unit, loss_scale=self._rows
+        )
 
     def _attach(self, module: LightningModule) -> None:
         self.clipping_engine.attach(

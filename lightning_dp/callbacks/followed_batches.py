@@ -67,9 +67,21 @@ class FollowedBatches:
         chosen = step & (step - 1) == 0 or not self._entropy.randrange(_ONE_IN)
         if not chosen:
             return False
+        return self.follow(trainer, module, batch, part)
+
+    def follow(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        batch: Any,
+        part: PhysicalBatch,
+        *,
+        seed: int | None = 0,
+    ) -> bool:
+        """Follow a batch now, under random numbers by `seed`, or those that come next; see `look`."""
         try:
-            with undisturbed(trainer):
-                return self._engine.sites.join(self._followed(trainer, module, batch, part))
+            with undisturbed(trainer, seed=seed):
+                return self._engine.sites.join(self._followed(trainer, module, batch, part, seed=seed))
         except (UnitsMixed, UnknownUse, NoLayout) as error:
             if self._answered:
                 return False
@@ -78,7 +90,15 @@ class FollowedBatches:
                 "every row from itself alone, and return one loss a row"
             ) from error
 
-    def _followed(self, trainer: Trainer, module: LightningModule, batch: Any, part: PhysicalBatch) -> Sites:
+    def _followed(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        batch: Any,
+        part: PhysicalBatch,
+        *,
+        seed: int | None,
+    ) -> Sites:
         shared = shared_by_copies(trainer, module, cast(Any, self._loader))
         again = cast(LightningModule, silent(snapshot(module, keep=shared, with_weights=True)).cpu())
         if any(p.dtype in (torch.bfloat16, torch.float16) for p in again.parameters()):
@@ -92,7 +112,7 @@ class FollowedBatches:
         followed = Followed(again)
         try:
             with torch.compiler.set_stance("force_eager"):
-                followed.step(lambda: mean_loss(output_of(trainer, again, unit)))
+                followed.step(lambda: mean_loss(output_of(trainer, again, unit)), seed=seed)
         finally:
             followed.close()
         return followed.sites

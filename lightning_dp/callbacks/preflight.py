@@ -268,7 +268,7 @@ def _loss(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
 
 
 @contextmanager
-def undisturbed(trainer: Trainer) -> Iterator[list[str]]:
+def undisturbed(trainer: Trainer, *, seed: int | None = 0) -> Iterator[list[str]]:
     """Trainer and random generators as they were afterwards; loggers that hear nothing.
 
     Yields:
@@ -279,7 +279,7 @@ def undisturbed(trainer: Trainer) -> Iterator[list[str]]:
     trainer.save_checkpoint = nowhere  # type: ignore[method-assign]
     stopped: list[str] = []
     try:
-        with generators_put_back(trainer.strategy.root_device):
+        with generators_put_back(trainer.strategy.root_device, seed=seed):
             yield stopped
     finally:
         del trainer.save_checkpoint

@@ -5,13 +5,18 @@ operators inside are watched, and per-row losses become the one number whose bac
 """
 
 import functools
+import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, final
 
+import numpy as np
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from lightning_dp.privacy.clipping.sites import UnknownUse
+from lightning_dp.privacy.draws import generators_put_back
 from lightning_dp.privacy.row_losses import mean_loss
 
 _NAME = "training_step"
@@ -27,6 +32,7 @@ class PrivateStep:
         module: of the fit; compiled or not.
         around: a context for each call.
         check: told how many losses there are, where there is one a row; raises where they are too few.
+        learn: follows a batch that takes a branch which no followed batch took; the step then runs again.
     """
 
     def __init__(
@@ -35,17 +41,25 @@ class PrivateStep:
         *,
         around: Callable[[], AbstractContextManager[Any]],
         check: Callable[[int], None],
+        learn: Callable[[Any], None],
     ) -> None:
         self._module = module
         self._before = module.__dict__.get(_NAME)  # a compiled step lies there
-        self._around, self._check = around, check
+        self._around, self._check, self._learn = around, check, learn
         # Lightning looks up the signature, and whether the step is the user's own, under __wrapped__.
         functools.update_wrapper(self, getattr(module, _NAME), updated=())
         module.__dict__[_NAME] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        states = torch.get_rng_state(), np.random.get_state(), random.getstate()
         with self._around():
-            output = self.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
+            try:
+                output = self.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
+            except UnknownUse:
+                with generators_put_back(torch.device("cpu"), seed=None):
+                    _put(states)
+                    self._learn(args[0] if args else kwargs["batch"])
+                output = self.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
         given = output.get("losses") if isinstance(output, Mapping) else output
         if isinstance(given, Tensor) and given.ndim == 1:
             self._check(len(given))
@@ -60,6 +74,12 @@ class PrivateStep:
             del self._module.__dict__[_NAME]
             if self._before is not None:
                 self._module.__dict__[_NAME] = self._before
+
+
+def _put(states: tuple[Any, Any, Any]) -> None:
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
 
 
 class _StepOfCopy:

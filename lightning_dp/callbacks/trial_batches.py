@@ -148,7 +148,7 @@ class _Run:
     def kept(self) -> dict[str, object]:
         """By what it is called in messages."""
         module = self._module
-        checkpoint: dict[str, Any] = {}
+        checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
         self._call("on_save_checkpoint", checkpoint)
         groups = [
             {name: value for name, value in group.items() if name != "params"}
@@ -156,7 +156,7 @@ class _Run:
         ]
         kept: dict[str, object] = {
             "the optimizer's learning rate, or another of its settings,": groups,
-            "state_dict": module.state_dict(),
+            "state_dict": checkpoint.pop("state_dict", {}),
             "on_save_checkpoint": checkpoint,
             "hparams": dict(module.hparams),
         }

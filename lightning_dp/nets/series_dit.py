@@ -14,6 +14,7 @@ from lightning_dp.nets.conditioning.modulation import Conditioning
 from lightning_dp.nets.denoising_net import DenoisingNet
 from lightning_dp.nets.dit import DiTBlock, FinalLayer
 from lightning_dp.nets.embeddings import ContextEncoder, TimestepEmbedding, sinusoids
+from lightning_dp.privacy.rows import any_unit
 
 
 class Known(NamedTuple):
@@ -141,7 +142,7 @@ class SeriesDiT(DenoisingNet):
     ) -> Known:
         # Patches that any row has to predict. The others are left out of the output; which ones they are
         # changes no value that is needed, so rows stay independent.
-        asked = target.unflatten(1, (-1, self.patch_size)).any(dim=(0, 2, 3)).nonzero().flatten()  # (t,)
+        asked = any_unit(target.unflatten(1, (-1, self.patch_size)).any(dim=(2, 3)))  # (t,)
         series = torch.stack([context, visible, profile], dim=-1)  # (B, L, C, 3)
         if self.channel_independent:
             # From here on B counts rows of layers, and W is the number of channels in one.

@@ -10,7 +10,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
-from lightning_dp.privacy.preflight.trees import change, leaves, length
+from lightning_dp.privacy.batch_trees import change, leaves, length
 from lightning_dp.privacy.rows import PRETENDED, spread
 
 

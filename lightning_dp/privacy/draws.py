@@ -22,14 +22,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @contextmanager
-def generators_put_back(device: torch.device, *, seed: int = 0) -> Iterator[None]:
-    """Global generators of torch, numpy and Python: seeded inside, afterwards as they were found."""
+def generators_put_back(device: torch.device, *, seed: int | None = 0) -> Iterator[None]:
+    """Global generators of torch, numpy and Python: seeded inside (unless with None), afterwards as found."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            random.seed(seed)
+            if seed is not None:
+                torch.manual_seed(seed)
+                np.random.seed(seed)
+                random.seed(seed)
             yield
     finally:
         np.random.set_state(numpy_state)

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,8 +26,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PRETENDED = 13
-"""Units that a followed batch pretends to have: nothing else is likely to count up to it."""
+PRETENDED = 37
+"""Units that a followed batch pretends to have: nothing else is likely to count up to it.
+
+What a step makes itself for as many rows, by the size of its batch (draws, zeros), is told by that.
+"""
 
 _READS = frozenset(
     {
@@ -55,6 +58,14 @@ class UnitsMixed(Exception):
     def __init__(self, what: str, *, place: str) -> None:
         super().__init__(f"{what} at {place}")
         self.what, self.place = what, place
+
+
+class ReadByPython(UnitsMixed):
+    """Python reads a number that came from several units."""
+
+
+Reads = Literal["refused", "true", "false"]
+"""What Python gets that reads a number of several units: an error, the first unit's number, or another."""
 
 
 @dataclass(frozen=True)
@@ -162,16 +173,21 @@ def check_loss(loss: Tensor) -> None:
 
 
 @contextmanager
-def following() -> Iterator[None]:
-    """Operators on followed tensors follow them; what mixes units raises UnitsMixed, at its line."""
+def following(*, reads: Reads = "refused", mixing: bool = False) -> Iterator[None]:
+    """Operators on followed tensors follow them; what mixes units raises UnitsMixed, at its line.
+
+    Args:
+        reads: what happens where Python reads a number of several units.
+        mixing: let sums over units count as what is the same for all, where somebody answers for it.
+    """
     with (
         warnings.catch_warnings(),
         _quiet("torch._subclasses.fake_tensor"),  # of operators that turn out to be impossible
         implicit_replication(),
         sdpa_kernel(SDPBackend.MATH),
         torch.autograd.set_multithreading_enabled(False),
-        _Reads(),
-        _Rules(),
+        _Reads(reads),
+        _Rules(mixing=mixing),
     ):
         warnings.simplefilter("ignore")
         yield
@@ -201,20 +217,39 @@ def any_unit(mask: Tensor) -> Tensor:
 class _Reads(TorchFunctionMode):
     """Python may not read a number that came from several units."""
 
+    def __init__(self, reads: Reads) -> None:
+        super().__init__()
+        self._reads = reads
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name in _READS:
             for tensor in (*args, *kwargs.values()):
                 if isinstance(tensor, DTensor) and not isinstance(tensor.placements[0], Replicate):
-                    raise UnitsMixed(
-                        f"Python reads a number that came from several units ({name})", place=user_line()
-                    )
+                    if self._reads == "refused":
+                        raise ReadByPython(
+                            f"Python reads a number that came from several units ({name})", place=user_line()
+                        )
+                    own = [own_part(one) if isinstance(one, DTensor) else one for one in args]
+                    told = func(*own, **kwargs)
+                    return told if self._reads == "true" else _other(told)
         return func(*args, **kwargs)
+
+
+def _other(told: Any) -> Any:
+    """Another number than a true one."""
+    if isinstance(told, bool):
+        return not told
+    return 2 * told + 1 if isinstance(told, int | float) else told
 
 
 class _Rules(TorchDispatchMode):
     """Operators that DTensor has no rule for, or one that asks for a process group; then DTensor's own."""
+
+    def __init__(self, *, mixing: bool) -> None:
+        super().__init__()
+        self._mixing = mixing
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -225,18 +260,54 @@ class _Rules(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if not any(issubclass(kind, DTensor) for kind in types):
-            return func(*args, **kwargs)
+            return _made(func, func(*args, **kwargs))
         rule = _RULES.get(func)
         try:
             if rule is not None:
                 result = rule(func, args, kwargs)
                 if result is not NotImplemented:
                     return result
-            return func(*args, **kwargs)
+            return _made(func, func(*args, **kwargs))
         except UnitsMixed:
             raise
         except Exception as error:
+            if self._mixing and any(is_total(one) for one in (*args, *kwargs.values())):
+                args = tuple(own_part(one) if is_total(one) else one for one in args)
+                kwargs = {name: own_part(one) if is_total(one) else one for name, one in kwargs.items()}
+                return func(*args, **kwargs)
             raise _explained(func, error) from error
+
+
+def _made(func: Any, result: Any) -> Any:
+    """What is made for the rows of the batch has units, as if each had made its own."""
+    if func.overloadpacket.__name__ not in _MAKERS or not isinstance(result, Tensor):
+        return result
+    if isinstance(result, DTensor):
+        if not isinstance(result.placements[0], Replicate):
+            return result
+        result = result.to_local()
+    for dim, size in enumerate(result.shape):
+        if size and size % PRETENDED == 0:
+            return _wrap(result.narrow(dim, 0, size // PRETENDED).contiguous(), Shard(dim))
+    return result
+
+
+_MAKERS = frozenset(
+    {
+        "rand",
+        "randn",
+        "randint",
+        "normal",
+        "zeros",
+        "ones",
+        "full",
+        "empty",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+    }
+)
 
 
 def _explained(func: Any, error: Exception) -> Exception:
@@ -313,6 +384,20 @@ def _select(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not (_units_first(x) and dim % x.ndim == 0):
         return NotImplemented
     return _wrap(func(own_part(x), 0, 0), Partial("max"))
+
+
+@_rule(torch.ops.aten.split.Tensor)
+def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """x.split(n) into one piece: what is computed in pieces to save memory, here is not."""
+    x, size, *dim = args
+    whole = _units_first(x) and (dim or [0])[0] % x.ndim == 0 and size >= len(x)
+    return [_wrap(own_part(x).view_as(own_part(x)), Shard(0))] if whole else NotImplemented
+
+
+@_rule(torch.ops.aten.cat.default)
+def _cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """cat([x]): the pieces of above."""
+    return args[0][0].clone() if len(args[0]) == 1 else NotImplemented
 
 
 @_rule(torch.ops.aten.index.Tensor)

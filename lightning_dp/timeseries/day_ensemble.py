@@ -15,6 +15,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from lightning_dp.privacy.rows import any_unit
 from lightning_dp.timeseries.normalise import Frame
 
 _BROAD_WEIGHT = 0.1
@@ -75,7 +76,7 @@ class DayEnsemble(nn.Module):
             target: (B, L, C) bool, True where something is to be predicted.
         """
         length, day = values.shape[1], self.steps_per_day
-        steps = target.any(dim=2).any(dim=0).nonzero()[:, 0]  # (P,)
+        steps = any_unit(target.any(dim=2))  # (P,)
         seen = torch.where(visible, values, torch.nan)
         seen = nn.functional.pad(seen, (0, 0, 0, -length % day), value=torch.nan)
         by_day = seen.unflatten(1, (-1, day))  # (B, days, S, C)

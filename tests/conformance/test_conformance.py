@@ -3,12 +3,11 @@
 import pytest
 import torch
 from conformance_check import TOLERANCE, lengths_of, scan
-from conformance_engine import prepared_engine
+from conformance_engine import make_ready, prepared_engine
 from conformance_models import CASES
 from torch import Tensor
 
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
-from lightning_dp.privacy.clipping.functions import Flat
 
 CUT = [
     "GPT-2, tied",
@@ -78,7 +77,7 @@ class _CountsPadding(_Faulty):
 
 def _prepared(engine):
     def prepare(module, step, batch, num_units, *, max_grad_norm):
-        engine.attach(module, function=Flat(), max_grad_norm=max_grad_norm)
+        make_ready(engine, module, step, batch, num_units, max_grad_norm=max_grad_norm)
         return engine
 
     return prepare

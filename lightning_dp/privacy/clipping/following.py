@@ -27,7 +27,7 @@ from lightning_dp.privacy.clipping.swapped import (
 )
 from lightning_dp.privacy.clipping.tape import Tape
 from lightning_dp.privacy.clipping.trees import tensors
-from lightning_dp.privacy.draws import LinedUp
+from lightning_dp.privacy.draws import LinedUp, generators_put_back
 from lightning_dp.privacy.rows import UnitDim
 
 _TRIED = 3
@@ -57,8 +57,16 @@ class Followed:
             if not isinstance(child, nn.ParameterList | nn.ParameterDict):
                 self._patches.put(child, self._forward(child, path))
 
-    def step(self, loss: Callable[[], Any]) -> None:
+    def step(self, loss: Callable[[], Any], *, mixing: bool = False, seed: int | None = 0) -> None:
         """Follow one step; `loss` returns a scalar mean over units, or a loss a row.
+
+        A number of several units that Python reads is no fault where the loss is the same with another
+        number, as where it is only written down: then the step runs three times.
+
+        Args:
+            loss: runs a step.
+            mixing: go on where units are mixed, since somebody answers for it.
+            seed: of the generators, which are put back; None is the state in which they are.
 
         Raises:
             UnitsMixed: outside of all modules that could be run per unit; says where.
@@ -66,7 +74,32 @@ class Followed:
             Exception: whatever the step raises itself.
         """
         before = self.sites.mark()
-        with torch.enable_grad(), rows.following():
+        try:
+            strays = self._run(loss, reads="true" if mixing else "refused", mixing=mixing, seed=seed)[1]
+        except rows.ReadByPython:
+            self.sites.back_to(before)
+            true, strays = self._run(loss, reads="true", seed=seed)
+            self.sites.back_to(before)
+            other, _ = self._run(loss, reads="false", seed=seed)
+            if true is None or other is None or not _same(true, other):
+                raise
+        if strays:
+            for name in strays:
+                self._read_further_out(name)
+            self.sites.back_to(before)
+            self._patch()
+            self.step(loss, mixing=mixing, seed=seed)
+        self.sites.settle()
+
+    def _run(
+        self, loss: Callable[[], Any], *, reads: rows.Reads, mixing: bool = False, seed: int | None
+    ) -> tuple[Tensor | None, set[str]]:
+        """The first unit's loss, and the parameters that were read behind all forwards."""
+        with (
+            generators_put_back(torch.device("cpu"), seed=seed),
+            torch.enable_grad(),
+            rows.following(reads=reads, mixing=mixing),
+        ):
             found = loss()
             if isinstance(found, Tensor):
                 rows.check_loss(found)
@@ -75,13 +108,7 @@ class Followed:
             if not strays and any(isinstance(n, torch.autograd.function.BackwardCFunction) for n in nodes):
                 # A backward that somebody wrote by hand: torch's own follow from their forwards.
                 (found.mean() if found.ndim else found).backward()
-        if strays:
-            for name in strays:
-                self._read_further_out(name)
-            self.sites.back_to(before)
-            self._patch()
-            self.step(loss)
-        self.sites.settle()
+        return (rows.own_part(found).detach() if isinstance(found, Tensor) else None), strays
 
     def _read_further_out(self, name: str) -> None:
         """A forward reads a parameter of a module that it does not call: try the next module around."""

@@ -175,7 +175,8 @@ class Materialised(ClippingEngine):
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
             raise RuntimeError(
-                f"{call.path or 'The module'} can't be run on one unit of its inputs ({first}): use BookKeeping"
+                f"{call.path or 'The module'} can't be run on one unit of its inputs ({first}): use "
+                "BookKeeping"
             ) from error
         return {id(own[name]): grads for name, grads in found.items()}
 

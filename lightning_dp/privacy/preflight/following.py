@@ -4,6 +4,8 @@ No values and no lengths are compared (`privacy.rows`). What is found about ever
 its units are, is what the clipping engine goes by in training.
 """
 
+from contextlib import suppress
+
 from lightning_dp.privacy.batch_layout import BatchLayout, NoLayout
 from lightning_dp.privacy.clipping.sites import UnknownUse
 from lightning_dp.privacy.preflight.finding import Finding
@@ -26,6 +28,9 @@ def find_unfollowed(trial: Trial) -> list[Finding]:
             try:
                 trial.sites.join(trial.step.follow(batch))
             except UnitsMixed as error:
+                with suppress(Exception):  # of use only if somebody answers for it
+                    trial.sites.join(trial.step.follow(batch, mixing=True))
+                trial.engine.know(trial.sites)
                 return [
                     _finding(
                         "coupling",

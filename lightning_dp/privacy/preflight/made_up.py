@@ -13,7 +13,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
-from lightning_dp.privacy.preflight.trees import Kind, as_tensor, change, kind_of, leaves, length, put_back
+from lightning_dp.privacy.batch_trees import Kind, as_tensor, change, kind_of, leaves, length, put_back
 from lightning_dp.privacy.preflight.values import Change, broken, gaps
 
 

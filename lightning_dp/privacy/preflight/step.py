@@ -25,6 +25,8 @@ from lightning_dp.privacy.preflight.gradient import Gradient
 from lightning_dp.privacy.preflight.made_up import Uncollated
 
 _CLOSED = 1e-2
+_TAKES = 2
+"""How often a step is followed at each moment of training."""
 _OPENINGS = (0.3, 0.01, 1e-3)
 """How far gates are opened, in shares of usual weights; the later ones for modules that a first breaks."""
 
@@ -224,8 +226,10 @@ class TrainingStep:
         except StepFailed:
             return math.nan
 
-    def follow(self, batch: Any) -> Sites:
+    def follow(self, batch: Any, *, mixing: bool = False) -> Sites:
         """Where uses of parameters have units, from a batch that is to be followed (`BatchLayout.first`).
+
+        With `mixing` as far as that is known although units are mixed.
 
         Raises:
             UnitsMixed: units are mixed where no module could be run unit by unit.
@@ -241,7 +245,8 @@ class TrainingStep:
                 self.moment.lived(),
             ):
                 warnings.simplefilter("ignore")
-                followed.step(lambda: self._loss(module, batch))
+                for seed in range(_TAKES):  # branches at random
+                    followed.step(lambda: self._loss(module, batch), mixing=mixing, seed=seed)
         finally:
             followed.close()
         return followed.sites

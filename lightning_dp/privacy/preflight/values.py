@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from lightning_dp.privacy.preflight.trees import Kind
+from lightning_dp.privacy.batch_trees import Kind
 
 Change = Callable[[Tensor, Kind, int, int], Tensor]
 """(values, what they are, unit, number of the leaf) → values of the same shape."""
