@@ -105,7 +105,7 @@ class Followed:
                 rows.check_loss(found)
             nodes = _graph(found) if isinstance(found, Tensor) else []
             strays = {self._names[id(p)] for node in nodes if id(p := _leaf(node)) in self._names}
-            if not strays and any(isinstance(n, torch.autograd.function.BackwardCFunction) for n in nodes):
+            if not strays and any(map(_hand_written, nodes)):
                 # A backward that somebody wrote by hand: torch's own follow from their forwards.
                 (found.mean() if found.ndim else found).backward()
         return (rows.own_part(found).detach() if isinstance(found, Tensor) else None), strays
@@ -203,7 +203,7 @@ class Followed:
         with self._tape.pause():
             try:
                 with LinedUp().at_work(torch.device("cpu")):
-                    together, result = call.run(original, whole)
+                    together, _ = call.run(original, whole)
                 apart = each(False)
             except Exception:
                 raise error  # noqa: B904 (what went wrong at first says more)
@@ -223,7 +223,10 @@ class Followed:
         self.sites.modules[path] = PerUnit(
             inputs=tuple(places), outputs=outputs, vectorised=vectorised, why=str(error)
         )
-        first = [many.detach()[0] for many in apart]
+        # Once more for the first unit, so that autograd's graph goes on through the module.
+        fixed = {name: copy.detach()[0] for name, copy in copies.items()}
+        with self._tape.pause(), values_of(held, fixed):
+            first, result = call.run(original, [_plain(rows.own_part(t)) for t in call.tensors])
         return result.filled([self._followed(one, at) for one, at in zip(first, outputs, strict=True)])
 
     def _followed(self, unit: Tensor, place: UnitDim | Total | None) -> Tensor:
@@ -288,6 +291,14 @@ def _graph(loss: Tensor) -> list[Any]:
             seen[node] = None
             waiting.extend(function for function, _ in node.next_functions)
     return list(seen)
+
+
+def _hand_written(node: Any) -> bool:
+    """Whether somebody wrote a node's backward by hand, outside of torch."""
+    if not isinstance(node, torch.autograd.function.BackwardCFunction):
+        return False
+    written: Any = node
+    return not written._forward_cls.__module__.startswith("torch.")
 
 
 def _leaf(node: Any) -> Tensor | None:
