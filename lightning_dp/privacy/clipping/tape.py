@@ -40,8 +40,10 @@ class Tape:
     @property
     def listening(self) -> bool:
         """Whether a call made now belongs to a batch that will be collected."""
-        wanted = self.following or self.sums.expecting
-        return wanted and not self.paused and torch.is_grad_enabled()
+        if self.paused:
+            return False
+        # Reentrant checkpointing runs forwards without gradients first; followed they are all the same.
+        return self.following or (self.sums.expecting and torch.is_grad_enabled())
 
     @contextmanager
     def pause(self) -> Iterator[None]:

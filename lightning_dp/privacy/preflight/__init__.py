@@ -8,6 +8,8 @@ Not found here: state outside of the module, what a step does only on private va
 and a data set whose items are not what its unit says. The trainer's part is in `callbacks`.
 """
 
+from collections.abc import Callable
+
 from lightning_dp.privacy.draws import LinedUp
 from lightning_dp.privacy.preflight.broken_units import find_spoilt_batches
 from lightning_dp.privacy.preflight.clipped_sum import find_wrong_sums
@@ -62,7 +64,7 @@ def inspect_step(trial: Trial) -> list[Finding]:
         for check in (
             find_coupling,
             find_coupling_in_rounds,
-            find_unfollowed,
+            _find_unfollowed_if_nothing_else(found),
             find_wrong_sums,
             find_spoilt_batches,
             find_vacuous,
@@ -71,6 +73,8 @@ def inspect_step(trial: Trial) -> list[Finding]:
             found += now
             if now:
                 break
+        if not trial.sites.answers:
+            find_unfollowed(trial)  # of use to the engine where somebody answers for what was found
     except StepFailed as error:
         found.append(
             Finding(
@@ -88,3 +92,13 @@ def inspect_step(trial: Trial) -> list[Finding]:
             )
         )
     return found
+
+
+def _find_unfollowed_if_nothing_else(found: list[Finding]) -> Callable[[Trial], list[Finding]]:
+    """What was found already explains why a step can't be followed, and in better words."""
+
+    def check(trial: Trial) -> list[Finding]:
+        now = find_unfollowed(trial)
+        return [] if found else now
+
+    return check

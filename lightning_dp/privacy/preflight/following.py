@@ -7,7 +7,7 @@ its units are, is what the clipping engine goes by in training.
 from contextlib import suppress
 
 from lightning_dp.privacy.batch_layout import BatchLayout, NoLayout
-from lightning_dp.privacy.clipping.sites import UnknownUse
+from lightning_dp.privacy.preflight.explained import explained
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.step import collated
 from lightning_dp.privacy.preflight.trial import Trial
@@ -39,8 +39,11 @@ def find_unfollowed(trial: Trial) -> list[Finding]:
                         "compute every row from itself alone, and return one loss a row",
                     )
                 ]
-            except UnknownUse as error:
-                return [_finding("clipping", type(trial.step.module).__name__, f"({error})", "see there")]
+            except RuntimeError as error:
+                place, problem, fix = explained(
+                    trial.step.module, str(error), engine=type(trial.engine).__name__
+                )
+                return [_finding("clipping", place, problem, fix)]
             except Exception as error:
                 return [
                     _finding(
@@ -56,4 +59,10 @@ def find_unfollowed(trial: Trial) -> list[Finding]:
 
 
 def _finding(code: str, place: str, problem: str, fix: str) -> Finding:
-    return Finding(code=code, place=place, problem=problem, fix=fix)
+    return Finding(
+        code=code,
+        place=place,
+        problem=problem,
+        fix=fix,
+        can_be_accepted=code not in ("clipping", "unchecked"),
+    )

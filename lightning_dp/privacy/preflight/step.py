@@ -246,7 +246,12 @@ class TrainingStep:
             ):
                 warnings.simplefilter("ignore")
                 for seed in range(_TAKES):  # branches at random
-                    followed.step(lambda: self._loss(module, batch), mixing=mixing, seed=seed)
+                    try:
+                        followed.step(lambda: self._loss(module, batch), mixing=mixing, seed=seed)
+                    except Exception:
+                        if not mixing:
+                            raise
+                        followed.sites.settle()
         finally:
             followed.close()
         return followed.sites
