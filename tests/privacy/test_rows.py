@@ -1,0 +1,112 @@
+"""What DTensor says of operators, which all about units goes by: a change of torch has to show here."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_dp.privacy.rows import (
+    PRETENDED,
+    ReadByPython,
+    UnitDim,
+    UnitsMixed,
+    following,
+    spread,
+    units_of,
+)
+
+WEIGHT = torch.randn(6, 8)
+
+
+def _unit() -> Tensor:
+    return torch.randn(1, 7, 8, generator=torch.Generator().manual_seed(0))
+
+
+KEPT = {
+    "linear": (lambda x: F.linear(x, WEIGHT), UnitDim(0)),
+    "time first": (lambda x: F.linear(x.transpose(0, 1), WEIGHT), UnitDim(1)),
+    "folded with tokens": (lambda x: x.reshape(-1, 8), UnitDim(0)),
+    "folded inside of tokens": (lambda x: x.transpose(0, 1).reshape(-1, 8), UnitDim(0, 7)),
+    "per-row losses": (
+        lambda x: F.cross_entropy(x[:, 0], (x[:, 0, 0] > 0).long(), reduction="none"),
+        UnitDim(0),
+    ),
+    "softmax over tokens": (lambda x: x.softmax(dim=1), UnitDim(0)),
+    "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), UnitDim(0)),
+    "convolution": (lambda x: F.conv1d(x, torch.randn(4, 7, 3)), UnitDim(0)),
+    "group norm": (lambda x: F.group_norm(x, 7), UnitDim(0)),
+    "dropout": (lambda x: F.dropout(x, 0.5), UnitDim(0)),
+    "draws for each row": (lambda x: x + torch.randn(len(x), 7, 8), UnitDim(0)),
+    "draws alone": (lambda x: torch.randint(5, (x.shape[0],)), UnitDim(0)),
+    "zeros for each row, second": (lambda x: torch.zeros(2, len(x), 3), UnitDim(1)),
+    "one token of each row": (lambda x: x[torch.arange(len(x)), x[:, :, 0].argmax(dim=1)], UnitDim(0)),
+    "repeated side by side": (lambda x: x.repeat_interleave(3, dim=0), UnitDim(0)),
+    "in one piece": (lambda x: torch.cat([part * 2 for part in x.split(64)]), UnitDim(0)),
+    "a constant": (lambda x: torch.arange(7) * WEIGHT[:, :7], None),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_where_units_are(case):
+    step, place = KEPT[case]
+    with following():
+        assert units_of(step(spread(_unit()))) == place
+
+
+MIXED = {
+    "mean": lambda x: x - x.mean(dim=0),
+    "flip": lambda x: x.flip(0),
+    "roll": lambda x: x.roll(1, dims=0),
+    "permutation": lambda x: x[torch.randperm(len(x))],
+    "running sum": lambda x: x.cumsum(dim=0),
+    "sort": lambda x: x.sort(dim=0).values,
+    "largest": lambda x: x / x.abs().max(),
+    "the first for all": lambda x: x - x[0],
+    "pairs": lambda x: x[::2] - x[1::2],
+    "one after the other": lambda x: x.repeat(3, 1, 1),
+    "products of rows": lambda x: x[:, 0] @ x[:, 0].T,
+    "BatchNorm": lambda x: nn.BatchNorm1d(7)(x),
+    "ignored labels": lambda x: F.cross_entropy(x[:, 0], (x[:, 0, 0] > 0).long(), ignore_index=0),
+    "a ratio of sums": lambda x: x.sum() / (x > 0).sum(),
+    "a buffer": lambda x: torch.zeros(7, 8).lerp_(x.mean(dim=0), 0.5),
+    "selected rows": lambda x: x[x[:, 0, 0] > 0],
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_what_mixes_units_raises_at_its_line(case):
+    with following(), pytest.raises(UnitsMixed, match=r"test_rows\.py:\d+"):
+        MIXED[case](spread(_unit()))
+
+
+READ = {
+    "float": lambda x: float(x.mean()),
+    "item": lambda x: x.sum().item(),
+    "list": lambda x: x[:, 0, 0].tolist(),
+    "numpy": lambda x: x.numpy(),
+    "equal": lambda x: torch.equal(x, x),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_numbers_that_python_reads(case):
+    with following(), pytest.raises(ReadByPython):
+        READ[case](spread(_unit()))
+
+
+@pytest.mark.parametrize("condition", [lambda x: bool(x.isnan().any()), lambda x: max(x[:, 0, 0])])
+def test_conditions_on_a_batch(condition):
+    with following(), pytest.raises(UnitsMixed):
+        condition(spread(_unit()))
+
+
+@pytest.mark.parametrize("place", [UnitDim(0), UnitDim(1), UnitDim(1, 2)])
+def test_units_are_split_and_joined(place):
+    whole = torch.randn(4, 12, 5) if place.dim else torch.randn(6, 4)
+    split = place.split(whole, units=3 if place.dim else 2)
+    assert len(split) == (3 if place.dim else 2)
+    assert torch.equal(place.join(split), whole)
+
+
+def test_the_pretended_number_is_prime():
+    assert all(PRETENDED % divisor for divisor in range(2, PRETENDED))
