@@ -8,6 +8,7 @@ values and no lengths are compared. Only the first unit is computed, so a step c
 All of DTensor's API that this needs is in this file.
 """
 
+import inspect
 import logging
 import traceback
 import warnings
@@ -234,7 +235,28 @@ class _Reads(TorchFunctionMode):
                     own = [own_part(one) if isinstance(one, DTensor) else one for one in args]
                     told = func(*own, **kwargs)
                     return told if self._reads == "true" else _other(told)
+        if name in ("cross_entropy", "nll_loss"):
+            return _label_loss(func, args, kwargs)
         return func(*args, **kwargs)
+
+
+def _label_loss(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The mean over labels that count, as the mean over units where each has one label.
+
+    A unit whose label is ignored has no gradient of its own, and moves what others contribute by one part in
+    as many as they are, each by at most the bound: together by the bound. With several labels a unit, or
+    with weights of classes, that is not so.
+    """
+    bound = inspect.signature(func).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    target = given["target"]
+    plain = given["weight"] is None and given["size_average"] is None and given["reduce"] is None
+    one_each = _units_first(target) and (target.is_floating_point() or own_part(target).numel() == 1)
+    if not (plain and one_each and given["reduction"] == "mean"):
+        return func(*args, **kwargs)
+    given["reduction"] = "none"
+    return func(*bound.args, **bound.kwargs).mean()
 
 
 def _other(told: Any) -> Any:

@@ -66,7 +66,8 @@ MIXED = {
     "one after the other": lambda x: x.repeat(3, 1, 1),
     "products of rows": lambda x: x[:, 0] @ x[:, 0].T,
     "BatchNorm": lambda x: nn.BatchNorm1d(7)(x),
-    "ignored labels": lambda x: F.cross_entropy(x[:, 0], (x[:, 0, 0] > 0).long(), ignore_index=0),
+    "ignored labels": lambda x: F.cross_entropy(x.flatten(0, 1), (x[:, :, 0] > 0).long().flatten()),
+    "weights of classes": lambda x: F.cross_entropy(x[:, 0], (x[:, 0, 0] > 0).long(), weight=torch.ones(8)),
     "a ratio of sums": lambda x: x.sum() / (x > 0).sum(),
     "a buffer": lambda x: torch.zeros(7, 8).lerp_(x.mean(dim=0), 0.5),
     "selected rows": lambda x: x[x[:, 0, 0] > 0],
@@ -110,3 +111,11 @@ def test_units_are_split_and_joined(place):
 
 def test_the_pretended_number_is_prime():
     assert all(PRETENDED % divisor for divisor in range(2, PRETENDED))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_usual_loss_of_one_label_a_row(smoothing):
+    x = spread(_unit())
+    with following():
+        loss = nn.CrossEntropyLoss(label_smoothing=smoothing)(x[:, 0], (x[:, 0, 0] > 0).long())
+        check_loss(loss)
