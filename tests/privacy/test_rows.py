@@ -10,6 +10,7 @@ from lightning_dp.privacy.rows import (
     ReadByPython,
     UnitDim,
     UnitsMixed,
+    check_loss,
     following,
     spread,
     units_of,

@@ -4,8 +4,6 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils.parametrizations import _SpectralNorm
-from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -84,11 +82,10 @@ def _unclippable(layer: nn.Module) -> tuple[str, str] | None:
             )
         if isinstance(hook, SpectralNorm):
             return _SPECTRAL
-    under = isinstance(layer, ParametrizationList) and any(isinstance(one, _SpectralNorm) for one in layer)
-    return _SPECTRAL if under and trains else None
+    return None
 
 
 _SPECTRAL = (
-    "is under spectral_norm, whose weight is computed from a state that every forward pass changes",
-    "remove spectral_norm, and bound the layer by weight_decay or LayerNorm",
+    "is under the old torch.nn.utils.spectral_norm, which makes its weight in a hook before the forward",
+    "use torch.nn.utils.parametrizations.spectral_norm",
 )

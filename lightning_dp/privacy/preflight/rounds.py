@@ -85,7 +85,6 @@ def _whole_numbers(trial: Trial) -> Iterator[list[Finding] | None]:
         for leaf in leaves:
             yield from _labels(trial, leaf)
     finally:
-        here.reached |= trial.step.reached
         trial.step = here
 
 

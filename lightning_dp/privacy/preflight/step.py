@@ -107,7 +107,6 @@ class TrainingStep:
         self._openings = list(_OPENINGS)
         self.open_gates()
         self.foreign: set[str] = set()
-        self.reached: set[str] = set()
 
     def copy(self, *, with_weights: bool = False) -> nn.Module:
         """The module as at first; its weights are shared unless `with_weights`."""
@@ -200,7 +199,6 @@ class TrainingStep:
                     loss.backward()  # autograd.grad would refuse reentrant checkpointing
                 except RuntimeError as error:
                     raise StepFailed(f"in backward: {_first_line(error)}") from error
-            self.reached |= {name for name, p in named.items() if p.grad is not None}
             return Gradient({name: p.grad for name, p in named.items() if p.grad is not None})
         finally:
             _forget_gradients(module)

@@ -44,7 +44,6 @@ class Trial:
         """By leaf of whole numbers, how many the step takes, counted from 0; None where there is no end."""
         step = self.step.on_cpu()
         found = {leaf: count(step, self.units, leaf) for leaf in self.units.leaves_of("whole")}
-        self.step.reached |= step.reached
         return found
 
     def alone(self, unit: int) -> Gradient:

@@ -1,6 +1,6 @@
-"""Whether there was anything to look at: what is zero, or reached by nothing, agrees with everything."""
+"""Whether there was anything to look at: what is zero agrees with everything."""
 
-from lightning_dp.privacy.draws import LinedUp, Recorded
+from lightning_dp.privacy.draws import LinedUp
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.gradient import Gradient, difference
 from lightning_dp.privacy.preflight.step import StepFailed
@@ -8,11 +8,13 @@ from lightning_dp.privacy.preflight.trial import Trial
 from lightning_dp.privacy.preflight.values import positive, signs_and_gaps
 
 _UNITS = (0, 1, 2)
-_SEEDS = range(2, 8)
 
 
 def find_vacuous(trial: Trial) -> list[Finding]:
-    """Gradients of zero, gradients that don't depend on a unit's values, parameters that no trial reached."""
+    """Gradients of zero, and gradients that don't depend on a unit's values.
+
+    Parameters that no trial reached are no finding: a batch that reaches one is followed before it is used.
+    """
     alone = [trial.alone(unit) for unit in _UNITS]
     if not any(one.norm() for one in alone):
         return [
@@ -31,7 +33,7 @@ def find_vacuous(trial: Trial) -> list[Finding]:
                 "make up units that differ, and a loss that depends on them",
             )
         ]
-    return _unreached(trial)
+    return []
 
 
 def _all_alike(gradients: list[Gradient]) -> bool:
@@ -50,25 +52,6 @@ def _with_other_values(trial: Trial) -> list[list[Gradient]]:
         if all(one.is_finite for one in again):
             found.append(again)
     return found
-
-
-def _unreached(trial: Trial) -> list[Finding]:
-    trainable = [name for name, parameter in trial.step.module.named_parameters() if parameter.requires_grad]
-    for seed in _SEEDS:
-        if trial.step.reached.issuperset(trainable):
-            return []
-        trial.step.gradient(trial.units.pick(_UNITS), draws=Recorded(seed=seed))
-    left = [name for name in trainable if name not in trial.step.reached]
-    if not left:
-        return []
-    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-    return [
-        _unchecked(
-            f"'{left[0]}'{more}",
-            "is reached by no made-up unit, so nobody knows what it would learn",
-            "freeze it (requires_grad=False) if nothing uses it, or make up units that reach it",
-        )
-    ]
 
 
 def _unchecked(place: str, problem: str, fix: str) -> Finding:
