@@ -43,8 +43,7 @@ class Trial:
     def counts(self) -> dict[int, int | None]:
         """By leaf of whole numbers, how many the step takes, counted from 0; None where there is no end."""
         step = self.step.on_cpu()
-        found = {leaf: count(step, self.units, leaf) for leaf in self.units.leaves_of("whole")}
-        return found
+        return {leaf: count(step, self.units, leaf) for leaf in self.units.leaves_of("whole")}
 
     def alone(self, unit: int) -> Gradient:
         """The gradient of one unit in a batch of its own.
