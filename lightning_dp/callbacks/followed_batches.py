@@ -28,7 +28,7 @@ from lightning_dp.privacy.spot_check.rerun import snapshot
 
 _EXAMPLES = (1, 2, 3)
 _ONE_IN = 1000
-_ANSWERS = frozenset({"coupling", "clipping"})
+_ANSWERS = frozenset({"coupling", "clipping", "remembers", "batch-norm", "not-a-mean", "not-finite"})
 
 
 @final
@@ -48,7 +48,6 @@ class FollowedBatches:
         self._engine, self._loader = engine, loader
         self._answered = bool(_ANSWERS & {one.finding.code for one in accepted})
         self._entropy = random.Random(entropy_bits())
-        self._layout: BatchLayout | None = None
         self._at = -1
 
     def look(self, trainer: Trainer, module: LightningModule, batch: Any, part: PhysicalBatch) -> bool:
@@ -104,15 +103,26 @@ class FollowedBatches:
         if any(p.dtype in (torch.bfloat16, torch.float16) for p in again.parameters()):
             again.float()
         again.trainer = trainer
-        if self._layout is None:
-            # Read again, and as often as is needed to see what grows with the number of units.
-            examples = {n: self._loader.collated([part.indices[0]] * n) for n in _EXAMPLES}
-            self._layout = BatchLayout.of({n: moved(trainer, again, one) for n, one in examples.items()})
-        unit = self._layout.first(copy.deepcopy(batch), num_units=len(part.indices))
+        unit = self._first_unit(trainer, again, copy.deepcopy(batch), part)
         followed = Followed(again)
         try:
             with torch.compiler.set_stance("force_eager"):
-                followed.step(lambda: mean_loss(output_of(trainer, again, unit)), seed=seed)
+                followed.step(
+                    lambda: mean_loss(output_of(trainer, again, unit)), mixing=self._answered, seed=seed
+                )
         finally:
             followed.close()
         return followed.sites
+
+    def _first_unit(self, trainer: Trainer, module: LightningModule, batch: Any, part: PhysicalBatch) -> Any:
+        """The batch's first unit, to be followed."""
+        sites, units = self._engine.sites, len(part.indices)
+        if sites.layout is not None:
+            try:
+                return sites.layout.first(batch, num_units=units)
+            except NoLayout:
+                pass  # a hook of the transfer to the device may change what is in a batch
+        # Read again, and as often as is needed to see what grows with the number of units.
+        examples = {n: self._loader.collated([part.indices[0]] * n) for n in _EXAMPLES}
+        sites.layout = BatchLayout.of({n: moved(trainer, module, one) for n, one in examples.items()})
+        return sites.layout.first(batch, num_units=units)

@@ -19,6 +19,7 @@ docs/results/faults.md.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,8 @@ from lightning_dp.callbacks import differential_privacy
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.privacy import noise, plan, release, sampling
 from lightning_dp.privacy.accounting import GaussianEvent
+from lightning_dp.privacy.clipping.engine import ClippingEngine
+from lightning_dp.privacy.clipping.sites import Sites
 from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.privacy.preflight import Accepted
 from lightning_dp.strategies.private_ddp import PrivateDDP
@@ -97,6 +100,7 @@ class _Run:
     seed: int
     tapes: list[list[Tape]] = field(default_factory=list)
     accepted: list[Accepted] = field(default_factory=list)
+    sites: Sites = field(default_factory=Sites)
     exit: str = ""
     seen: dict[str, Any] = field(default_factory=dict)
     charged: dict[str, list[GaussianEvent]] = field(default_factory=dict)
@@ -223,8 +227,9 @@ def replay(
                 }
             )
             checkpoint = run_folder / "interrupted.ckpt" if process else None
-            accepted = None if frozen is None else frozen.accepted
-            with _seams(releases, slots, seed, accepted):
+            # Of several processes none tells what its preflight found.
+            known = None if frozen is None or ranks > 1 else (frozen.accepted, deepcopy(frozen.sites))
+            with _seams(releases, slots, seed, known):
                 try:
                     training.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
                     run.exit += "finished"
@@ -232,7 +237,7 @@ def replay(
                     run.exit += "interrupted, "
                 except Exception as error:  # how a run ends can be seen
                     run.exit += f"{type(error).__name__}: {error}"
-            run.accepted = private._accepted
+            run.accepted, run.sites = private._accepted, private.clipping_engine.sites
             paths = [kept.with_suffix(f".rank{rank}.pt") for rank in range(ranks)]
             run.tapes.append([tape] if ranks == 1 else [_read_tape(path) for path in paths])
         _observe(run, run_folder, ledger)
@@ -271,7 +276,9 @@ def replay(
 
 
 @contextmanager
-def _seams(releases: Source, slots: Slots, seed: int, accepted: list[Accepted] | None) -> Iterator[None]:
+def _seams(
+    releases: Source, slots: Slots, seed: int, known: tuple[list[Accepted], Sites] | None
+) -> Iterator[None]:
     """While this is open, the noise of releases and the weights of rows are the harness's."""
     split = sampling.split
 
@@ -288,10 +295,14 @@ def _seams(releases: Source, slots: Slots, seed: int, accepted: list[Accepted] |
         stack.enter_context(patch.object(noise, "entropy_bits", lambda: number("noise", seed)))
         # What follows saves most of the time: preflight knows made-up units alone, which are the same for
         # every D′, and the same plan has the same price.
-        if accepted is not None:
-            stack.enter_context(
-                patch.object(differential_privacy, "run_preflight", lambda *_, **__: accepted)
-            )
+        if known is not None:
+            accepted, sites = known
+
+            def remembered(*_: Any, engine: ClippingEngine, **__: Any) -> list[Accepted]:
+                engine.know(sites)
+                return accepted
+
+            stack.enter_context(patch.object(differential_privacy, "run_preflight", remembered))
         for name in ("epsilon_pld", "epsilon_rdp", "group_epsilon"):
             stack.enter_context(patch.object(plan, name, _remembering(getattr(plan, name))))
         yield

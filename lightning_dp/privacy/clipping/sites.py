@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import final
 
+from lightning_dp.privacy.batch_layout import BatchLayout
 from lightning_dp.privacy.rows import UnitDim
 
 Places = tuple[UnitDim | None, ...]
@@ -80,11 +81,13 @@ class Sites:
         answers: by site.
         modules: that are run per unit, by path.
         readers: by a module's path, parameters of modules inside that its own forward reads.
+        layout: of the batches that were followed, where it is known.
     """
 
     answers: dict[Site, list[Answer]] = field(default_factory=dict)
     modules: dict[str, PerUnit] = field(default_factory=dict)
     readers: dict[str, set[str]] = field(default_factory=dict)
+    layout: BatchLayout | None = None
     _met: Counter[Site] = field(default_factory=Counter)
 
     def begin(self) -> None:

@@ -22,6 +22,7 @@ def find_unfollowed(trial: Trial) -> list[Finding]:
         layout = BatchLayout.of({n: collated(trial.units.pick(range(n))) for n in _EXAMPLES})
     except NoLayout as error:
         return [_finding("unchecked", "the batch", f"can't be cut into units: {error}", "see there")]
+    trial.sites.layout = layout
     batch = layout.first(collated(trial.units.pick([0])), num_units=1)
     for moment in trial.step.moments:
         with trial.step.at(moment):
