@@ -231,7 +231,9 @@ class _Reads(TorchFunctionMode):
             for tensor in (*args, *kwargs.values()):
                 if isinstance(tensor, DTensor) and not isinstance(tensor.placements[0], Replicate):
                     if self._reads == "refused" and name in _COUNTS:  # another number has no other length
-                        raise UnitsMixed(f"the values of several units are counted ({name})", place=user_line())
+                        raise UnitsMixed(
+                            f"the values of several units are counted ({name})", place=user_line()
+                        )
                     if self._reads == "refused":
                         raise ReadByPython(
                             f"Python reads a number that came from several units ({name})", place=user_line()
