@@ -68,7 +68,7 @@ class ReadByPython(UnitsMixed):
 
 
 Reads = Literal["refused", "true", "other", "low", "high"]
-"""What Python gets that reads a number of several units: an error, the first unit's number, or another one."""
+"""What Python gets that reads a number of several units: an error, the first unit's, or another one."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ def _untrue(told: Any, reads: Reads) -> Any:
     """Other numbers than the true ones, of a list or an array as well; far off, to be beyond thresholds."""
     if isinstance(told, list):
         return [_untrue(one, reads) for one in told]
-    if isinstance(told, bool) or getattr(told, "dtype", None) == bool:
+    if isinstance(told, bool) or str(getattr(told, "dtype", "")) == "bool":
         return told ^ True if reads == "other" else told ^ told ^ (reads == "high")
     if reads == "other":
         return 2 * told + 1

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_dp.privacy.follow_rows import follow_rows
-from lightning_dp.privacy.rows import ReadByPython, UnitsMixed
+from lightning_dp.privacy.rows import UnitsMixed
 
 UNITS, TOKENS, WIDTH = 6, 4, 4
 """The batch is (UNITS, TOKENS, WIDTH)."""
