@@ -112,6 +112,10 @@ def repeated_one_after_the_other(net: Net, x: Tensor) -> Tensor:
     return rows(net(x.repeat(2, 1, 1)))
 
 
+def views_one_after_the_other(net: Net, x: Tensor) -> Tensor:
+    return rows(net(torch.cat([x, 0.5 * x])))
+
+
 def similarities(net: Net, x: Tensor) -> Tensor:
     z = net(x).flatten(1)
     return rows(z @ z.T)
@@ -185,6 +189,7 @@ MIXES = [
     first_unit_for_all,
     differences_of_units,
     repeated_one_after_the_other,
+    views_one_after_the_other,
     similarities,
     contracted_over_units,
     distances,
@@ -214,6 +219,20 @@ def check_named(step: Step) -> None:
 @pytest.mark.parametrize("step", MIXES, ids=lambda step: step.__name__)
 def test_what_mixes_units_is_named_with_its_line(step):
     check_named(step)
+
+
+def largest_loss(net: Net, x: Tensor) -> Tensor:
+    return rows(net(x)).max()
+
+
+def first_loss(net: Net, x: Tensor) -> Tensor:
+    return rows(net(x))[0]
+
+
+@pytest.mark.parametrize("step", [largest_loss, first_loss], ids=lambda step: step.__name__)
+def test_a_loss_of_one_unit_is_refused(step):
+    with pytest.raises(UnitsMixed, match="one unit's part"):
+        follow(step)
 
 
 # --- Python reads what came from units ---------------------------------------------------------------------
