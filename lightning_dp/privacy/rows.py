@@ -52,6 +52,9 @@ _READS = frozenset(
     }
 )
 
+_COUNTS = frozenset({"unique", "unique_consecutive"})
+"""Of these, how many there are is what is read."""
+
 
 class UnitsMixed(Exception):
     """An operator mixes units, or nobody knows whether it does; says where and what."""
@@ -65,8 +68,8 @@ class ReadByPython(UnitsMixed):
     """Python reads a number that came from several units."""
 
 
-Reads = Literal["refused", "true", "false"]
-"""What Python gets that reads a number of several units: an error, the first unit's number, or another."""
+Reads = Literal["refused", "true", "other", "low", "high"]
+"""What Python gets that reads a number of several units: an error, the first unit's, or another one."""
 
 
 @dataclass(frozen=True)
@@ -228,13 +231,17 @@ class _Reads(TorchFunctionMode):
         if name in _READS:
             for tensor in (*args, *kwargs.values()):
                 if isinstance(tensor, DTensor) and not isinstance(tensor.placements[0], Replicate):
+                    if self._reads == "refused" and name in _COUNTS:  # another number has no other length
+                        raise UnitsMixed(
+                            f"the values of several units are counted ({name})", place=user_line()
+                        )
                     if self._reads == "refused":
                         raise ReadByPython(
                             f"Python reads a number that came from several units ({name})", place=user_line()
                         )
                     own = [own_part(one) if isinstance(one, DTensor) else one for one in args]
                     told = func(*own, **kwargs)
-                    return told if self._reads == "true" else _other(told)
+                    return told if self._reads == "true" else _untrue(told, self._reads)
         if name in ("cross_entropy", "nll_loss"):
             return _label_loss(func, args, kwargs)
         return func(*args, **kwargs)
@@ -259,11 +266,16 @@ def _label_loss(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     return func(*bound.args, **bound.kwargs).mean()
 
 
-def _other(told: Any) -> Any:
-    """Another number than a true one."""
-    if isinstance(told, bool):
-        return not told
-    return 2 * told + 1 if isinstance(told, int | float) else told
+def _untrue(told: Any, reads: Reads) -> Any:
+    """Other numbers than the true ones, of a list or an array as well; far off, to be beyond thresholds."""
+    if isinstance(told, list):
+        return [_untrue(one, reads) for one in told]
+    if isinstance(told, bool) or str(getattr(told, "dtype", "")) == "bool":
+        return told ^ True if reads == "other" else told ^ told ^ (reads == "high")
+    if reads == "other":
+        return 2 * told + 1
+    far = 1000 if isinstance(told, int) else 1_000_000  # a whole number may be the length of a loop
+    return far * (abs(told) + 1) * (1 if reads == "high" else -1)
 
 
 class _Rules(TorchDispatchMode):

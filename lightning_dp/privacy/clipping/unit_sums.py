@@ -157,7 +157,20 @@ class UnitSums:
                 f"{name}.factors lets one unit contribute {largest:.6g} where max_grad_norm="
                 f"{self._max_grad_norm:.6g}: make Σ (factor · norm)² over groups at most max_grad_norm²"
             )
+        self._refuse_others_influence(norms, factors)
         return factors
+
+    def _refuse_others_influence(self, norms: Tensor, factors: Tensor) -> None:
+        """Ask for every second factor again, among other units: they must be what they are."""
+        zero = torch.zeros_like(norms[:1])
+        for part in (slice(0, None, 2), slice(1, None, 2)):
+            among = torch.cat([norms[part], zero, zero, zero, zero + 1e30])
+            again = self._function.factors(among, max_grad_norm=self._max_grad_norm)[: len(norms[part])]
+            if not torch.allclose(again.detach().to(factors), factors[part], rtol=1e-6, atol=0.0):
+                raise RuntimeError(
+                    f"{type(self._function).__name__}.factors gives a unit another factor among other units, "
+                    "so the sum has no known bound: compute each row of factors from its own row of norms"
+                )
 
     def add(self, name: str, value: Tensor) -> None:
         """Add `value`, of the parameter's shape, to the running fp32 sum of `name`."""
