@@ -278,11 +278,18 @@ def undisturbed(trainer: Trainer, *, seed: int | None = 0) -> Iterator[list[str]
     trainer.loggers, loaders = [DummyLogger()], loop._combined_loader
     trainer.save_checkpoint = nowhere  # type: ignore[method-assign]
     stopped: list[str] = []
+    settings = [
+        (group, {name: value for name, value in group.items() if name != "params"})
+        for optimizer in trainer.optimizers
+        for group in optimizer.param_groups
+    ]
     try:
         with generators_put_back(trainer.strategy.root_device, seed=seed):
             yield stopped
     finally:
         del trainer.save_checkpoint
+        for group, before in settings:
+            group.update(before)
         if trainer.should_stop and not should_stop:
             stopped.append("should_stop")
         trainer.loggers, trainer.should_stop = loggers, should_stop

@@ -448,16 +448,22 @@ def _cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @_rule(torch.ops.aten.index.Tensor)
 def _index(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """x[arange(R), …]: each row something of its own."""
+    """x[arange(R), …]: each row something of its own, once or several times side by side."""
     x, (first, *others) = args
-    if not (_units_first(x) and first is not None and _is_common(first) and len(x) == len(first)):
+    if not (_units_first(x) and first is not None and _is_common(first)):
         return NotImplemented
     every = own_part(first)
-    counted = torch.arange(len(x), device=every.device).view(-1, *(1,) * (every.ndim - 1))
-    if not torch.equal(every, counted) or not all(one is None or _units_first(one) for one in others):
+    if not every.ndim or not len(every) or len(every) % len(x):
+        return NotImplemented
+    times = len(every) // len(x)
+    counted = torch.arange(len(x), device=every.device).repeat_interleave(times)
+    if not torch.equal(every, counted.view(-1, *(1,) * (every.ndim - 1))):
+        return NotImplemented
+    if not all(one is None or _units_first(one) for one in others):
         return NotImplemented
     local = own_part(x)
-    found = func(local, [every[: len(local)], *(one if one is None else own_part(one) for one in others)])
+    own = every[: len(local) * times]
+    found = func(local, [own, *(one if one is None else own_part(one) for one in others)])
     return _wrap(found, Shard(0))
 
 

@@ -15,7 +15,7 @@ from lightning_dp.privacy.preflight.broken_units import find_spoilt_batches
 from lightning_dp.privacy.preflight.clipped_sum import find_wrong_sums
 from lightning_dp.privacy.preflight.coupling import find_coupling
 from lightning_dp.privacy.preflight.finding import CODES, Accepted, Finding, check_accept, settle
-from lightning_dp.privacy.preflight.following import find_unfollowed
+from lightning_dp.privacy.preflight.following import find_unfollowed, learn_layout
 from lightning_dp.privacy.preflight.layers import find_in_layers
 from lightning_dp.privacy.preflight.made_up import MadeUp, MadeUpItems, MadeUpUnits
 from lightning_dp.privacy.preflight.memory import find_memory
@@ -48,6 +48,7 @@ __all__ = [
 def inspect_step(trial: Trial) -> list[Finding]:
     """Everything that trying the step shows; later checks are left out where an earlier one explains them."""
     found: list[Finding] = []
+    learn_layout(trial)
     try:
         while not trial.step.gradient(trial.units.pick(range(NUM_UNITS)), draws=LinedUp()).is_finite:
             if trial.step.open_gates():

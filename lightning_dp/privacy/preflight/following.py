@@ -9,20 +9,30 @@ from contextlib import suppress
 from lightning_dp.privacy.batch_layout import BatchLayout, NoLayout
 from lightning_dp.privacy.preflight.explained import explained
 from lightning_dp.privacy.preflight.finding import Finding
-from lightning_dp.privacy.preflight.step import collated
+from lightning_dp.privacy.preflight.step import StepFailed, collated
 from lightning_dp.privacy.preflight.trial import Trial
 from lightning_dp.privacy.rows import UnitsMixed
 
 _EXAMPLES = (1, 2, 3)
 
 
+def learn_layout(trial: Trial) -> None:
+    """Tell the engine how batches are cut into units, as far as made-up ones show it."""
+    trial.engine.know(trial.sites)
+    with suppress(NoLayout, StepFailed):
+        trial.sites.layout = _layout(trial)
+
+
+def _layout(trial: Trial) -> BatchLayout:
+    return BatchLayout.of({n: collated(trial.units.pick(range(n))) for n in _EXAMPLES})
+
+
 def find_unfollowed(trial: Trial) -> list[Finding]:
     """Units that are mixed or can't be followed, at all moments of training; the engine knows the rest."""
     try:
-        layout = BatchLayout.of({n: collated(trial.units.pick(range(n))) for n in _EXAMPLES})
+        layout = _layout(trial)
     except NoLayout as error:
         return [_finding("unchecked", "the batch", f"can't be cut into units: {error}", "see there")]
-    trial.sites.layout = layout
     batch = layout.first(collated(trial.units.pick([0])), num_units=1)
     for moment in trial.step.moments:
         with trial.step.at(moment):
