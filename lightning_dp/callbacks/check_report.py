@@ -50,7 +50,7 @@ class CheckReport:
         refused: settings that a fit refuses, one sentence each.
         findings: of the preflight that nobody answers for.
         accepted: findings that `privacy.accept` answers for.
-        rows: how trainable parameters are clipped, in the module's order.
+        rows: how the other trainable parameters are clipped, in the module's order.
         frozen: how many parameters are frozen, and how many numbers they hold.
         unreached: trainable parameters that no trial reached.
     """
@@ -155,6 +155,7 @@ def report_of(
     if not isinstance(engine, BookKeeping):
         kind: Cost = "loop" if isinstance(engine, Loop) else "one copy per unit"
         ways = {name: [Way(f"the engine {type(engine).__name__}", kind)] for name in ways}
+    sizes = {name: p.numel() for name, p in trained.items() if name not in unreached}
     accepted, findings = answered(seen.findings if seen is not None else (), accept=accept)
     known = plan if steps_are_given else None
     return CheckReport(
@@ -167,7 +168,7 @@ def report_of(
         refused=tuple(refused),
         findings=tuple(findings),
         accepted=tuple(accepted),
-        rows=tuple(_rows({name: p.numel() for name, p in trained.items()}, ways)),
+        rows=tuple(_rows(sizes, ways)),
         frozen=(len(frozen), sum(p.numel() for p in frozen)),
         unreached=tuple(unreached),
     )
