@@ -1,5 +1,6 @@
 """A fit's surroundings without a fit: trainer, module and data joined as Lightning does, and let go again."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, final
@@ -33,16 +34,22 @@ class Refusals:
 
 def plain_trainer(privacy: Callback) -> Trainer:
     """A trainer with nothing to check, which writes nothing."""
-    return Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=STEPS,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[privacy],
-    )
+    lightning = logging.getLogger("lightning.pytorch")
+    level = lightning.level
+    lightning.setLevel(logging.WARNING)  # what devices there are is of no interest here
+    try:
+        return Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_steps=STEPS,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[privacy],
+        )
+    finally:
+        lightning.setLevel(level)
 
 
 @contextmanager
