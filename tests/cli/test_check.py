@@ -136,6 +136,14 @@ def test_the_table_names_every_way_by_which_a_parameter_is_clipped():
     assert report.epsilon is None  # nobody said how many steps
 
 
+def test_a_weight_that_is_computed_costs_copies_and_its_bias_does_not():
+    module = Module()
+    module.frozen = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    costs = {row.parameters: row.cost for row in privacy().check(module, Data()).rows}
+    assert costs["frozen.bias"] == "cheap"
+    assert costs["frozen.parametrizations.weight.{original0,original1}"] == "one copy per unit"
+
+
 def test_what_no_trial_reaches_is_named_and_found():
     report = privacy().check(Module(unused=nn.Linear(2, 2)), Data())
     assert [one.code for one in report.findings] == ["unchecked"]

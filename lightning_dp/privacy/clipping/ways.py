@@ -17,7 +17,7 @@ Cost = Literal["cheap", "one copy per unit", "loop"]
 
 _WITH_RULE = {getattr(function, "__name__", str(function)) for function in RULES}
 _ONLY_FIRST = ("conv2d", "group_norm")
-_WEIGHT_RANK = {"linear": 2, "conv2d": 4, "embedding": 2}
+_DIMENSIONS_OF_WEIGHT = {"linear": 1, "conv2d": 3, "embedding": 0, "group_norm": 1}  # in the input
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,11 @@ def ways_of(shapes: Mapping[str, Sequence[int]], sites: Sites) -> dict[str, list
             continue
         for answer in answers:
             if any(answer.operands):
-                way = _way(site, answer, shapes)
+                rule = _way(site, answer, shapes)
                 for name in site.parameters:
+                    computed = rule.cost == "cheap" and name in sites.computed.get(site, ())
+                    way = Way(f"{rule.rule}, on what is computed from it", "one copy per unit")
+                    way = way if computed else rule
                     if way not in found.setdefault(name, []):
                         found[name].append(way)
     for path in sorted(sites.modules, key=len, reverse=True):  # the outermost has the last word
@@ -71,24 +74,15 @@ def _way(site: Site, answer: Answer, shapes: Mapping[str, Sequence[int]]) -> Way
     place = answer.operands[0] if answer.operands else None
     if operator == "scaled_dot_product_attention":
         return Way("mask of scaled_dot_product_attention, repeated for each unit", "one copy per unit")
-    ranks = sorted(len(shapes[name]) for name in site.parameters if name in shapes)
-    wanted = _WEIGHT_RANK.get(operator)
-    last = 0 if operator == "embedding" else (ranks[-1] if wanted is None and ranks else 1)
+    # A norm's weight has as many dimensions as it normalises.
+    norm = max((len(shapes[name]) for name in site.parameters if name in shapes), default=1)
+    last = _DIMENSIONS_OF_WEIGHT.get(operator, norm)
     applies = (
         operator in _WITH_RULE
         and place is not None
         and place.dim < site.ranks[0] - last
         and (operator not in _ONLY_FIRST or (place.dim, place.outer) == (0, 1))
     )
-    if not applies:
-        return Way(f"operator {operator.strip('_')} unit by unit", "one copy per unit")
-    rule = f"{operator}: units in {place}"
-    # A weight and a bias, or either; anything else is a weight that was computed.
-    plain = (
-        ranks in ([wanted], [1, wanted], [1])
-        if wanted is not None
-        else len(ranks) <= 2 and len({*ranks}) == 1
-    )
-    if plain:
-        return Way(rule, "cheap")
-    return Way(f"{rule}, on what is computed from {', '.join(site.parameters)}", "one copy per unit")
+    if applies:
+        return Way(f"{operator}: units in {place}", "cheap")
+    return Way(f"operator {operator.strip('_')} unit by unit", "one copy per unit")
