@@ -8,9 +8,9 @@ from torch import nn
 
 from lightning_dp.callbacks.preflight import Preflight
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
+from lightning_dp.privacy.clipping.described import Cost, Described, describe
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.loop import Loop
-from lightning_dp.privacy.clipping.ways import Cost, Way, ways_of
 from lightning_dp.privacy.plan import PrivacyPlan
 from lightning_dp.privacy.preflight import Accepted, Finding, answered
 
@@ -147,14 +147,14 @@ def report_of(
     tried = trial.step.module if trial is not None else module
     trained = {name: p for name, p in tried.named_parameters() if p.requires_grad}
     frozen = [p for p in tried.parameters() if not p.requires_grad]
-    ways: dict[str, list[Way]] = {}
+    described: dict[str, list[Described]] = {}
     unreached: list[str] = []
     if trial is not None:
-        ways = ways_of({name: tuple(p.shape) for name, p in trained.items()}, trial.sites)
-        unreached = [name for name in trained if name not in ways and name not in trial.step.reached]
+        described = describe({name: tuple(p.shape) for name, p in trained.items()}, trial.sites)
+        unreached = [name for name in trained if name not in described and name not in trial.step.reached]
     if not isinstance(engine, BookKeeping):
         kind: Cost = "loop" if isinstance(engine, Loop) else "one copy per unit"
-        ways = {name: [Way(f"the engine {type(engine).__name__}", kind)] for name in ways}
+        described = {name: [Described(f"the engine {type(engine).__name__}", kind)] for name in described}
     sizes = {name: p.numel() for name, p in trained.items() if name not in unreached}
     accepted, findings = answered(seen.findings if seen is not None else (), accept=accept)
     known = plan if steps_are_given else None
@@ -168,7 +168,7 @@ def report_of(
         refused=tuple(refused),
         findings=tuple(findings),
         accepted=tuple(accepted),
-        rows=tuple(_rows(sizes, ways)),
+        rows=tuple(_rows(sizes, described)),
         frozen=(len(frozen), sum(p.numel() for p in frozen)),
         unreached=tuple(unreached),
     )
@@ -179,16 +179,16 @@ def _unit(plan: PrivacyPlan) -> str:
     return f"{unit.name} ({unit.description})" if unit.description else unit.name
 
 
-def _rows(sizes: Mapping[str, int], ways: Mapping[str, list[Way]]) -> Iterator[Row]:
-    groups: dict[tuple[str, tuple[Way, ...]], list[str]] = {}
+def _rows(sizes: Mapping[str, int], described: Mapping[str, list[Described]]) -> Iterator[Row]:
+    groups: dict[tuple[str, tuple[Described, ...]], list[str]] = {}
     for name in sizes:
         path, _, _ = name.rpartition(".")
-        groups.setdefault((path, tuple(ways.get(name, ()))), []).append(name)
+        groups.setdefault((path, tuple(described.get(name, ()))), []).append(name)
     for (path, found), names in groups.items():
         last = ",".join(name.rpartition(".")[2] for name in names)
         yield Row(
             parameters=names[0] if len(names) == 1 else f"{path}{'.' if path else ''}{{{last}}}",
             size=sum(sizes[name] for name in names),
-            rule="; ".join(way.rule for way in found) or _UNKNOWN,
-            cost=max((way.cost for way in found), key=_COSTS.index, default=None),
+            rule="; ".join(one.rule for one in found) or _UNKNOWN,
+            cost=max((one.cost for one in found), key=_COSTS.index, default=None),
         )

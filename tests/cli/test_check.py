@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ TINY = [
     "--data.init_args.num_days=12",
     "--privacy.expected_batch_size=12",
     "--privacy.delta=1e-3",
+    "--privacy.target_epsilon=null",  # calibration takes longer than all the rest
+    "--privacy.noise_multiplier=1",
     "--trainer.max_steps=4",
 ]
 
@@ -79,7 +82,7 @@ def test_a_recipe_of_the_project_has_no_findings_and_nothing_is_written(
     assert check() == 0
     out = capsys.readouterr().out
     assert out.startswith("module   TimeSeriesDiffusion\nunit     user (")
-    assert "ε        8 at δ = 0.001 after 4 steps" in out
+    assert re.search(r"^ε        [\d.]+ at δ = 0.001 after 4 steps$", out, re.MULTILINE)
     assert "net.blocks.0.attention.qkv.{weight,bias}" in out
     assert "cheap  linear: units in dimension 0" in out
     assert out.endswith("\n0 findings\n")

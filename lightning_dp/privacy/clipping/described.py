@@ -21,7 +21,7 @@ _DIMENSIONS_OF_WEIGHT = {"linear": 1, "conv2d": 3, "embedding": 0, "group_norm":
 
 
 @dataclass(frozen=True)
-class Way:
+class Described:
     """How the gradients of a parameter come about unit by unit.
 
     Attributes:
@@ -34,8 +34,8 @@ class Way:
     cost: Cost
 
 
-def ways_of(shapes: Mapping[str, Sequence[int]], sites: Sites) -> dict[str, list[Way]]:
-    """Every way by which each parameter meets units.
+def describe(shapes: Mapping[str, Sequence[int]], sites: Sites) -> dict[str, list[Described]]:
+    """Every way in which each parameter meets units.
 
     Args:
         shapes: by name of the trainable parameters.
@@ -44,36 +44,36 @@ def ways_of(shapes: Mapping[str, Sequence[int]], sites: Sites) -> dict[str, list
     Returns:
         By name; parameters that met no units are left out.
     """
-    found: dict[str, list[Way]] = {}
+    found: dict[str, list[Described]] = {}
     for site, answers in sites.answers.items():
         if site.operator == "call":
             continue
         for answer in answers:
             if any(answer.operands):
-                rule = _way(site, answer, shapes)
+                rule = _described(site, answer, shapes)
                 for name in site.parameters:
                     computed = rule.cost == "cheap" and name in sites.computed.get(site, ())
-                    way = Way(f"{rule.rule}, on what is computed from it", "one copy per unit")
-                    way = way if computed else rule
-                    if way not in found.setdefault(name, []):
-                        found[name].append(way)
+                    one = Described(f"{rule.rule}, on what is computed from it", "one copy per unit")
+                    one = one if computed else rule
+                    if one not in found.setdefault(name, []):
+                        found[name].append(one)
     for path in sorted(sites.modules, key=len, reverse=True):  # the outermost has the last word
         how = sites.modules[path]
         kind: Cost = "one copy per unit" if how.vectorised else "loop"
         manner = "vmap" if how.vectorised else "loop"
         why = " ".join(how.why.split())
-        way = Way(f"inside '{path}', run per unit ({manner}): {why}", kind)
-        found |= {name: [way] for name in shapes if not path or name.startswith(f"{path}.")}
+        one = Described(f"inside '{path}', run per unit ({manner}): {why}", kind)
+        found |= {name: [one] for name in shapes if not path or name.startswith(f"{path}.")}
     return found
 
 
-def _way(site: Site, answer: Answer, shapes: Mapping[str, Sequence[int]]) -> Way:
+def _described(site: Site, answer: Answer, shapes: Mapping[str, Sequence[int]]) -> Described:
     operator = site.operator
     if operator in _BROADCASTING or operator in _JOINING:
-        return Way(f"joined with units by {operator.strip('_')}", "one copy per unit")
+        return Described(f"joined with units by {operator.strip('_')}", "one copy per unit")
     place = answer.operands[0] if answer.operands else None
     if operator == "scaled_dot_product_attention":
-        return Way("mask of scaled_dot_product_attention, repeated for each unit", "one copy per unit")
+        return Described("mask of scaled_dot_product_attention, repeated for each unit", "one copy per unit")
     # A norm's weight has as many dimensions as it normalises.
     norm = max((len(shapes[name]) for name in site.parameters if name in shapes), default=1)
     last = _DIMENSIONS_OF_WEIGHT.get(operator, norm)
@@ -84,5 +84,5 @@ def _way(site: Site, answer: Answer, shapes: Mapping[str, Sequence[int]]) -> Way
         and (operator not in _ONLY_FIRST or (place.dim, place.outer) == (0, 1))
     )
     if applies:
-        return Way(f"{operator}: units in {place}", "cheap")
-    return Way(f"operator {operator.strip('_')} unit by unit", "one copy per unit")
+        return Described(f"{operator}: units in {place}", "cheap")
+    return Described(f"operator {operator.strip('_')} unit by unit", "one copy per unit")
