@@ -7,6 +7,7 @@ from typing import Any, final
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
 from torch import nn
 
@@ -33,7 +34,7 @@ class Refusals:
 
 
 def plain_trainer(privacy: Callback) -> Trainer:
-    """A trainer with nothing to check, which writes nothing."""
+    """A trainer with nothing to refuse, which writes nothing."""
     lightning = logging.getLogger("lightning.pytorch")
     level = lightning.level
     lightning.setLevel(logging.WARNING)  # what devices there are is of no interest here
@@ -93,6 +94,8 @@ def without_fit(
         trainer.callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
         trainer.state.fn, trainer.state.status = TrainerFn.FITTING, TrainerStatus.RUNNING
         trainer.state.stage = RunningStage.TRAINING
+        # An earlier private fit has put its own sampler there.
+        trainer.fit_loop._data_source = _DataLoaderSource(None, "train_dataloader")
         trainer._data_connector.attach_data(
             module, train_dataloaders=None if datamodule is not None else data, datamodule=datamodule
         )
