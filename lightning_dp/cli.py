@@ -10,6 +10,7 @@ import sys
 
 _COMMANDS = {
     "plan": "what a private run would cost, without touching data",
+    "check": "what would break a private fit and how each parameter is clipped, without the fit",
     "demo": "train private and non-private forecasts side by side and compare them",
     "report": "compare the results of several runs",
     "dashboard": "write a static site over runs, for the browser",

@@ -75,6 +75,17 @@ def instantiate(argv: list[str]) -> "Cli":
     return cli
 
 
+def instantiate_fit(options: list[str]) -> "Cli":
+    """Make all that a private fit is made of, its trainer too, without a run: no folder, no logger of ours.
+
+    Raises:
+        ValueError: as `run`, or the fit is not private.
+    """
+    cli = _build(_UnstartedFit, ["fit", *options])
+    assert isinstance(cli, Cli)
+    return cli
+
+
 def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
     strict = {"allow_abbrev": False, "exit_on_error": False}
     options = {"parser_mode": "omegaconf", **strict}
@@ -142,12 +153,10 @@ class Cli(LightningCLI):
             config.ckpt_path = str(self._folder / CHECKPOINT)
         if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
             raise ValueError(f"ckpt_path={config.ckpt_path} is not a file")
-        if config.privacy is not None and config.data is not None:
-            _check_data_config(config.data)
+        _check_before_data(config)
         # Read before anything is instantiated, and with what the links will fill in left open.
         self._text = self._parser(self.subcommand).dump(config, skip_link_targets=True, skip_none=False)
-        if config.run.share_nonprivate and config.privacy is not None:  # on whose word is told to the ledger
-            config.privacy.accept = {"logger": "--run.share_nonprivate=true", **(config.privacy.accept or {})}
+        _accept_sharing(config)
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         run = self.config_init[self.subcommand].run
@@ -232,6 +241,39 @@ class _Unstarted(Cli):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing runs."""
+
+
+class _UnstartedFit(Cli):
+    """Stops where a private fit would start."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if config.privacy is None:
+            raise ValueError("privacy is null, so there is nothing to check: set privacy.target_epsilon")
+        _check_before_data(config)
+        _accept_sharing(config)
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        config = self.config_init[self.subcommand]
+        config.trainer.callbacks = [*(config.trainer.callbacks or []), config.privacy]
+        given = config.trainer.logger
+        loggers = [] if given is None or isinstance(given, bool) else given  # else this project's own
+        config.trainer.logger = loggers if isinstance(loggers, list | tuple) else [loggers]
+        check_loggers(list(config.trainer.logger), share_nonprivate=config.run.share_nonprivate)
+        return LightningCLI.instantiate_trainer(self, **options)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing runs."""
+
+
+def _check_before_data(config: Any) -> None:
+    if config.privacy is not None and config.data is not None:
+        _check_data_config(config.data)
+
+
+def _accept_sharing(config: Any) -> None:
+    if config.run.share_nonprivate and config.privacy is not None:  # on whose word is told to the ledger
+        config.privacy.accept = {"logger": "--run.share_nonprivate=true", **(config.privacy.accept or {})}
 
 
 def _check_data_config(config: Any) -> None:

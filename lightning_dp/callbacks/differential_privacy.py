@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
@@ -24,13 +24,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lightning_dp.callbacks.check import Refusals, plain_trainer, without_fit
+from lightning_dp.callbacks.check_report import CheckReport, report_of
 from lightning_dp.callbacks.declared_unit import ASSUMED, check_unit, dataset_name, find_unit
 from lightning_dp.callbacks.followed_batches import FollowedBatches
 from lightning_dp.callbacks.loggers import follow_fit
 from lightning_dp.callbacks.logical_batches import LogicalBatches
 from lightning_dp.callbacks.monitors import stopped_by_hand
 from lightning_dp.callbacks.planned_parameters import PlannedParameters
-from lightning_dp.callbacks.preflight import run_preflight
+from lightning_dp.callbacks.preflight import look, run_preflight
 from lightning_dp.callbacks.private_step import PrivateStep
 from lightning_dp.callbacks.spot_check import SpotCheck
 from lightning_dp.callbacks.trainer_checks import (
@@ -230,42 +232,16 @@ class DifferentialPrivacy(Callback):
         """Check, plan and swap the sampler; nothing private is read yet."""
         if stage != "fit":
             return
-        check_trainer(trainer)
         self._ranks = Ranks()
+        loader, self._plan = self._checked(trainer, pl_module)
         self._out_of_credit = False
         if isinstance(trainer.strategy, PrivateDDP):
             trainer.strategy.accept_callback()
         # A fit is a run of its own, unless a checkpoint, which is loaded after this, says otherwise.
         self._run, self._parent = self._ranks.on_first(lambda: uuid.uuid4().hex), None
-        if not pl_module.automatic_optimization:
-            raise ValueError(
-                f"{type(pl_module).__name__} optimizes manually, so no callback can make its steps private; "
-                "use automatic optimization, and where there are several optimizers, as in a GAN, train each "
-                "one's part in a fit of its own"
-            )
-        source = trainer.fit_loop._data_source
-        loader = source.dataloader()
-        check_loader(loader)
-        assert isinstance(loader, DataLoader)
         follow_fit(trainer, train=loader.dataset, figures=self._figures)
-        check_parameters(pl_module)
-        self._refuse_own_generators(trainer, pl_module, loader)
-        unit = self._unit(trainer, pl_module, loader)
-        check_length(trainer, num_units=unit.num_units, expected_batch_size=self.expected_batch_size)
-        check_distinct(loader)
-        self._plan = self._make_plan(unit, pl_module, num_steps=trainer.max_steps)
         self.__dict__.pop("_facts", None)  # of an earlier fit's plan
-        self._accepted = run_preflight(
-            trainer,
-            pl_module,
-            loader=loader,
-            plan=self._plan,
-            engine=self.clipping_engine,
-            function=self.clipping_function,
-            accept=self.accept,
-            synthetic_items=self.synthetic_items,
-            synthetic_units=self.synthetic_units,
-        )
+        self._accepted = run_preflight(trainer, pl_module, **self._for_preflight(loader, self._plan))
         self._loader = PoissonLoader(
             loader.dataset,
             sampling_rate=self._plan.sampling_rate,
@@ -275,6 +251,100 @@ class DifferentialPrivacy(Callback):
         )
         trainer.fit_loop._data_source = _DataLoaderSource(self._loader, "")
         self._in_fit = True
+
+    def check(
+        self,
+        module: LightningModule,
+        data: LightningDataModule | DataLoader,
+        *,
+        trainer: Trainer | None = None,
+    ) -> CheckReport:
+        """Everything that `setup` checks, without a fit: nothing is charged, written or left behind.
+
+        What a fit checks only later is not part of it: optimizers, and where the weights come from.
+
+        Args:
+            module: of the fit.
+            data: the data module, whose `prepare_data` and `setup("fit")` run, or the train loader.
+            trainer: of the fit, for its settings and the ε at its end; None is a plain one of 1000 steps.
+
+        Raises:
+            RuntimeError: a fit is running.
+        """
+        if self._in_fit:
+            raise RuntimeError(
+                "privacy.check can't look at a fit that is running: call it before trainer.fit"
+            )
+        refused = Refusals()
+        chosen = trainer if trainer is not None else plain_trainer(self)
+        plan, seen = None, None
+        with without_fit(chosen, module, data, beside=(self, self.clipping_engine)):
+            self._ranks = Ranks()
+            with refused.kept():
+                loader, plan = self._checked(chosen, module, attempt=refused.kept)
+                seen = look(chosen, module, **self._for_preflight(loader, plan))
+            return report_of(
+                module,
+                plan=plan,
+                seen=seen,
+                refused=refused.sentences,
+                accept=self.accept,
+                engine=self.clipping_engine,
+                steps_are_given=trainer is not None,
+            )
+
+    def _for_preflight(self, loader: DataLoader, plan: PrivacyPlan) -> dict[str, Any]:
+        return {
+            "loader": loader,
+            "plan": plan,
+            "engine": self.clipping_engine,
+            "function": self.clipping_function,
+            "accept": self.accept,
+            "synthetic_items": self.synthetic_items,
+            "synthetic_units": self.synthetic_units,
+        }
+
+    def _checked(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        *,
+        attempt: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> tuple[DataLoader, PrivacyPlan]:
+        """The train loader and the plan of a fit whose settings are right.
+
+        Args:
+            trainer: with its data.
+            pl_module: of the fit.
+            attempt: around each check that later ones don't build on.
+
+        Raises:
+            ValueError: the first that is wrong, unless `attempt` keeps it.
+        """
+        with attempt():
+            check_trainer(trainer)
+        with attempt():
+            self._refuse_manual_steps(pl_module)
+        loader = trainer.fit_loop._data_source.dataloader()
+        check_loader(loader)
+        assert isinstance(loader, DataLoader)
+        with attempt():
+            check_parameters(pl_module)
+        with attempt():
+            self._refuse_own_generators(trainer, pl_module, loader)
+        unit = self._unit(trainer, pl_module, loader)
+        check_length(trainer, num_units=unit.num_units, expected_batch_size=self.expected_batch_size)
+        with attempt():
+            check_distinct(loader)
+        return loader, self._make_plan(unit, pl_module, num_steps=trainer.max_steps)
+
+    def _refuse_manual_steps(self, pl_module: LightningModule) -> None:
+        if not pl_module.automatic_optimization:
+            raise ValueError(
+                f"{type(pl_module).__name__} optimizes manually, so no callback can make its steps private; "
+                "use automatic optimization, and where there are several optimizers, as in a GAN, train each "
+                "one's part in a fit of its own"
+            )
 
     def _refuse_own_generators(
         self, trainer: Trainer, pl_module: LightningModule, loader: DataLoader

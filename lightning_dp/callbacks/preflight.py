@@ -6,6 +6,7 @@ The step runs on copies of the module, which log nowhere and step nothing; see `
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -37,6 +38,19 @@ from lightning_dp.privacy.preflight import (
 from lightning_dp.privacy.row_losses import mean_loss
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What preflight found.
+
+    Attributes:
+        findings: everything that would break the guarantee, accepted or not.
+        trial: of the step; None where none could be made.
+    """
+
+    findings: list[Finding]
+    trial: Trial | None
+
+
 def run_preflight(
     trainer: Trainer,
     module: LightningModule,
@@ -49,6 +63,40 @@ def run_preflight(
     synthetic_items: Source | None = None,
     synthetic_units: Source | None = None,
 ) -> list[Accepted]:
+    """Refuse a fit whose guarantee something would break; see `look`, which takes the same arguments.
+
+    Returns:
+        The findings that `accept` answers for, to be written into the ledger and the privacy report.
+
+    Raises:
+        ValueError: all other findings, in one message.
+    """
+    seen = look(
+        trainer,
+        module,
+        loader=loader,
+        plan=plan,
+        engine=engine,
+        function=function,
+        accept=accept,
+        synthetic_items=synthetic_items,
+        synthetic_units=synthetic_units,
+    )
+    return settle(seen.findings, accept=accept)
+
+
+def look(
+    trainer: Trainer,
+    module: LightningModule,
+    *,
+    loader: DataLoader,
+    plan: PrivacyPlan,
+    engine: ClippingEngine,
+    function: ClippingFunction,
+    accept: Mapping[str, str],
+    synthetic_items: Source | None = None,
+    synthetic_units: Source | None = None,
+) -> Preflight:
     """Find what would break the guarantee of this fit, without reading a private row.
 
     To be called in a callback's `setup`: Lightning calls it before the module's own `setup` and
@@ -65,13 +113,8 @@ def run_preflight(
         accept: code → reason, for findings that are harmless here.
         synthetic_items: from a number to as many made-up items of the data set.
         synthetic_units: from a number to a collated batch of as many made-up units.
-
-    Returns:
-        The findings that `accept` answers for, to be written into the ledger and the privacy report.
-
-    Raises:
-        ValueError: all other findings, in one message.
     """
+    trial: Trial | None = None
     names: set[str] = set()
     found = _find_in_plan(plan)
     with undisturbed(trainer) as stopped, untouched(module) as written:
@@ -95,9 +138,10 @@ def run_preflight(
                 if units is not None:
                     rows = plan.unit.rows_per_unit * int(getattr(copied, "rows_per_example", 1))
                     step = _step(trainer, copied, original=module, loader=loader, plan=plan)
-                    found += inspect_step(
-                        Trial(step=step, units=units, rows_per_unit=rows, engine=engine, function=function)
+                    trial = Trial(
+                        step=step, units=units, rows_per_unit=rows, engine=engine, function=function
                     )
+                    found += inspect_step(trial)
     found += find_private_monitors(trainer, training_metrics=names, stopped=bool(stopped))
     found += find_outgoing_loggers(trainer)
     found += [
@@ -109,7 +153,7 @@ def run_preflight(
         )
         for name in written
     ]
-    return settle(found, accept=accept)
+    return Preflight(findings=found, trial=trial)
 
 
 def _find_in_plan(plan: PrivacyPlan) -> list[Finding]:

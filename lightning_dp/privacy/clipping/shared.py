@@ -204,7 +204,9 @@ def _follow(tape: Tape, site: Site, func: Any, args: Any, kwargs: Any, others: l
         alone = func(*map_tensors(own_part, _plain(args)), **map_tensors(own_part, _plain(kwargs)))
         if alone.shape != own_part(result).shape:
             raise UnitsMixed(f"{site.operator} can't be run on one unit", place=user_line())
-    tape.sites.note(site, Answer(places, (place,)))
+    shared = [t for t in tensors((args, kwargs)) if isinstance(t, Shared)]
+    computed = {name for t in shared if not isinstance(t.sink(), ParameterSink) for name in t.roots}
+    tape.sites.note(site, Answer(places, (place,)), computed=computed)
     if result.is_floating_point() and not result.requires_grad:
         result = result + tape.anchor
     return result

@@ -5,7 +5,7 @@ same answer, or are told apart by their order.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import final
@@ -82,21 +82,24 @@ class Sites:
         modules: that are run per unit, by path.
         readers: by a module's path, parameters of modules inside that its own forward reads.
         layout: of the batches that were followed, where it is known.
+        computed: by site, parameters that came as something computed from them; engines don't ask.
     """
 
     answers: dict[Site, list[Answer]] = field(default_factory=dict)
     modules: dict[str, PerUnit] = field(default_factory=dict)
     readers: dict[str, set[str]] = field(default_factory=dict)
     layout: BatchLayout | None = None
+    computed: dict[Site, set[str]] = field(default_factory=dict)
     _met: Counter[Site] = field(default_factory=Counter)
 
     def begin(self) -> None:
         """A step begins: uses are counted anew."""
         self._met.clear()
 
-    def note(self, site: Site, answer: Answer) -> None:
+    def note(self, site: Site, answer: Answer, *, computed: Iterable[str] = ()) -> None:
         """One more use of a step that is followed."""
         self.answers.setdefault(site, []).append(answer)
+        self.computed.setdefault(site, set()).update(computed)
 
     def mark(self) -> dict[Site, int]:
         """How much is known, to go back to."""
@@ -129,6 +132,8 @@ class Sites:
                     f"{_shown(answers)}, where another step had them at {_shown(mine)}: give each use a "
                     "module of its own"
                 )
+        for site, names in other.computed.items():
+            self.computed.setdefault(site, set()).update(names)
         before = (dict(self.modules), dict(self.readers))
         self.modules.update(other.modules)
         self.readers.update(other.readers)

@@ -14,7 +14,14 @@ from lightning_dp.privacy.draws import LinedUp
 from lightning_dp.privacy.preflight.broken_units import find_spoilt_batches
 from lightning_dp.privacy.preflight.clipped_sum import find_wrong_sums
 from lightning_dp.privacy.preflight.coupling import find_coupling
-from lightning_dp.privacy.preflight.finding import CODES, Accepted, Finding, check_accept, settle
+from lightning_dp.privacy.preflight.finding import (
+    CODES,
+    Accepted,
+    Finding,
+    answered,
+    check_accept,
+    settle,
+)
 from lightning_dp.privacy.preflight.following import find_unfollowed, learn_layout
 from lightning_dp.privacy.preflight.layers import find_in_layers
 from lightning_dp.privacy.preflight.made_up import MadeUp, MadeUpItems, MadeUpUnits
@@ -38,6 +45,7 @@ __all__ = [
     "StepFailed",
     "TrainingStep",
     "Trial",
+    "answered",
     "check_accept",
     "find_in_layers",
     "inspect_step",

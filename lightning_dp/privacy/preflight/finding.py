@@ -97,9 +97,7 @@ def settle(findings: Iterable[Finding], *, accept: Mapping[str, str]) -> list[Ac
     Raises:
         ValueError: the others, all of them in one message; or `accept` itself is wrong.
     """
-    check_accept(accept)
-    everything = list(dict.fromkeys(findings))
-    left = [one for one in everything if one.code not in accept or not one.can_be_accepted]
+    accepted, left = answered(findings, accept=accept)
     if left:
         lines = [str(finding) for finding in left]
         # A step that fails on made-up units may do so on private ones: better ones are the way out.
@@ -110,4 +108,22 @@ def settle(findings: Iterable[Finding], *, accept: Mapping[str, str]) -> list[Ac
                 "ledger and the privacy report."
             )
         raise ValueError("\n".join(lines))
-    return [Accepted(finding=finding, reason=accept[finding.code]) for finding in everything]
+    return accepted
+
+
+def answered(
+    findings: Iterable[Finding], *, accept: Mapping[str, str]
+) -> tuple[list[Accepted], list[Finding]]:
+    """The findings that `accept` gives a reason for, and the others; each once.
+
+    Raises:
+        ValueError: `accept` itself is wrong.
+    """
+    check_accept(accept)
+    accepted, left = [], []
+    for finding in dict.fromkeys(findings):
+        if finding.code in accept and finding.can_be_accepted:
+            accepted.append(Accepted(finding=finding, reason=accept[finding.code]))
+        else:
+            left.append(finding)
+    return accepted, left
