@@ -151,7 +151,7 @@ def report_of(
     unreached: list[str] = []
     if trial is not None:
         described = describe({name: tuple(p.shape) for name, p in trained.items()}, trial.sites)
-        unreached = [name for name in trained if name not in described and name not in trial.step.reached]
+        unreached = [name for name in trained if name not in described and trial.sites.answers]
     if not isinstance(engine, BookKeeping):
         kind: Cost = "loop" if isinstance(engine, Loop) else "one copy per unit"
         described = {name: [Described(f"the engine {type(engine).__name__}", kind)] for name in described}
