@@ -201,6 +201,7 @@ class DifferentialPrivacy(Callback):
         self._logical: LogicalBatches | None = None
         self._randomness: SecretRandomness | None = None
         self._step: PrivateStep | None = None
+        self._own_source: _DataLoaderSource | None = None
         self._public_fields = frozenset(name for name in vars(self) if not name.startswith("_"))
         self._in_fit = False
 
@@ -249,6 +250,7 @@ class DifferentialPrivacy(Callback):
             reading=Reading.of(loader),
             ranks=self._ranks,
         )
+        self._own_source = trainer.fit_loop._data_source
         trainer.fit_loop._data_source = _DataLoaderSource(self._loader, "")
         self._in_fit = True
 
@@ -701,6 +703,8 @@ class DifferentialPrivacy(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing stays hooked on, whatever happened."""
         self._let_go()
+        if self._own_source is not None:
+            trainer.fit_loop._data_source, self._own_source = self._own_source, None
 
     def _let_go(self) -> None:
         self.clipping_engine.detach()
