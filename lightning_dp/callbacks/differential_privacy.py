@@ -59,7 +59,7 @@ from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.randomness import SecretRandomness
 from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.report import json_ready, write_privacy_report
-from lightning_dp.privacy.sampling import PhysicalBatch, PoissonLoader
+from lightning_dp.privacy.sampling import PoissonLoader
 from lightning_dp.privacy.secure_noise import SecureGaussianNoise, check_margin
 from lightning_dp.privacy.units import PrivacyUnit, UnitName
 from lightning_dp.strategies.private_ddp import PrivateDDP
@@ -506,6 +506,7 @@ class DifferentialPrivacy(Callback):
             pl_module,
             around=self._around_step,
             check=self._check_losses,
+            follow=partial(self._follow, trainer, pl_module),
             learn=partial(self._learn, trainer, pl_module),
         )
 
@@ -521,7 +522,6 @@ class DifferentialPrivacy(Callback):
         self._refuse_a_stop_by_hand(trainer)
         part = self._loader.pending.popleft()
         self._part = part
-        self._follow(trainer, pl_module, batch, part)
         self._logical.begin_part(last=part.last)
         self._parameters.check(trainer, pl_module)
         self._randomness.check("a hook between two steps")
@@ -531,12 +531,12 @@ class DifferentialPrivacy(Callback):
         self._expect()
         self._spot_check.begin(trainer, pl_module, part)
 
-    def _follow(self, trainer: Trainer, module: LightningModule, batch: Any, part: PhysicalBatch) -> None:
+    def _follow(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        """Perhaps follow this batch, once all hooks before its step have run."""
         assert self._charges is not None
         try:
-            if self._followed.look(trainer, module, batch, part):
-                self.clipping_engine.detach()
-                self._attach(module)
+            if self._followed.look(trainer, module, batch, self._part):
+                self._attach_anew(module)
         except RuntimeError:
             self._charges.take()  # that a fit stops says something of the batch
             raise
@@ -551,8 +551,15 @@ class DifferentialPrivacy(Callback):
                 "privacy.physical_batch_size"
             )
         if anew:
-            self.clipping_engine.detach()
-            self._attach(module)
+            self._attach_anew(module)
+        else:
+            self._expect()
+
+    def _attach_anew(self, module: LightningModule) -> None:
+        observer = self.clipping_engine.observe(None)
+        self.clipping_engine.detach()
+        self._attach(module)
+        self.clipping_engine.observe(observer)
         self._expect()
 
     def _expect(self) -> None:

@@ -32,6 +32,7 @@ class PrivateStep:
         module: of the fit; compiled or not.
         around: a context for each call.
         check: told how many losses there are, where there is one a row; raises where they are too few.
+        follow: may follow the batch before its step.
         learn: follows a batch that takes a branch which no followed batch took; the step then runs again.
     """
 
@@ -41,16 +42,19 @@ class PrivateStep:
         *,
         around: Callable[[], AbstractContextManager[Any]],
         check: Callable[[int], None],
+        follow: Callable[[Any], None],
         learn: Callable[[Any], None],
     ) -> None:
         self._module = module
         self._before = module.__dict__.get(_NAME)  # a compiled step lies there
-        self._around, self._check, self._learn = around, check, learn
+        self._around, self._check, self._follow, self._learn = around, check, follow, learn
         # Lightning looks up the signature, and whether the step is the user's own, under __wrapped__.
         functools.update_wrapper(self, getattr(module, _NAME), updated=())
         module.__dict__[_NAME] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        batch = args[0] if args else kwargs["batch"]
+        self._follow(batch)
         states = torch.get_rng_state(), np.random.get_state(), random.getstate()
         with self._around():
             try:
@@ -58,7 +62,7 @@ class PrivateStep:
             except UnknownUse:
                 with generators_put_back(torch.device("cpu"), seed=None):
                     _put(states)
-                    self._learn(args[0] if args else kwargs["batch"])
+                    self._learn(batch)
                 output = self.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
         given = output.get("losses") if isinstance(output, Mapping) else output
         if isinstance(given, Tensor) and given.ndim == 1:

@@ -124,6 +124,7 @@ class SpotCheck:
         self._answered_for = sorted({one.finding.code for one in accepted} & _SAME_FAULTS)
         self._entropy.seed(entropy_bits())
         self._engine, self._spare = engine, copy.deepcopy(engine)
+        self._spare.know(engine.sites)  # which grow as training goes on
         self._function, self._bound = function, max_grad_norm
         self._loader, self._rows_per_unit = loader, rows_per_unit
 

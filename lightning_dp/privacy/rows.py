@@ -108,6 +108,9 @@ _mesh: DeviceMesh | None = None
 def _pretended() -> DeviceMesh:
     global _mesh
     if _mesh is None:
+        # Before DTensor's fake tensors pretend that there is a GPU: autograd would start a thread for it, and
+        # no process could be forked any more that computes gradients.
+        torch.zeros((), requires_grad=True).backward()
         _mesh = DeviceMesh("cpu", list(range(PRETENDED)), _init_backend=False, _rank=0)
     return _mesh
 

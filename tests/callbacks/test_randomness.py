@@ -67,7 +67,7 @@ class NumpyDraws(Draws):
 
 class PythonDraws(Draws):
     def draw(self, x):
-        return torch.tensor([[random.gauss(0, 1) for _ in row] for row in x])
+        return torch.tensor([[random.gauss(0, 1) for _ in range(x.shape[1])] for _ in range(len(x))])
 
 
 @pytest.mark.parametrize("module", [Draws, NumpyDraws, PythonDraws])

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_dp.callbacks import differential_privacy
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.callbacks.followed_batches import FollowedBatches
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.materialised import Materialised
 from lightning_dp.privacy.ledger import Ledger
@@ -27,8 +28,15 @@ STOPPED = "the spot check stopped step"
 
 @pytest.fixture(autouse=True)
 def no_preflight(monkeypatch):
-    """What is planted here must be seen on real batches."""
+    """What is planted here must be seen by the spot check alone."""
     monkeypatch.setattr(differential_privacy, "run_preflight", lambda *_, **__: [])
+    follow = FollowedBatches.__init__
+
+    def answered(self, *args, **options):
+        follow(self, *args, **options)
+        self._answered = True
+
+    monkeypatch.setattr(FollowedBatches, "__init__", answered)
 
 
 def normal(*shape: int) -> Tensor:
@@ -194,14 +202,14 @@ def test_a_unit_of_another_divisor_that_all_units_of_a_small_batch_share(tmp_pat
 
 
 class Mistaken(Materialised):
-    """An engine that finds something else than the rows' gradients for one parameter."""
+    """An engine that finds something else than the units' gradients for one parameter."""
 
     def __init__(self, change, *, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.change, self.shape = change, shape
 
-    def _row_gradients(self, call):
-        found = super()._row_gradients(call)
+    def _unit_gradients(self, call):
+        found = super()._unit_gradients(call)
         return {
             key: self.change(value) if tuple(value.shape[1:]) == self.shape else value
             for key, value in found.items()

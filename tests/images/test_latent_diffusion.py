@@ -24,6 +24,7 @@ from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.loop import Loop
 from lightning_dp.privacy.ledger import LedgerError
+from lightning_dp.privacy.rows import is_followed
 
 
 class Watched(Pixels):
@@ -34,7 +35,8 @@ class Watched(Pixels):
         self.seen: list[bytes] = []
 
     def encode(self, images: Tensor) -> Tensor:
-        self.seen += [image.numpy().tobytes() for image in images]
+        if not is_followed(images):
+            self.seen += [image.numpy().tobytes() for image in images]
         return images / 2
 
     def decode(self, latents: Tensor) -> Tensor:

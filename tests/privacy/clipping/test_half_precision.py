@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from engines import total_norm
+from follow_steps import sites_of
 from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping import uses
@@ -34,6 +35,11 @@ def _clipped(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Norms and sums; the loss's gradient is that of the rows' sum, or as it was once of their mean."""
     attached = engine()
+
+    def losses() -> Tensor:
+        return (model(x).float() - 1).square().flatten(1).mean(dim=1)
+
+    attached.know(sites_of(model, losses, units=len(x)))
     attached.attach(model, function=Flat(), max_grad_norm=bound)
     rows = len(x)
     attached.expect(
