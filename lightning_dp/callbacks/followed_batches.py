@@ -12,10 +12,12 @@ from typing import Any, cast, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
 from lightning_dp.callbacks.preflight import shared_by_copies, silent, undisturbed
 from lightning_dp.callbacks.trial_batches import moved, output_of
 from lightning_dp.privacy.batch_layout import BatchLayout, NoLayout
+from lightning_dp.privacy.batch_trees import change
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.following import Followed
 from lightning_dp.privacy.clipping.sites import Sites, UnknownUse
@@ -28,7 +30,12 @@ from lightning_dp.privacy.spot_check.rerun import snapshot
 
 _EXAMPLES = (1, 2, 3)
 _ONE_IN = 1000
+_HALF = (torch.bfloat16, torch.float16)
 _ANSWERS = frozenset({"coupling", "clipping", "remembers", "batch-norm", "not-a-mean", "not-finite"})
+
+
+def _in_full(leaf: Any) -> Any:
+    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in _HALF else leaf
 
 
 @final
@@ -100,13 +107,14 @@ class FollowedBatches:
     ) -> Sites:
         shared = shared_by_copies(trainer, module, cast(Any, self._loader))
         again = cast(LightningModule, silent(snapshot(module, keep=shared, with_weights=True)).cpu())
-        if any(p.dtype in (torch.bfloat16, torch.float16) for p in again.parameters()):
+        if any(p.dtype in _HALF for p in again.parameters()):
             again.float()
+            batch = change(batch, _in_full)
         again.trainer = trainer
         unit = self._first_unit(trainer, again, copy.deepcopy(batch), part)
         followed = Followed(again)
         try:
-            with torch.compiler.set_stance("force_eager"):
+            with torch.compiler.set_stance("force_eager"), self._engine.aside():
                 followed.step(
                     lambda: mean_loss(output_of(trainer, again, unit)), mixing=self._answered, seed=seed
                 )

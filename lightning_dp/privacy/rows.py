@@ -316,12 +316,18 @@ class _Rules(TorchDispatchMode):
 
 def _as_if_apart(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What an operator that mixes units gives for the first alone, with units where operands have them."""
-    places = [units_of(one) for one in args if isinstance(one, Tensor) and not is_total(one)]
-    place = next((one for one in places if one is not None), None)
-    found = func(
-        *(own_part(one) if isinstance(one, Tensor) else one for one in args),
-        **{name: own_part(one) if isinstance(one, Tensor) else one for name, one in kwargs.items()},
-    )
+    apart = [one for one in args if isinstance(one, Tensor) and not is_total(one)]
+    units = [(one, place) for one in apart if (place := units_of(one)) is not None]
+    place = units[0][1] if units else None
+    try:
+        found = func(
+            *(own_part(one) if isinstance(one, Tensor) else one for one in args),
+            **{name: own_part(one) if isinstance(one, Tensor) else one for name, one in kwargs.items()},
+        )
+    except (IndexError, RuntimeError):  # an index of other units
+        if not units:
+            raise
+        return units[0][0].clone()
     if not isinstance(found, Tensor) or place is None or found.ndim <= place.dim:
         return found
     return like(found, place)

@@ -9,6 +9,8 @@ Scope: gradients only. Noise, sampling and accounting live beside this folder an
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -46,6 +48,11 @@ class ClippingEngine(ABC):
         A use that no followed step showed raises UnknownUse in the forward.
         """
         self._sites = sites
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Calls made inside, of copies of the module too, are no part of the announced batch."""
+        yield
 
     @abstractmethod
     def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:
