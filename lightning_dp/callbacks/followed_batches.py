@@ -88,9 +88,15 @@ class FollowedBatches:
         try:
             with undisturbed(trainer, seed=seed):
                 return self._engine.sites.join(self._followed(trainer, module, batch, part, seed=seed))
-        except (UnitsMixed, UnknownUse, NoLayout) as error:
+        except Exception as error:
             if self._answered:
                 return False
+            if not isinstance(error, UnitsMixed | UnknownUse | NoLayout):
+                raise RuntimeError(
+                    "training_step can't be followed from a real batch to its loss "
+                    f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); nothing of this step "
+                    "left. Put that part of it into a module of its own, which is then run unit by unit"
+                ) from error
             raise RuntimeError(
                 f"units of a real batch can't be told apart: {error}; nothing of this step left. Compute "
                 "every row from itself alone, and return one loss a row"
