@@ -85,7 +85,7 @@ class BatchLayout:
                 return leaf.detach().cpu().clone() if isinstance(leaf, Tensor) else leaf
             if length(leaf) != each * num_units:
                 raise NoLayout(
-                    f"a part of the batch has {length(leaf)} entries where {num_units} units of {each} make "
+                    f"a part of the batch has {length(leaf)} rows where {num_units} units of {each} make "
                     f"{each * num_units}"
                 )
             own = leaf[:each]

@@ -52,7 +52,8 @@ class Draws(Regression):
 def released(tmp_path, module=Draws, *, data=None, **options) -> torch.Tensor:
     """The first clipped sum of a fit with a published seed, with every unit in the batch."""
     seed_everything(7, verbose=False)
-    privacy = private(expected_batch_size=N, max_grad_norm=0.3, **options)
+    # Numpy's and Python's draws can't be repeated for one unit, of which the spot check would warn.
+    privacy = private(expected_batch_size=N, max_grad_norm=0.3, **{"spot_check": 0, **options})
     privacy._noise = witness = NoNoise()
     built = module()
     trainer = make_trainer(tmp_path, steps=1, privacy=privacy)

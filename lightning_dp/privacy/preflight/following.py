@@ -34,6 +34,7 @@ def find_unfollowed(trial: Trial) -> list[Finding]:
     except NoLayout as error:
         return [_finding("unchecked", "the batch", f"can't be cut into units: {error}", "see there")]
     batch = layout.first(collated(trial.units.pick([0])), num_units=1)
+    start = trial.step.moments[0]
     for moment in trial.step.moments:
         with trial.step.at(moment):
             try:
@@ -51,11 +52,15 @@ def find_unfollowed(trial: Trial) -> list[Finding]:
                     )
                 ]
             except RuntimeError as error:
+                if moment is not start:
+                    continue
                 place, problem, fix = explained(
                     trial.step.module, str(error), engine=type(trial.engine).__name__
                 )
                 return [_finding("clipping", place, problem, fix)]
             except Exception as error:
+                if moment is not start:
+                    continue  # what hooks of earlier steps leave on the module is not there in a trial
                 return [
                     _finding(
                         "clipping",
