@@ -59,7 +59,7 @@ from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.randomness import SecretRandomness
 from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.report import json_ready, write_privacy_report
-from lightning_dp.privacy.sampling import PoissonLoader
+from lightning_dp.privacy.sampling import PhysicalBatch, PoissonLoader
 from lightning_dp.privacy.secure_noise import SecureGaussianNoise, check_margin
 from lightning_dp.privacy.units import PrivacyUnit, UnitName
 from lightning_dp.strategies.private_ddp import PrivateDDP
@@ -202,6 +202,7 @@ class DifferentialPrivacy(Callback):
         self._randomness: SecretRandomness | None = None
         self._step: PrivateStep | None = None
         self._own_source: _DataLoaderSource | None = None
+        self._part: PhysicalBatch | None = None
         self._public_fields = frozenset(name for name in vars(self) if not name.startswith("_"))
         self._in_fit = False
 
@@ -534,6 +535,8 @@ class DifferentialPrivacy(Callback):
     def _follow(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """Perhaps follow this batch, once all hooks before its step have run."""
         assert self._charges is not None
+        if self._part is None:
+            return  # somebody else looks at the step, before its batch begins
         try:
             if self._followed.look(trainer, module, batch, self._part):
                 self._attach_anew(module)
@@ -543,6 +546,7 @@ class DifferentialPrivacy(Callback):
 
     def _learn(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """This batch takes a branch that none took before which was followed."""
+        assert self._part is not None
         anew = self._followed.follow(trainer, module, batch, self._part, seed=None)
         if anew and self.clipping_engine.pending:
             raise RuntimeError(
@@ -624,6 +628,7 @@ class DifferentialPrivacy(Callback):
         self._randomness.check("training_step or its backward")
         self._refuse_a_stop_by_hand(trainer)
         norms = self.clipping_engine.collect()
+        self._part = None
         self._spot_check.look(trainer, pl_module, norms)
         real = norms[self._weights.to(norms.device) > 0]
         finite = real[real.isfinite()]

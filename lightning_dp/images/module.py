@@ -33,6 +33,7 @@ from lightning_dp.images.pretrained import PretrainedNet
 from lightning_dp.images.sample_grid import SampleGrid
 from lightning_dp.nets.image_net import ImageNet
 from lightning_dp.privacy.preparation import Preparation
+from lightning_dp.privacy.rows import pieces
 from lightning_dp.privacy.units import PrivacyUnit
 
 
@@ -184,7 +185,7 @@ class LatentDiffusion(LightningModule):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Latents of every variant of each image: (B, C, S, S) in [−1, 1] to (B, V, c, s, s)."""
-        parts = images.split(self.max_sampling_rows)
+        parts = pieces(images, self.max_sampling_rows)
         return torch.cat([torch.stack(self._encode_variants(part), dim=1) for part in parts])
 
     def _encode_variants(self, images: Tensor) -> list[Tensor]:

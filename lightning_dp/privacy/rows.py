@@ -221,6 +221,11 @@ def any_unit(mask: Tensor) -> Tensor:
     return mask.any(dim=0).nonzero().flatten()
 
 
+def pieces(rows: Tensor, size: int) -> list[Tensor]:
+    """(R, …) in pieces of at most `size` rows, for what is computed piece by piece to save memory."""
+    return [rows] if is_followed(rows) else list(rows.split(size))
+
+
 class _Reads(TorchFunctionMode):
     """Python may not read a number that came from several units."""
 

@@ -67,12 +67,10 @@ def _with_parameters(layers: set[str]) -> set[str]:
 
 def _losses(net: nn.Module, x: Tensor) -> Tensor:
     """(rows,), a function of its own row each."""
-    rows = len(x)
-    target = torch.zeros(rows, 12, 2, dtype=torch.bool)
-    target[:, 8:] = True
+    target = (torch.arange(12) >= 8)[:, None].expand_as(x) & (x == x)
     out = net(
         x,
-        torch.arange(rows) * 3,
+        (x[:, 0, 0] * 10).long() % 100,
         context=x.cos(),
         visible=(~target).float(),
         target=target,
