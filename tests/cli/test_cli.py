@@ -150,7 +150,6 @@ def test_report_compares_runs(finished, capsys):
         (["--privacy.delta=1"], "delta must be"),
         (["--privacy.max_grad_norms=1"], "max_grad_norms"),
         (["--privacy.expected_batch_size=1000000"], "between 1 and the"),
-        (["--trainer.gradient_clip_val=1"], "gradient_clip_val"),
         (["--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches"),
         (["--trainer.max_steps=-1"], "max_steps"),
         (["--trainer.max_step=3"], "max_step"),
