@@ -322,6 +322,7 @@ def undisturbed(trainer: Trainer, *, seed: int | None = 0) -> Iterator[list[str]
     trainer.loggers, loaders = [DummyLogger()], loop._combined_loader
     trainer.save_checkpoint = nowhere  # type: ignore[method-assign]
     stopped: list[str] = []
+    accumulated = trainer.accumulate_grad_batches
     settings = [
         (group, {name: value for name, value in group.items() if name != "params"})
         for optimizer in trainer.optimizers
@@ -332,6 +333,7 @@ def undisturbed(trainer: Trainer, *, seed: int | None = 0) -> Iterator[list[str]
             yield stopped
     finally:
         del trainer.save_checkpoint
+        trainer.accumulate_grad_batches = accumulated
         for group, before in settings:
             group.update(before)
         if trainer.should_stop and not should_stop:
