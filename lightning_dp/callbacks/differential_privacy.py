@@ -7,8 +7,8 @@ sums; `on_before_optimizer_step` has the step covered by the ledger, adds noise 
 
 import logging
 import uuid
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from numbers import Integral
@@ -534,20 +534,27 @@ class DifferentialPrivacy(Callback):
 
     def _follow(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """Perhaps follow this batch, once all hooks before its step have run."""
-        assert self._charges is not None
         if self._part is None:
             return  # somebody else looks at the step, before its batch begins
-        try:
+        with self._paid_if_it_stops():
             if self._followed.look(trainer, module, batch, self._part):
                 self._attach_anew(module)
+
+    @contextmanager
+    def _paid_if_it_stops(self) -> Iterator[None]:
+        """Charge the step of a batch whose following stops the fit, as that says something of the batch."""
+        assert self._charges is not None
+        try:
+            yield
         except RuntimeError:
-            self._charges.take()  # that a fit stops says something of the batch
+            self._charges.take()
             raise
 
     def _learn(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """This batch takes a branch that none took before which was followed."""
         assert self._part is not None
-        anew = self._followed.follow(trainer, module, batch, self._part, seed=None)
+        with self._paid_if_it_stops():
+            anew = self._followed.follow(trainer, module, batch, self._part, seed=None)
         if anew and self.clipping_engine.pending:
             raise RuntimeError(
                 "a later part of a logical batch takes a branch of training_step that no batch took before; "

@@ -91,6 +91,8 @@ class FollowedBatches:
         except Exception as error:
             if self._answered:
                 return False
+            if not isinstance(error, RuntimeError | UnitsMixed | NoLayout):
+                raise  # the step's own, which it would raise without this too
             if not isinstance(error, UnitsMixed | UnknownUse | NoLayout):
                 raise RuntimeError(
                     "training_step can't be followed from a real batch to its loss "
