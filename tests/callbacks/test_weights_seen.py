@@ -181,8 +181,8 @@ def test_a_resume_counts_its_own_run_once_and_earlier_ones_as_well(tmp_path):
         def on_train_batch_end(self, *_):
             self.trainer.should_stop = True
 
-    module = Stops()
-    fit(tmp_path / "one", module, accept={"private-monitor": "it stops after a step whatever the data"})
+    stops = {"private-monitor": "it stops after a step whatever the data"}
+    fit(tmp_path / "one", Stops(), accept=stops)
     again = Regression()
     report = fit(tmp_path / "one", again, ckpt_path=tmp_path / "one" / "last.ckpt")
     assert report["epsilon_spent"] == pytest.approx(Ledger().epsilon("meters", unit="record"), rel=1e-6)
@@ -190,7 +190,7 @@ def test_a_resume_counts_its_own_run_once_and_earlier_ones_as_well(tmp_path):
     assert {origin.run for origin in seen_by(again)} == {report["run"]}
     half = Stops()
     half.load_state_dict(again.state_dict())
-    fit(tmp_path / "two", half)
+    fit(tmp_path / "two", half, accept=stops)
     report = fit(tmp_path / "two", Regression(), ckpt_path=tmp_path / "two" / "last.ckpt")
     assert report["epsilon_spent"] == pytest.approx(Ledger().epsilon("meters", unit="record"), rel=1e-6)
     assert len(report["weights_seen"]) == 1

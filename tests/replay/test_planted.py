@@ -295,11 +295,9 @@ def test_p17_a_private_scalar_without_the_prefix(tmp_path):
 class FollowsTheLoss(Line):
     """A schedule of its own, fed by the training loss, which no check of the trainer knows."""
 
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
+    def on_train_batch_end(self, outputs, batch, batch_idx):
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = 0.05 / (1 + float(loss.detach()))
-        return loss
+            group["lr"] = 0.05 / (1 + float(outputs["loss"]))
 
 
 def test_p17_a_learning_rate_fed_by_the_loss(tmp_path):

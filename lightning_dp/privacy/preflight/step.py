@@ -329,7 +329,7 @@ def _usual(parameter: Tensor) -> float:
 
 
 def _gates(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Parameters that are next to zero, with their values."""
-    trainable = [p for p in module.parameters() if p.requires_grad and p.is_floating_point() and p.numel()]
+    """Parameters that are next to zero, with their values; frozen ones hide what lies behind them as well."""
+    parameters = [p for p in module.parameters() if p.is_floating_point() and p.numel()]
     with torch.no_grad():
-        return [(p, p.clone()) for p in trainable if float(p.square().mean()) < (_CLOSED * _usual(p)) ** 2]
+        return [(p, p.clone()) for p in parameters if float(p.square().mean()) < (_CLOSED * _usual(p)) ** 2]
