@@ -506,6 +506,7 @@ class DifferentialPrivacy(Callback):
         self._step = PrivateStep(
             pl_module,
             around=self._around_step,
+            inside=self.clipping_engine.stepping,
             check=self._check_losses,
             follow=partial(self._follow, trainer, pl_module),
             learn=partial(self._learn, trainer, pl_module),

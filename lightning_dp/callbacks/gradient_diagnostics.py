@@ -202,7 +202,7 @@ class GradientDiagnostics(Callback):
         try:
             engine.observe(seen.append)
             engine.expect(unit_weights=torch.ones(units), rows_per_unit=self._rows_per_unit)
-            with _same_draws(module):
+            with _same_draws(module), engine.stepping():
                 _loss(trainer, module, batch, batch_idx).backward()
             engine.collect()
             clipped = engine.take()

@@ -3,7 +3,6 @@
 The step runs on copies of the module, which log nowhere and step nothing; see `privacy.preflight`.
 """
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_dp.callbacks.loggers import find_outgoing_loggers
@@ -35,6 +34,7 @@ from lightning_dp.privacy.preflight import (
     inspect_step,
     settle,
 )
+from lightning_dp.privacy.preflight.step import copied as copy_of
 from lightning_dp.privacy.row_losses import mean_loss
 
 
@@ -220,13 +220,8 @@ def _at(trainer: Trainer, *, step: int, epoch: int) -> Iterator[None]:
 
 
 def shared_by_copies(trainer: Trainer, module: LightningModule, loader: DataLoader) -> tuple[Any, ...]:
-    """What a module may refer to and copies must not copy: above all the data.
-
-    A partial that a configuration made, such as an optimizer to be, can refer to the whole configuration.
-    """
+    """What a module may refer to and copies must not copy: above all the data."""
     datamodule, callbacks = trainer.datamodule, trainer.callbacks  # type: ignore[attr-defined]
-    own = [value for child in module.modules() for value in vars(child).values()]
-    made = [value for value in own if isinstance(value, partial) and not _refers_to_a_module(value)]
     everything = (
         trainer,
         datamodule,
@@ -235,21 +230,15 @@ def shared_by_copies(trainer: Trainer, module: LightningModule, loader: DataLoad
         module._compiler_ctx,
         *callbacks,
         *trainer.loggers,
-        *made,
     )
     return tuple(one for one in everything if one is not None)
-
-
-def _refers_to_a_module(made: partial) -> bool:
-    given = (getattr(made.func, "__self__", None), *made.args, *made.keywords.values())
-    return any(isinstance(one, nn.Module | Tensor) for one in given)
 
 
 def _copy(
     trainer: Trainer, module: LightningModule, *, loader: DataLoader, names: set[str]
 ) -> LightningModule:
     """A copy that is set up as Lightning would, and logs nowhere; `names` gets the names that it logs."""
-    copied = copy.deepcopy(module, {id(one): one for one in shared_by_copies(trainer, module, loader)})
+    copied = copy_of(module, keep=shared_by_copies(trainer, module, loader), with_weights=True)
     if copied._compiler_ctx is not None:  # a compiled step is bound to the original
         for name in ("forward", "training_step"):
             copied.__dict__.pop(name, None)
@@ -304,7 +293,7 @@ def _loss(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     """What Lightning does with a batch up to the loss, for a copy of the module."""
     module.trainer = trainer
     # There are none yet; a step may look up its learning rate.
-    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.0)
+    optimizer = torch.optim.SGD([torch.zeros((), requires_grad=True)], lr=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     module.optimizers = lambda *_, **__: optimizer  # type: ignore[method-assign, assignment]
     module.lr_schedulers = lambda *_: schedule  # type: ignore[method-assign]

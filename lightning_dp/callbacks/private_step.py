@@ -31,6 +31,7 @@ class PrivateStep:
     Args:
         module: of the fit; compiled or not.
         around: a context for each call.
+        inside: a context for the module's own step in it.
         check: told how many losses there are, where there is one a row; raises where they are too few.
         follow: may follow the batch before its step.
         learn: follows a batch that takes a branch which no followed batch took; the step then runs again.
@@ -41,13 +42,15 @@ class PrivateStep:
         module: LightningModule,
         *,
         around: Callable[[], AbstractContextManager[Any]],
+        inside: Callable[[], AbstractContextManager[None]],
         check: Callable[[int], None],
         follow: Callable[[Any], None],
         learn: Callable[[Any], None],
     ) -> None:
         self._module = module
         self._before = module.__dict__.get(_NAME)  # a compiled step lies there
-        self._around, self._check, self._follow, self._learn = around, check, follow, learn
+        self._around, self._inside = around, inside
+        self._check, self._follow, self._learn = check, follow, learn
         # Lightning looks up the signature, and whether the step is the user's own, under __wrapped__.
         functools.update_wrapper(self, getattr(module, _NAME), updated=())
         module.__dict__[_NAME] = self
@@ -58,16 +61,20 @@ class PrivateStep:
         states = torch.get_rng_state(), np.random.get_state(), random.getstate()
         with self._around():
             try:
-                output = self.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
+                output = self._own(*args, **kwargs)
             except UnknownUse:
                 with generators_put_back(torch.device("cpu"), seed=None):
                     _put(states)
                     self._learn(batch)
-                output = self.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
+                output = self._own(*args, **kwargs)
         given = output.get("losses") if isinstance(output, Mapping) else output
         if isinstance(given, Tensor) and given.ndim == 1:
             self._check(len(given))
         return _with_mean(output)
+
+    def _own(self, *args: Any, **kwargs: Any) -> Any:
+        with self._inside():
+            return self.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _StepOfCopy(memo.get(id(self._module), self._module))

@@ -55,7 +55,7 @@ def test_a_user_is_one_unit(tmp_path):
 
 def test_two_ranks(tmp_path):
     """The first one scores, once; both train what it chose."""
-    found = held(of_images(tmp_path, GradNorm(max_norm=0.1), neighbours=[REMOVED], ranks=2))
+    found = held(of_images(tmp_path, GradNorm(max_norm=0.05), neighbours=[REMOVED], ranks=2))
     assert 0.9 < found.moved["one removed"] <= 1 + 1e-6
 
 
@@ -100,6 +100,6 @@ def test_scores_that_each_of_two_ranks_adds_are_caught(tmp_path, monkeypatch):
     """Planted: the published code's defect, selection repeated on each device and the noise not."""
     own = SaliencyLoRA.norms
     monkeypatch.setattr(SaliencyLoRA, "norms", lambda *of, **more: torch.cat(2 * [own(*of, **more)]))
-    found = of_images(tmp_path, GradNorm(max_norm=0.1), neighbours=[REMOVED])
+    found = of_images(tmp_path, GradNorm(max_norm=0.05), neighbours=[REMOVED])
     assert "sensitivity" in found.kinds
     assert found.moved["one removed"] > 1.9

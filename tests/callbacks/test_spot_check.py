@@ -294,6 +294,18 @@ class FoldsRows(Module):
         return super().losses(x.repeat_interleave(2, dim=0) + noise, y.repeat_interleave(2))
 
 
+class Scaled(Module):
+    """Uses parameters in the step itself, one of them a child's."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.log_variance = nn.Parameter(torch.ones(4)), nn.Parameter(torch.zeros(()))
+
+    def losses(self, x, y):
+        found = super().losses(x * self.scale, y) + F.linear(x, self.net[0].weight).square().mean(dim=1)
+        return found * torch.exp(-self.log_variance) + self.log_variance
+
+
 class Counts(Module):
     """Has state that every step moves on."""
 
@@ -379,6 +391,9 @@ UNEQUAL = Items(lambda index: (X[index].repeat(3 + index % 2, 1), Y[index]))
         (Draws, RECORDS, {}, {}),
         (OddDraws, RECORDS, {}, {}),
         (Counts, RECORDS, {}, {}),
+        (Scaled, RECORDS, {}, {}),
+        (Scaled, RECORDS, {"physical_batch_size": 5}, {}),
+        (Scaled, RECORDS, {}, {"precision": "bf16-mixed"}),
         (FoldsRows, Data(ROWS3, collate_fn=three_rows, rows_per_unit=3), {}, {}),
         (Padded, Data(RAGGED, collate_fn=padded), {}, {}),
         (Module, Items(flipped), {"expected_batch_size": 3}, {}),

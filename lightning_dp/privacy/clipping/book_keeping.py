@@ -11,7 +11,8 @@ torch.compile: layers with trainable parameters run eagerly between compiled pie
 checkpointing: both kinds work.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer
 from lightning_dp.privacy.clipping.patching import Patches
 from lightning_dp.privacy.clipping.shared import Shared
-from lightning_dp.privacy.clipping.sites import Site
+from lightning_dp.privacy.clipping.sites import THE_STEP, Site
 from lightning_dp.privacy.clipping.swapped import Held, held_by, is_transposed_linear, read_by, shared_views
 from lightning_dp.privacy.clipping.tape import ParameterSink, Sink, Tape, TransposedSink
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
@@ -45,6 +46,7 @@ class BookKeeping(ClippingEngine):
     def __init__(self) -> None:
         self._tape: Tape | None = None
         self._patches = Patches()
+        self._outside: list[Held] = []
 
     def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:
         if self._tape is not None:
@@ -59,6 +61,7 @@ class BookKeeping(ClippingEngine):
                         f"{way_out}, or freeze it (requires_grad=False)."
                     )
         tape = Tape(sums, sites=self.sites)
+        self._outside = read_by(module, sums.names, more=self.sites.readers.get(THE_STEP, ()))
         if any(
             isinstance(m, torch._dynamo.OptimizedModule) or m._compiled_call_impl for m in module.modules()
         ):
@@ -78,6 +81,12 @@ class BookKeeping(ClippingEngine):
         if self._tape is None:
             raise RuntimeError("This engine is not attached: call attach() first.")
         return self._tape
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        tape = self._attached()
+        with shared_views(self._outside if tape.listening else [], tape):
+            yield
 
     def expect(self, *, unit_weights: Tensor, rows_per_unit: int, loss_scale: float = 1.0) -> None:
         tape = self._attached()
@@ -127,6 +136,7 @@ class BookKeeping(ClippingEngine):
 
     def detach(self) -> None:
         self._patches.undo()
+        self._outside = []
         self._tape = None
 
 

@@ -27,7 +27,9 @@ class ClippingEngine(ABC):
         engine.know(sites)                                          # of a followed step
         engine.attach(module, function=Flat(), max_grad_norm=1.0)   # once
         engine.expect(unit_weights=w, rows_per_unit=k)              # before each physical batch
-        loss = ...; loss.backward()                                 # the caller's ordinary code
+        with engine.stepping():
+            loss = ...                                              # the caller's ordinary code
+        loss.backward()
         norms = engine.collect()                                    # after each backward
         sums = engine.take()                                        # once per logical batch
         engine.detach()                                             # once
@@ -48,6 +50,14 @@ class ClippingEngine(ABC):
         A use that no followed step showed raises UnknownUse in the forward.
         """
         self._sites = sites
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Code inside may use trainable parameters outside of all forwards, as a `training_step` does.
+
+        An engine that does not follow such uses refuses them in `collect`.
+        """
+        yield
 
     @contextmanager
     def aside(self) -> Iterator[None]:

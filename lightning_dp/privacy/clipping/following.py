@@ -17,7 +17,7 @@ from lightning_dp.privacy import rows
 from lightning_dp.privacy.clipping.alone import Call, over_units
 from lightning_dp.privacy.clipping.patching import Patches
 from lightning_dp.privacy.clipping.shared import Shared
-from lightning_dp.privacy.clipping.sites import Answer, PerUnit, Site, Sites, Total
+from lightning_dp.privacy.clipping.sites import THE_STEP, Answer, PerUnit, Site, Sites, Total
 from lightning_dp.privacy.clipping.swapped import (
     held_by,
     is_transposed_linear,
@@ -102,12 +102,14 @@ class Followed:
         self, loss: Callable[[], Any], *, reads: rows.Reads, mixing: bool = False, seed: int | None
     ) -> tuple[Tensor | None, set[str]]:
         """The first unit's loss, and the parameters that were read behind all forwards."""
+        outside = read_by(self._module, self._names, more=self.sites.readers.get(THE_STEP, ()))
         with (
             generators_put_back(torch.device("cpu"), seed=seed),
             torch.enable_grad(),
             rows.following(reads=reads, mixing=mixing),
         ):
-            found = loss()
+            with shared_views(outside, self._tape):
+                found = loss()
             if isinstance(found, Tensor):
                 rows.check_loss(found)
             nodes = _graph(found) if isinstance(found, Tensor) else []
@@ -118,17 +120,17 @@ class Followed:
         return (rows.own_part(found).detach() if isinstance(found, Tensor) else None), strays
 
     def _read_further_out(self, name: str) -> None:
-        """A forward reads a parameter of a module that it does not call: try the next module around."""
+        """A forward reads a parameter of a module that it does not call: try the next code around."""
         readers = self.sites.readers
-        now = [path for path, names in readers.items() if name in names] or [name.rpartition(".")[0]]
-        path = min(now, key=len)
-        if not path:
+        now = [path for path, names in readers.items() if name in names]
+        if THE_STEP in now:
             raise RuntimeError(
-                f"the loss depends on {name} in a way that no forward shows. A parameter must be used inside "
-                "the forward of the module that owns it: move it into a submodule that is called, or freeze "
-                "it (requires_grad=False)"
+                f"the loss depends on {name} in a way that no operator shows. A parameter must be "
+                "read as an attribute of its module, within the step: move what else reads it into the "
+                "forward of a submodule that is called, or freeze it (requires_grad=False)"
             )
-        readers.setdefault(path.rpartition(".")[0], set()).add(name)
+        path = min([*now, name.rpartition(".")[0]], key=len)
+        readers.setdefault(path.rpartition(".")[0] if path else THE_STEP, set()).add(name)
 
     def close(self) -> None:
         """Leave the module as it was found."""

@@ -117,7 +117,7 @@ class Materialised(ClippingEngine):
             self._replaying = False
         sums.refuse_strays(set(per_unit), engine="Materialised")
         squares = {
-            name: torch.linalg.vector_norm(grads.flatten(1), dim=1, dtype=torch.float64).square()
+            name: torch.linalg.vector_norm(grads.reshape(sums.units, -1), dim=1, dtype=torch.float64).square()
             for name, grads in per_unit.items()
         }
         norms, coefficients = sums.decide(squares)

@@ -186,8 +186,9 @@ def _follow(tape: Tape, site: Site, func: Any, args: Any, kwargs: Any, others: l
     """Note where this use has units; its result is followed."""
     if any(is_total(t) for t in others):
         raise UnitsMixed(
-            f"{site.operator} brings {', '.join(site.parameters)} together with a sum over units (a penalty "
-            "on weights belongs into the optimizer: weight_decay)",
+            f"{site.operator} brings {', '.join(site.parameters)} together with a sum over units (use it on "
+            "the losses of rows, before their mean; a penalty on weights belongs into the optimizer: "
+            "weight_decay)",
             place=user_line(),
         )
     places = tuple(units_of(t) for t in others)

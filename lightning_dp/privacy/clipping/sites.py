@@ -15,6 +15,9 @@ from lightning_dp.privacy.rows import UnitDim
 
 Places = tuple[UnitDim | None, ...]
 
+THE_STEP = "(the step)"
+"""Stands among paths for code outside of all forwards; no module's path has such a name."""
+
 
 class Total(Enum):
     """An output of a module that has no units any more."""
@@ -80,7 +83,7 @@ class Sites:
     Attributes:
         answers: by site.
         modules: that are run per unit, by path.
-        readers: by a module's path, parameters of modules inside that its own forward reads.
+        readers: by a module's path or THE_STEP, parameters of modules inside that its own code reads.
         layout: of the batches that were followed, where it is known.
         computed: by site, parameters that came as something computed from them; engines don't ask.
     """

@@ -188,9 +188,9 @@ class UnitSums:
         strays = [n for n, p in self.parameters.items() if p.grad is not None and n not in seen]
         if strays:
             raise RuntimeError(
-                f"{engine} saw no per-row use of {', '.join(strays)}, yet the loss depends on it. A "
-                "parameter must be used inside the forward of the module that owns it: move it into a "
-                "submodule that is called, or freeze it (requires_grad=False)."
+                f"{engine} saw no per-row use of {', '.join(strays)}, yet the loss depends on it. Use "
+                "BookKeeping, which sees more uses than other engines; else move what reads it into the "
+                "forward of a submodule that is called, or freeze it (requires_grad=False)."
             )
 
     def take(self) -> dict[str, Tensor]:

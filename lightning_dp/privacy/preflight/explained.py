@@ -11,8 +11,8 @@ _MEANINGS = (
     (
         "saw no per-row use of",
         None,
-        "use a parameter inside the forward of the module that owns it, and write a penalty on weights as "
-        "the optimizer's weight_decay",
+        "use BookKeeping, which sees more uses than other engines, and write a penalty on weights as the "
+        "optimizer's weight_decay",
     ),
     (
         "PackedSequence",

@@ -11,7 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, final
+from functools import partial
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from lightning_dp.privacy.clipping.sites import Sites
 from lightning_dp.privacy.draws import Draws, generators_put_back
 from lightning_dp.privacy.preflight.gradient import Gradient
 from lightning_dp.privacy.preflight.made_up import Uncollated
+
+M = TypeVar("M", bound=nn.Module)
 
 _CLOSED = 1e-2
 _TAKES = 2
@@ -276,7 +279,9 @@ class TrainingStep:
         try:
             with self.running(draws):
                 engine.expect(unit_weights=torch.ones(num_units), rows_per_unit=rows_per_unit)
-                self.loss(module, batch).backward()
+                with engine.stepping():
+                    loss = self.loss(module, batch)
+                loss.backward()
                 engine.collect()
                 return Gradient(engine.take())
         finally:
@@ -284,10 +289,16 @@ class TrainingStep:
             _forget_gradients(module)
 
 
-def copied(module: nn.Module, *, keep: Sequence[Any] = (), with_weights: bool = False) -> nn.Module:
-    """A copy of `module` that shares what is in `keep`, and its weights unless `with_weights`."""
+def copied(module: M, *, keep: Sequence[Any] = (), with_weights: bool = False) -> M:
+    """A copy of `module` that shares what is in `keep`, and its weights unless `with_weights`.
+
+    A partial that a configuration made, such as an optimizer to be, is shared as well: it can refer to the
+    whole configuration, and so to the trainer and its data.
+    """
     shared = () if with_weights else tuple(module.parameters())
-    known: dict[int, Any] = {id(one): one for one in (*keep, *shared)}
+    own = [value for child in module.modules() for value in vars(child).values()]
+    made = [value for value in own if isinstance(value, partial) and not _refers_to_a_module(value)]
+    known: dict[int, Any] = {id(one): one for one in (*keep, *shared, *made)}
     for child in module.modules():
         # A module has a dozen empty tables, which take longer to copy than all the rest.
         for table in vars(child).values():
@@ -296,6 +307,11 @@ def copied(module: nn.Module, *, keep: Sequence[Any] = (), with_weights: bool = 
         if not with_weights:
             known[id(child._parameters)] = dict(child._parameters)
     return copy.deepcopy(module, known)
+
+
+def _refers_to_a_module(made: partial) -> bool:
+    given = (getattr(made.func, "__self__", None), *made.args, *made.keywords.values())
+    return any(isinstance(one, nn.Module | Tensor) for one in given)
 
 
 def collated(batch: Any) -> Any:

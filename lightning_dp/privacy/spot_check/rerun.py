@@ -84,7 +84,8 @@ class Rerun:
             engine.observe(seen.append)
             with self._running(draws):
                 engine.expect(unit_weights=torch.ones(num_units), rows_per_unit=rows_per_unit)
-                self._backward(module, batch)
+                with engine.stepping():
+                    self._backward(module, batch)
                 try:
                     engine.collect()
                 except RuntimeError as error:

@@ -389,7 +389,7 @@ def test_lightning_root_no_grad_calls_and_frozen_copies(engine):
 
 
 @ALL
-def test_bare_parameter_used_outside_of_any_forward_is_refused(engine):
+def test_bare_parameter_outside_of_forwards_and_of_an_announced_step_is_refused(engine):
     class Root(nn.Module):
         def __init__(self) -> None:
             super().__init__()
