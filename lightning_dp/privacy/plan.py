@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Self
 
+from scipy.optimize import brentq
+
 from lightning_dp.privacy.accounting import (
     COARSE_INTERVAL,
     FINE_INTERVAL,
@@ -242,10 +244,12 @@ def calibrate_noise_multiplier(
     # A grid of the loss that is coarse against the target would round a small ε up beyond reach.
     fine = FINE_INTERVAL
     coarse = COARSE_INTERVAL if target_epsilon >= 0.5 else fine
-    low, high = _SMALLEST_NOISE_MULTIPLIER, 1.0
-    if epsilon(low, 1e-2) <= target_epsilon:
-        return low
-    while epsilon(high, coarse) > target_epsilon:
+    low = high = 1.0
+    while epsilon(low, coarse) <= target_epsilon:
+        if low == _SMALLEST_NOISE_MULTIPLIER:
+            return low
+        low, high = max(low / 2, _SMALLEST_NOISE_MULTIPLIER), low
+    while low == high or epsilon(high, coarse) > target_epsilon:
         low, high = high, 2 * high
         if high > _LARGEST_NOISE_MULTIPLIER:
             raise ValueError(
@@ -254,25 +258,24 @@ def calibrate_noise_multiplier(
                 + (f", after releases that cost {before:.4g}" if prior else "")
                 + ": take fewer steps, a smaller expected_batch_size, or a larger epsilon"
             )
-    while high - low > 2e-5 * high:
-        middle = math.sqrt(low * high)
-        if epsilon(middle, coarse) > target_epsilon:
-            low = middle
-        else:
-            high = middle
-    # The coarse answer is safe; the exact accountant lets it shrink a little: secant steps in log ε.
-    best = high
-    ahead, value = high, epsilon(high, fine)
-    below = high * (1 - 1e-3)
-    below_value = epsilon(below, fine)
+
+    def excess(log_sigma: float, interval: float) -> float:
+        """log ε over the target: nearly straight in log σ. An ε without bound is only known to be larger."""
+        return min(math.log(max(epsilon(math.exp(log_sigma), interval), 1e-12) / target_epsilon), 10.0)
+
+    rough = brentq(excess, math.log(low), math.log(high), args=(coarse,), xtol=1e-4, rtol=1e-6)
+    # The exact accountant's answer is next to it, on either side. Between two that enclose it, straight lines.
+    best, step = math.log(high), 2e-4
+    ahead, behind = rough, rough - step
+    value, value_behind = excess(ahead, fine), excess(behind, fine)
     for _ in range(6):
-        if value <= target_epsilon:
-            best = min(best, ahead)
-        if value == below_value or abs(value / target_epsilon - 1) < 1e-6:
+        best = min([best, *(x for x, y in ((ahead, value), (behind, value_behind)) if y <= 0)])
+        if -1e-6 < value <= 0 or value == value_behind:
             break
-        slope = (value - below_value) / (ahead - below)
-        below, below_value = ahead, value
-        ahead = ahead + (target_epsilon * (1 - 2e-7) - value) / slope
-        value = epsilon(ahead, fine)
+        slope = (value - value_behind) / (ahead - behind)
+        behind, value_behind = ahead, value
+        ahead -= (value + 2e-7) / slope
+        value = excess(ahead, fine)
+    best = math.exp(min([best, *([ahead] if value <= 0 else [])]))
     digits = 4 - math.floor(math.log10(best))
     return math.ceil(best * 10**digits) / 10**digits
