@@ -264,18 +264,14 @@ def calibrate_noise_multiplier(
         return min(math.log(max(epsilon(math.exp(log_sigma), interval), 1e-12) / target_epsilon), 10.0)
 
     rough = brentq(excess, math.log(low), math.log(high), args=(coarse,), xtol=1e-4, rtol=1e-6)
-    # The exact accountant's answer is next to it, on either side. Between two that enclose it, straight lines.
-    best, step = math.log(high), 2e-4
-    ahead, behind = rough, rough - step
-    value, value_behind = excess(ahead, fine), excess(behind, fine)
+    # The exact accountant's answer is next to it, on the straight line through the last two figures.
+    tried = {x: excess(x, fine) for x in (rough - 2e-4, rough)}
     for _ in range(6):
-        best = min([best, *(x for x, y in ((ahead, value), (behind, value_behind)) if y <= 0)])
-        if -1e-6 < value <= 0 or value == value_behind:
+        (behind, its_value), (ahead, value) = list(tried.items())[-2:]
+        if -1e-6 < value <= 0 or value == its_value:
             break
-        slope = (value - value_behind) / (ahead - behind)
-        behind, value_behind = ahead, value
-        ahead -= (value + 2e-7) / slope
-        value = excess(ahead, fine)
-    best = math.exp(min([best, *([ahead] if value <= 0 else [])]))
+        beyond = ahead - (value + 2e-7) * (ahead - behind) / (value - its_value)
+        tried[beyond] = excess(beyond, fine)
+    best = math.exp(min([math.log(high), *(x for x, value in tried.items() if value <= 0)]))
     digits = 4 - math.floor(math.log10(best))
     return math.ceil(best * 10**digits) / 10**digits
