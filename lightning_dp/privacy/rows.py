@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
@@ -193,11 +194,41 @@ def following(*, reads: Reads = "refused", mixing: bool = False) -> Iterator[Non
         implicit_replication(),
         sdpa_kernel(SDPBackend.MATH),
         torch.autograd.set_multithreading_enabled(False),
+        _checkpoints_unfolded(),
+        _distributions_unchecked(),
         _Reads(reads),
         _Rules(mixing=mixing),
     ):
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def _checkpoints_unfolded() -> Iterator[None]:
+    """Reentrant checkpointing runs its function without gradients first, and again in a backward."""
+
+    class Unfolded:
+        @staticmethod
+        def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+            return function(*args)
+
+    before = torch.utils.checkpoint.CheckpointFunction
+    torch.utils.checkpoint.CheckpointFunction = Unfolded  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        torch.utils.checkpoint.CheckpointFunction = before  # type: ignore[misc]
+
+
+@contextmanager
+def _distributions_unchecked() -> Iterator[None]:
+    """Distributions read whether all their numbers are valid, and raise where they are not: nothing else."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
 
 
 @contextmanager
@@ -252,6 +283,8 @@ class _Reads(TorchFunctionMode):
                     return told if self._reads == "true" else _untrue(told, self._reads)
         if name in ("cross_entropy", "nll_loss"):
             return _label_loss(func, args, kwargs)
+        if name in _REWRITTEN:
+            return _REWRITTEN[name](*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -272,6 +305,37 @@ def _label_loss(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         return func(*args, **kwargs)
     given["reduction"] = "none"
     return func(*bound.args, **bound.kwargs).mean()
+
+
+def _gaussian_nll_loss(
+    input: Tensor, target: Tensor, var: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
+) -> Tensor:
+    """Without a look at whether any variance is negative, for which torch raises."""
+    var = var if isinstance(var, Tensor) else torch.full_like(input, var)
+    var = var if var.ndim == input.ndim else var.unsqueeze(-1)
+    loss = 0.5 * (var.clamp_min(eps).log() + (input - target) ** 2 / var.clamp_min(eps))
+    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+
+
+def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
+    """The mean of everything by that name: torch changes strides in place for it."""
+    if output_size in (1, (1, 1), [1, 1]):
+        return input.mean(dim=(-2, -1), keepdim=True)
+    return torch.nn.functional.adaptive_avg_pool2d(input, output_size)
+
+
+def _adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
+    """By way of that of images, as torch does it in place."""
+    size = output_size[0] if isinstance(output_size, tuple | list) else output_size
+    return _adaptive_avg_pool2d(input.unsqueeze(-2), (1, size)).squeeze(-2)
+
+
+_REWRITTEN: dict[str, Callable[..., Tensor]] = {
+    "gaussian_nll_loss": _gaussian_nll_loss,
+    "adaptive_avg_pool1d": _adaptive_avg_pool1d,
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+}
+"""Functions whose operators can't be followed, as others that give the same."""
 
 
 def _untrue(told: Any, reads: Reads) -> Any:
@@ -460,25 +524,43 @@ def _cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0][0].clone() if len(args[0]) == 1 else NotImplemented
 
 
-@_rule(torch.ops.aten.index.Tensor)
-def _index(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """x[arange(R), …]: each row something of its own, once or several times side by side."""
-    x, (first, *others) = args
+def _of_own_row(x: Tensor, indices: Any) -> list[Tensor | None] | None:
+    """A unit's part of x[arange(R), …], in which each row is asked for itself, once or several times.
+
+    None where it is something else.
+    """
+    first, *others = indices
     if not (_units_first(x) and first is not None and _is_common(first)):
-        return NotImplemented
+        return None
     every = own_part(first)
     if not every.ndim or not len(every) or len(every) % len(x):
-        return NotImplemented
+        return None
     times = len(every) // len(x)
     counted = torch.arange(len(x), device=every.device).repeat_interleave(times)
     if not torch.equal(every, counted.view(-1, *(1,) * (every.ndim - 1))):
-        return NotImplemented
+        return None
     if not all(one is None or _units_first(one) for one in others):
+        return None
+    own = every[: len(own_part(x)) * times]
+    return [own, *(one if one is None else own_part(one) for one in others)]
+
+
+@_rule(torch.ops.aten.index.Tensor)
+def _index(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, indices = args
+    own = _of_own_row(x, indices)
+    return NotImplemented if own is None else _wrap(func(own_part(x), own), Shard(0))
+
+
+@_rule(torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default)
+def _index_put(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """x[arange(R), …] = values: into each row what is its own."""
+    x, indices, values, *more = args
+    own = _of_own_row(x, indices)
+    if own is None or not (_units_first(values) or (_is_common(values) and not values.ndim)):
         return NotImplemented
-    local = own_part(x)
-    own = every[: len(local) * times]
-    found = func(local, [own, *(one if one is None else own_part(one) for one in others)])
-    return _wrap(found, Shard(0))
+    found = func(own_part(x), own, own_part(values), *more)
+    return x if func is torch.ops.aten.index_put_.default else _wrap(found, Shard(0))
 
 
 def _by_row(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -495,22 +577,95 @@ def _by_row(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _wrap(local, Shard(0))
 
 
+def _of_matrices(core: int) -> Rule:
+    """Operators on the last `core` dimensions; units in any other one, the same for all operands."""
+
+    def rule(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        operands = [one for one in args if isinstance(one, Tensor)]
+        places = {
+            one.ndim - place.dim if (place := units_of(one)) is not None and place.outer == 1 else None
+            for one in operands
+        }
+        (from_last,) = places if len(places) == 1 else (None,)
+        if from_last is None or from_last <= core or len({one.ndim for one in operands}) != 1:
+            return NotImplemented
+        found = func(*(own_part(one) if isinstance(one, Tensor) else one for one in args), **kwargs)
+        dim = operands[0].ndim - from_last
+        whole = [_wrap(one, Shard(dim)) for one in (found if isinstance(found, tuple) else (found,))]
+        return tuple(whole) if isinstance(found, tuple) else whole[0]
+
+    return rule
+
+
+@_rule(torch.ops.aten.diagonal.default)
+def _diagonal(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Of matrices in the last two dimensions."""
+    x, *more = args
+    offset, first, second = (list(more) + [0, 0, 1][len(more) :])[:3]
+    if {first % x.ndim, second % x.ndim} != {x.ndim - 2, x.ndim - 1}:
+        return NotImplemented
+    return _of_matrices(2)(func, (x, offset, first, second), kwargs)
+
+
+@_rule(torch.ops.aten.unfold.default)
+def _unfold(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Windows along another dimension than the units'."""
+    x, along, size, step = args
+    place = units_of(x)
+    if place is None or place.outer > 1 or along % x.ndim == place.dim:
+        return NotImplemented
+    return _wrap(func(own_part(x), along, size, step), Shard(place.dim))
+
+
+@_rule(torch.ops.aten._linalg_check_errors.default)
+def _no_look(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raises where a matrix is singular, and does nothing else."""
+
+
+@_rule(torch.ops.aten.searchsorted.Tensor, torch.ops.aten._cdist_forward.default)
+def _table_or_row(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """One operand may be a table that all units share, each unit's part being looked up in it."""
+    left, right, *more = args
+    if _units_first(left) == _units_first(right) or not (_is_common(left) or _is_common(right)):
+        return _by_row(func, args, kwargs)
+    local = func(own_part(left), own_part(right), *more, **kwargs)
+    units = left if _units_first(left) else right
+    return _wrap(local, Shard(0)) if local.shape[0] == own_part(units).shape[0] else NotImplemented
+
+
 _aten = torch.ops.aten
+_RULES.update(dict.fromkeys((_aten.tril.default, _aten.triu.default), _of_matrices(2)))
+_RULES.update(
+    dict.fromkeys(
+        (
+            _aten._linalg_svd.default,
+            _aten.linalg_qr.default,
+            _aten._linalg_eigh.default,
+            _aten.linalg_inv_ex.default,
+            _aten.linalg_cholesky_ex.default,
+            _aten._linalg_det.default,
+            _aten._linalg_slogdet.default,
+            _aten._linalg_solve_ex.default,
+            _aten.linalg_lu_factor_ex.default,
+            _aten.reflection_pad2d.default,
+            _aten.replication_pad2d.default,
+        ),
+        _of_matrices(2),
+    )
+)
+_RULES.update(
+    dict.fromkeys((_aten.reflection_pad1d.default, _aten.replication_pad1d.default), _of_matrices(1))
+)
 _RULES.update(
     dict.fromkeys(
         (
             _aten.im2col.default,
             _aten.col2im.default,
-            _aten._cdist_forward.default,
             _aten._adaptive_avg_pool2d.default,
             _aten._adaptive_avg_pool2d_backward.default,
             _aten._adaptive_avg_pool3d.default,
             _aten.adaptive_max_pool2d.default,
-            _aten.reflection_pad1d.default,
-            _aten.reflection_pad2d.default,
             _aten.reflection_pad3d.default,
-            _aten.replication_pad1d.default,
-            _aten.replication_pad2d.default,
             _aten.replication_pad3d.default,
             _aten.pixel_shuffle.default,
             _aten.pixel_unshuffle.default,

@@ -31,6 +31,7 @@ from lightning_dp.privacy.clipping.shared import Shared
 from lightning_dp.privacy.clipping.sites import THE_STEP, Site
 from lightning_dp.privacy.clipping.swapped import Held, held_by, is_transposed_linear, read_by, shared_views
 from lightning_dp.privacy.clipping.tape import ParameterSink, Sink, Tape, TransposedSink
+from lightning_dp.privacy.clipping.trees import tensors
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
 from lightning_dp.privacy.clipping.untrusted import Untrusted
 
@@ -143,16 +144,8 @@ class BookKeeping(ClippingEngine):
 def _forward(module: nn.Module, tape: Tape, owned: list[Held], path: str) -> Callable[..., Any]:
     """What replaces module.forward."""
     original = module.forward
-    how = tape.sites.modules.get(path)
-    if how is not None:
-        held = held_by(module, tape.sums.names)
-
-        def alone(*args: Any, **kwargs: Any) -> Any:
-            if not tape.listening:
-                return original(*args, **kwargs)
-            return run_alone(tape, original, args, kwargs, held=held, how=how)
-
-        return alone
+    hows = tape.sites.modules.get(path, {})
+    held = held_by(module, tape.sums.names)
 
     def general(*args: Any, **kwargs: Any) -> Any:
         if not tape.listening:
@@ -160,6 +153,14 @@ def _forward(module: nn.Module, tape: Tape, owned: list[Held], path: str) -> Cal
         with shared_views(owned, tape):
             return original(*args, **kwargs)
 
+    def perhaps_alone(*args: Any, **kwargs: Any) -> Any:
+        how = hows.get(tuple(t.ndim for t in tensors((args, kwargs)))) if tape.listening else None
+        if how is None:
+            return general(*args, **kwargs)
+        return run_alone(tape, original, args, kwargs, held=held, how=how)
+
+    if hows:
+        return perhaps_alone
     if "forward" in module.__dict__:
         return general
     own = {one.attribute: one.name for one in owned if one.holder is module}

@@ -11,7 +11,7 @@ from typing import Literal
 # Registers the operators' rules.
 import lightning_dp.privacy.clipping.shared_rules  # noqa: F401
 from lightning_dp.privacy.clipping.shared import _BROADCASTING, _JOINING, RULES
-from lightning_dp.privacy.clipping.sites import Answer, Site, Sites
+from lightning_dp.privacy.clipping.sites import Answer, PerUnit, Site, Sites
 
 Cost = Literal["cheap", "one copy per unit", "loop"]
 
@@ -58,13 +58,15 @@ def describe(shapes: Mapping[str, Sequence[int]], sites: Sites) -> dict[str, lis
                     if one not in found.setdefault(name, []):
                         found[name].append(one)
     for path in sorted(sites.modules, key=len, reverse=True):  # the outermost has the last word
-        how = sites.modules[path]
-        kind: Cost = "one copy per unit" if how.vectorised else "loop"
-        manner = "vmap" if how.vectorised else "loop"
-        why = " ".join(how.why.split())
-        one = Described(f"inside '{path}', run per unit ({manner}): {why}", kind)
-        found |= {name: [one] for name in shapes if not path or name.startswith(f"{path}.")}
+        names = [name for name in shapes if not path or name.startswith(f"{path}.")]
+        found |= {name: [_alone(path, how) for how in sites.modules[path].values()] for name in names}
     return found
+
+
+def _alone(path: str, how: PerUnit) -> Described:
+    kind: Cost = "one copy per unit" if how.vectorised else "loop"
+    manner = "vmap" if how.vectorised else "loop"
+    return Described(f"inside '{path}', run per unit ({manner}): {' '.join(how.why.split())}", kind)
 
 
 def _described(site: Site, answer: Answer, shapes: Mapping[str, Sequence[int]]) -> Described:

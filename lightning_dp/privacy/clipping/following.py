@@ -229,7 +229,7 @@ class Followed:
             except Exception:
                 vectorised = False
         outputs = tuple(place for place in found if place is not False)
-        self.sites.modules[path] = PerUnit(
+        self.sites.modules.setdefault(path, {})[tuple(t.ndim for t in call.tensors)] = PerUnit(
             inputs=tuple(places), outputs=outputs, vectorised=vectorised, why=str(error)
         )
         # Once more for the first unit, so that autograd's graph goes on through the module.

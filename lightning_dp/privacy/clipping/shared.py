@@ -185,11 +185,10 @@ def _filled(tree: Any, roots: dict[str, Tensor]) -> Any:
 def _follow(tape: Tape, site: Site, func: Any, args: Any, kwargs: Any, others: list[Tensor]) -> Any:
     """Note where this use has units; its result is followed."""
     if any(is_total(t) for t in others):
-        raise UnitsMixed(
-            f"{site.operator} brings {', '.join(site.parameters)} together with a sum over units (use it on "
-            "the losses of rows, before their mean; a penalty on weights belongs into the optimizer: "
-            "weight_decay)",
-            place=user_line(),
+        raise RuntimeError(
+            f"{site.operator} brings {', '.join(site.parameters)} together with a mean over units at "
+            f"{user_line()}. Use it on the losses of rows, before their mean; a penalty on weights belongs "
+            "into the optimizer (weight_decay)"
         )
     places = tuple(units_of(t) for t in others)
     if not any(places):

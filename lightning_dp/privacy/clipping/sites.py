@@ -4,6 +4,7 @@ A site is an operator on certain parameters with operands of certain ranks. All 
 same answer, or are told apart by their order.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -82,14 +83,14 @@ class Sites:
 
     Attributes:
         answers: by site.
-        modules: that are run per unit, by path.
+        modules: that are run per unit, by path and by the ranks of the tensors that a call gets.
         readers: by a module's path or THE_STEP, parameters of modules inside that its own code reads.
         layout: of the batches that were followed, where it is known.
         computed: by site, parameters that came as something computed from them; engines don't ask.
     """
 
     answers: dict[Site, list[Answer]] = field(default_factory=dict)
-    modules: dict[str, PerUnit] = field(default_factory=dict)
+    modules: dict[str, dict[tuple[int, ...], PerUnit]] = field(default_factory=dict)
     readers: dict[str, set[str]] = field(default_factory=dict)
     layout: BatchLayout | None = None
     computed: dict[Site, set[str]] = field(default_factory=dict)
@@ -113,7 +114,19 @@ class Sites:
         self.answers = {site: answers[: mark[site]] for site, answers in self.answers.items() if site in mark}
 
     def settle(self) -> None:
-        """A step was followed to its end: sites whose uses all agree need no order."""
+        """A step was followed to its end: sites whose uses all agree need no order.
+
+        Raises:
+            UnknownUse: a module that is run per unit is called on something else as well.
+        """
+        for path, hows in self.modules.items():
+            for ranks, how in hows.items():
+                answers = self.answers.get(Site("call", (path,), ranks), [])
+                if any(answer.operands != how.inputs for answer in answers):
+                    raise UnknownUse(
+                        f"{path or 'the module'} is called with units at {_shown(answers)}, and has to be "
+                        "run unit by unit: give each use a module of its own"
+                    )
         for site, answers in self.answers.items():
             if all(answer == answers[0] for answer in answers):
                 self.answers[site] = answers[:1]
@@ -137,8 +150,9 @@ class Sites:
                 )
         for site, names in other.computed.items():
             self.computed.setdefault(site, set()).update(names)
-        before = (dict(self.modules), dict(self.readers))
-        self.modules.update(other.modules)
+        before = (copy.deepcopy(self.modules), dict(self.readers))
+        for path, hows in other.modules.items():
+            self.modules.setdefault(path, {}).update(hows)
         self.readers.update(other.readers)
         return before != (self.modules, self.readers)
 

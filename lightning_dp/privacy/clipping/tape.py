@@ -40,10 +40,9 @@ class Tape:
     @property
     def listening(self) -> bool:
         """Whether a call made now belongs to a batch that will be collected."""
-        if self.paused:
+        if self.paused or not torch.is_grad_enabled():
             return False
-        # Reentrant checkpointing runs forwards without gradients first; followed they are all the same.
-        return self.following or (self.sums.expecting and torch.is_grad_enabled())
+        return self.following or self.sums.expecting
 
     @contextmanager
     def pause(self) -> Iterator[None]:
