@@ -12,6 +12,7 @@ from lightning_dp.privacy.rows import (
     UnitsMixed,
     check_loss,
     following,
+    own_part,
     spread,
     units_of,
 )
@@ -54,7 +55,68 @@ def test_where_units_are(case):
         assert units_of(step(spread(_unit()))) == place
 
 
+def _square(x: Tensor) -> Tensor:
+    return x @ x.transpose(-1, -2) + torch.eye(x.shape[-2])
+
+
+def _written(x: Tensor) -> Tensor:
+    found = torch.zeros(len(x), 7, 8)
+    found[torch.arange(len(x)), x[:, :, 0].argmax(dim=1)] = x[:, 0]
+    return found
+
+
+AS_ALONE = {
+    "triangle": lambda x: _square(x).tril(),
+    "diagonal": lambda x: _square(x).diagonal(dim1=1, dim2=2),
+    "windows": lambda x: x.unfold(1, 4, 2),
+    "windows, units second": lambda x: x.transpose(0, 1).unfold(0, 4, 2),
+    "inverse": lambda x: torch.linalg.inv(_square(x)),
+    "solution": lambda x: torch.linalg.solve(_square(x), x),
+    "Cholesky": lambda x: torch.linalg.cholesky(_square(x)),
+    "singular values": torch.linalg.svdvals,
+    "eigenvalues": lambda x: torch.linalg.eigvalsh(_square(x)),
+    "determinant": lambda x: torch.logdet(_square(x)),
+    "orthogonal part": lambda x: torch.linalg.qr(x)[1],
+    "reflected": lambda x: F.pad(x, (2, 2), mode="reflect"),
+    "repeated at the ends": lambda x: F.pad(x[:, None], (1, 1, 1, 1), mode="replicate"),
+    "distances": lambda x: torch.cdist(x, x),
+    "distances from a table": lambda x: torch.cdist(x, WEIGHT),
+    "bins of a table": lambda x: torch.searchsorted(torch.linspace(-1, 1, 5), x.contiguous()),
+    "pooled": lambda x: F.adaptive_avg_pool1d(x, 1),
+    "pooled to four": lambda x: F.adaptive_avg_pool1d(x, 4),
+    "pooled image": lambda x: nn.AdaptiveAvgPool2d(1)(x[:, None]),
+    "Gaussian likelihood": lambda x: F.gaussian_nll_loss(x, x * 2, x.square(), reduction="none"),
+    "density": lambda x: torch.distributions.Normal(x, 1.0).log_prob(x * 2),
+    "divergence": lambda x: torch.distributions.kl_divergence(
+        torch.distributions.Normal(x, 1.0), torch.distributions.Normal(0.0, 1.0)
+    ),
+    "written into each row": _written,
+    "checkpointed": lambda x: torch.utils.checkpoint.checkpoint(torch.tanh, x, use_reentrant=True),
+}
+
+
+@pytest.mark.parametrize("case", AS_ALONE)
+def test_each_unit_has_what_it_has_alone(case):
+    step, unit = AS_ALONE[case], _unit()
+    with following():
+        found = step(spread(unit))
+        assert units_of(found) == UnitDim(1 if "second" in case else 0)
+    torch.testing.assert_close(own_part(found), step(unit))
+
+
 MIXED = {
+    "triangle of units": lambda x: x[:, 0].tril(),
+    "diagonal of units": lambda x: x.diagonal(dim1=0, dim2=1),
+    "windows of units": lambda x: x.unfold(0, 4, 2),
+    "matrix with units as rows": lambda x: torch.linalg.svdvals(x[:, 0]),
+    "orthogonal units": lambda x: torch.linalg.qr(x.transpose(0, 1))[0],
+    "neighbours at the ends": lambda x: F.pad(x.transpose(0, 2), (1, 1), mode="reflect"),
+    "distances of units": lambda x: torch.cdist(x[:, 0], x[:, 0]),
+    "ranks among units": lambda x: torch.searchsorted(x[:, 0, 0].sort().values, x[:, 1, 1]),
+    "pooled units": lambda x: x.transpose(0, 2) - F.adaptive_avg_pool1d(x.transpose(0, 2), 1),
+    "written into other rows": lambda x: torch.zeros(len(x), 8).index_put(
+        (torch.arange(len(x)).flip(0),), x[:, 0]
+    ),
     "mean": lambda x: x - x.mean(dim=0),
     "flip": lambda x: x.flip(0),
     "roll": lambda x: x.roll(1, dims=0),
