@@ -102,7 +102,8 @@ class DifferentialPrivacy(Callback):
             `record`, and report and ledger say that this was assumed.
         num_units: N as a public fact, where it must not be counted from the data; None counts.
         clipping_function: how a unit's norms become factors.
-        clipping_engine: how clipped sums are computed; never changes the result.
+        clipping_engine: how clipped sums are computed; never changes the result. `OneByOne` runs each unit in
+            a batch of its own: slow, and for models and batches that no other engine can tell units apart in.
         dataset: the name under which the ledger keeps the account of this data; None takes the
             datamodule's `dataset_id`, else its class name.
         ledger: path of the ledger; None is LIGHTNING_DP_LEDGER or the user's data folder.
@@ -185,6 +186,14 @@ class DifferentialPrivacy(Callback):
         self.num_units = num_units
         self.clipping_function = clipping_function or Flat()
         self.clipping_engine = clipping_engine or BookKeeping()
+        most = self.clipping_engine.units_at_once
+        if most is not None:
+            if physical_batch_size not in (None, most):
+                raise ValueError(
+                    f"privacy.physical_batch_size must be {most} or left out, not {physical_batch_size}, for "
+                    f"privacy.clipping_engine={type(self.clipping_engine).__name__}"
+                )
+            self.physical_batch_size = most
         self.dataset = dataset
         self.ledger = ledger
         self.reserve_steps = reserve_steps

@@ -66,6 +66,8 @@ class FollowedBatches:
         Raises:
             RuntimeError: units are mixed or can't be followed; says where.
         """
+        if self._engine.units_at_once == 1:
+            return False  # there are no others that a unit could be mixed with
         step = trainer.global_step
         if step == self._at:
             return False  # another part of the same logical batch
@@ -101,7 +103,8 @@ class FollowedBatches:
                 ) from error
             raise RuntimeError(
                 f"units of a real batch can't be told apart: {error}; nothing of this step left. Compute "
-                "every row from itself alone, and return one loss a row"
+                "every row from itself alone, and return one loss a row; or let each unit have a batch of its "
+                "own, slowly (privacy.clipping_engine: OneByOne)"
             ) from error
 
     def _followed(

@@ -50,10 +50,10 @@ def made_up_units(
         items = _items(datamodule, loader, given=synthetic_items, batch_is_given=synthetic_units is not None)
         if items is not None:
             return MadeUpItems(items, collate=loader.collate_fn, rows_per_unit=rows_per_unit), []
-        batch = _batch(datamodule, loader, given=synthetic_units)
-        if batch is None:
+        source = _source(datamodule, loader, given=synthetic_units)
+        if source is None:
             return None, [_untold(loader, place=type(datamodule or loader.dataset).__name__)]
-        units = MadeUpUnits(batch, num_units=NUM_UNITS, rows_per_unit=rows_per_unit)
+        units = MadeUpUnits.of(source, num_units=NUM_UNITS, rows_per_unit=rows_per_unit)
     except ValueError as error:
         return None, [
             Finding(
@@ -91,7 +91,7 @@ def _items(
     return known_items(loader.dataset, num_items=NUM_UNITS)
 
 
-def _batch(datamodule: Any, loader: DataLoader, *, given: Source | None) -> Any:
+def _source(datamodule: Any, loader: DataLoader, *, given: Source | None) -> Source | None:
     if given is not None:
         sources = [("privacy", given)]
     else:
@@ -100,10 +100,14 @@ def _batch(datamodule: Any, loader: DataLoader, *, given: Source | None) -> Any:
     if not sources:
         return None
     name, source = sources[0]
-    try:
-        return source(NUM_UNITS)
-    except Exception as error:
-        raise ValueError(f"{name}.synthetic_units fails: {error!r}") from error
+
+    def units(num_units: int) -> Any:
+        try:
+            return source(num_units)
+        except Exception as error:
+            raise ValueError(f"{name}.synthetic_units fails: {error!r}") from error
+
+    return units
 
 
 def _inner(dataset: Any) -> Any:

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lightning_dp.callbacks.preflight import shared_by_copies, silent, undisturbed
+from lightning_dp.privacy.batch_layout import NoLayout
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer, UnitNorms
@@ -256,14 +257,18 @@ class SpotCheck:
         read = functools.partial(self._read_again, trainer, module)
         example = self._example(batch, units[0], read)
 
+        layout = self._engine.sites.layout
+
         def pick(some: Sequence[int]) -> Any:
-            return cut(
-                batch.given, some, num_units=num_units, rows_per_unit=self._rows_per_unit, example=example
-            )
+            if example is not None:
+                return cut(batch.given, some, num_units=num_units, example=example)
+            if layout is None:
+                raise NotCut
+            return layout.pick(batch.given, some, num_units=num_units)
 
         try:
             pick(units[:1])
-        except NotCut:
+        except (NotCut, NoLayout):
             self._leave_unchecked("batch")
             return None
         look = SecondLook(

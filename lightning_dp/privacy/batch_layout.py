@@ -4,7 +4,8 @@ What grows with the number of units is theirs; what stays the same is shared by 
 be that of the batch says nothing.
 """
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, final
 
 import torch
@@ -35,10 +36,7 @@ class BatchLayout:
         numbers = list(batches)
         found = [leaves(batches[number]) for number in numbers]
         if len({len(one) for one in found}) != 1:
-            raise NoLayout(
-                "a list in the batch has one tensor a unit, or another number of tensors each time: give one "
-                "tensor with an entry a unit, padded to a fixed size"
-            )
+            raise NoLayout("a list in it has one tensor a unit, or another number of tensors each time")
         entries = []
         for same in zip(*found, strict=True):
             lengths = {number: length(leaf) for number, leaf in zip(numbers, same, strict=True)}
@@ -49,11 +47,9 @@ class BatchLayout:
                 entries.append(0)
             else:
                 shown = ", ".join(f"{size} for {number}" for number, size in lengths.items())
-                raise NoLayout(
-                    f"a part of the batch has {shown} unit(s): give a tensor with as many entries for each"
-                )
+                raise NoLayout(f"a part of it has {shown} unit(s)")
         if not any(entries):
-            raise NoLayout("nothing in the batch has an entry a unit")
+            raise NoLayout("nothing in it has an entry a unit")
         return cls(entries)
 
     @classmethod
@@ -65,11 +61,45 @@ class BatchLayout:
         """
         lengths = [length(leaf) for leaf in leaves(batch)]
         if not lengths or any(not size or size % num_units for size in lengths):
-            raise NoLayout(f"parts of the batch have {lengths} rows, which {num_units} units can't share")
+            raise NoLayout(f"its parts have {lengths} rows, which {num_units} units can't share")
         return cls([size // num_units for size in lengths])
 
     def first(self, batch: Any, *, num_units: int) -> Any:
         """A batch's first unit, pretending to be `PRETENDED` of them, to be followed; on the CPU.
+
+        Raises:
+            NoLayout: the batch has another layout.
+        """
+
+        def one(leaf: Any, each: int) -> Any:
+            if not each:
+                return leaf.detach().cpu().clone() if isinstance(leaf, Tensor) else leaf
+            own = leaf[:each]
+            if isinstance(leaf, Tensor):
+                return spread(own.detach().cpu().clone())
+            if isinstance(leaf, list | tuple):
+                return type(leaf)(list(own) * PRETENDED)
+            return spread(torch.as_tensor(own).clone())
+
+        return self.changed(batch, one, num_units=num_units)
+
+    def pick(self, batch: Any, units: Sequence[int], *, num_units: int) -> Any:
+        """The batch of some of its units, in memory of its own.
+
+        Raises:
+            NoLayout: the batch has another layout.
+        """
+
+        def own(leaf: Any, each: int) -> Any:
+            if not each:
+                return copy.deepcopy(leaf)
+            rows = [unit * each + row for unit in units for row in range(each)]
+            return type(leaf)(leaf[row] for row in rows) if isinstance(leaf, list | tuple) else leaf[rows]
+
+        return self.changed(batch, own, num_units=num_units)
+
+    def changed(self, batch: Any, function: Callable[[Any, int], Any], *, num_units: int) -> Any:
+        """The batch with `function(leaf, entries of one unit)` applied to its leaves.
 
         Raises:
             NoLayout: the batch has another layout.
@@ -80,22 +110,15 @@ class BatchLayout:
             try:
                 each = next(entries)
             except StopIteration:
-                raise NoLayout("a batch has other parts than those before") from None
-            if not each:
-                return leaf.detach().cpu().clone() if isinstance(leaf, Tensor) else leaf
-            if length(leaf) != each * num_units:
+                raise NoLayout("it has other parts than batches before") from None
+            if each and length(leaf) != each * num_units:
                 raise NoLayout(
-                    f"a part of the batch has {length(leaf)} rows where {num_units} units of {each} make "
+                    f"a part of it has {length(leaf)} rows where {num_units} units of {each} make "
                     f"{each * num_units}"
                 )
-            own = leaf[:each]
-            if isinstance(leaf, Tensor):
-                return spread(own.detach().cpu().clone())
-            if isinstance(leaf, list | tuple):
-                return type(leaf)(list(own) * PRETENDED)
-            return spread(torch.as_tensor(own).clone())
+            return function(leaf, each)
 
         changed = change(batch, one)
         if next(entries, None) is not None:
-            raise NoLayout("a batch lacks parts that those before had")
+            raise NoLayout("it lacks parts that batches before had")
         return changed

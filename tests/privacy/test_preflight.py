@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_dp.privacy.batch_layout import BatchLayout, NoLayout
+from lightning_dp.privacy.batch_trees import leaves, length
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import Automatic, Flat, PerGroup, PerLayer
@@ -71,12 +73,21 @@ def findings(
     return inspect_step(
         Trial(
             step=TrainingStep(module, loss=loss, device=torch.device("cpu")),
-            units=MadeUpUnits(made_up, num_units=NUM_UNITS, rows_per_unit=rows_per_unit),
+            units=made_up_of(made_up, rows_per_unit=rows_per_unit),
             rows_per_unit=rows_per_unit * getattr(module, "rows_per_example", 1),
             engine=engine or BookKeeping(),
             function=function or Flat(),
         )
     )
+
+
+def made_up_of(made_up, *, rows_per_unit: int) -> MadeUpUnits:
+    """Here all that has as many entries as there are units or rows is the units'."""
+    sizes = [length(leaf) for leaf in leaves(made_up)]
+    layout = BatchLayout(
+        [size // NUM_UNITS if size in (NUM_UNITS, NUM_UNITS * rows_per_unit) else 0 for size in sizes]
+    )
+    return MadeUpUnits(made_up, layout=layout, num_units=NUM_UNITS, rows_per_unit=rows_per_unit)
 
 
 def said(module: nn.Module, **options) -> list[tuple[str, str]]:
@@ -805,7 +816,7 @@ class Rows:
 
 def test_made_up_units_are_cut_put_together_and_broken():
     rows = Rows(torch.arange(26.0).view(26, 1), [str(i) for i in range(26)], torch.zeros(3, 2))
-    units = MadeUpUnits({"rows": (rows, np.arange(13))}, num_units=13, rows_per_unit=2)
+    units = made_up_of({"rows": (rows, np.arange(13))}, rows_per_unit=2)
     picked, numbers = units.pick([4, 1])["rows"]
     assert picked.x.flatten().tolist() == [8, 9, 2, 3]
     assert picked.names == ["8", "9", "2", "3"]
@@ -817,9 +828,16 @@ def test_made_up_units_are_cut_put_together_and_broken():
     assert broken.flatten().tolist() == [0, 1, math.inf, math.inf]
     gaps = units.with_gaps().pick(range(13))["rows"][0].x
     assert 0 < gaps.isnan().float().mean() < 0.6
-    assert MadeUpUnits([torch.arange(13)], num_units=13, rows_per_unit=1).broken(0, value=1.0) is None
+    assert made_up_of([torch.arange(13)], rows_per_unit=1).broken(0, value=1.0) is None
     with pytest.raises(ValueError, match="nothing with 39 rows"):
-        MadeUpUnits(rows, num_units=13, rows_per_unit=3)
+        made_up_of(rows, rows_per_unit=3)
+
+
+def test_a_table_as_long_as_there_are_made_up_units_is_nobodys():
+    units = MadeUpUnits.of(lambda n: [torch.arange(n), torch.arange(13)], num_units=13, rows_per_unit=1)
+    assert [len(part) for part in units.pick([2, 3])] == [2, 13]
+    with pytest.raises(NoLayout):
+        MadeUpUnits.of(lambda n: [torch.arange(n), torch.arange(n // 3)], num_units=13, rows_per_unit=1)
 
 
 def test_all_findings_are_in_one_message_and_reasons_are_kept():

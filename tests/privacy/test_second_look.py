@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,35 +49,25 @@ def batch(units, *, seed: int = 0):
 @pytest.mark.parametrize("units", [[3], [4, 0]])
 def test_units_of_a_real_batch(units):
     whole = batch(list(range(U)))
-    found = cut(whole, units, num_units=U, rows_per_unit=2, example=batch([2]))
+    found = cut(whole, units, num_units=U, example=batch([2]))
     expected = {**batch(units), "count": torch.tensor(U)}
     assert same_values(found, expected)
     found["rows"].zero_()
     assert same_values(whole, batch(list(range(U)))), "in memory of its own"
 
 
-def test_without_an_example_lengths_have_to_be_enough():
-    whole = {"x": torch.zeros(U, 3), "rows": np.zeros(2 * U), "names": list("abcde"), "kind": None}
-    found = cut(whole, [1, 2], num_units=U, rows_per_unit=2)
-    assert [len(found["x"]), len(found["rows"]), found["names"]] == [2, 4, ["b", "c"]]
-    listed = cut({"x": [torch.zeros(k + 7, 2) for k in range(U)]}, [3], num_units=U, rows_per_unit=1)
-    assert [tuple(x.shape) for x in listed["x"]] == [(10, 2)]
-
-
 @pytest.mark.parametrize(
     ("whole", "example"),
     [
-        ({"nodes": torch.zeros(U + 2, 3)}, None),
         ({"nodes": torch.zeros(U + 2, 3)}, {"nodes": torch.zeros(2, 3)}),
         ({"x": torch.zeros(U)}, {"y": torch.zeros(1)}),
         ({"x": torch.zeros(U)}, [torch.zeros(1)]),
-        ([torch.zeros(U if k else 3, 2) for k in range(U)], None),  # columns or units?
-        ({"graph": object()}, None),
+        ({"graph": object()}, {"graph": object()}),
     ],
 )
 def test_what_nobody_can_cut_is_refused(whole, example):
     with pytest.raises(NotCut):
-        cut(whole, [1], num_units=U, rows_per_unit=1, example=example)
+        cut(whole, [1], num_units=U, example=example)
 
 
 def fused(x: Tensor) -> Tensor:

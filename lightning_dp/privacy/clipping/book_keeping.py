@@ -25,7 +25,6 @@ from lightning_dp.privacy.clipping.alone import run_alone
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.exact import exact_products
 from lightning_dp.privacy.clipping.functions import ClippingFunction
-from lightning_dp.privacy.clipping.observing import Observer
 from lightning_dp.privacy.clipping.patching import Patches
 from lightning_dp.privacy.clipping.shared import Shared
 from lightning_dp.privacy.clipping.sites import THE_STEP, Site
@@ -76,26 +75,26 @@ class BookKeeping(ClippingEngine):
         except BaseException:
             self._patches.undo()
             raise
-        self._tape = tape
+        self._tape, self._sums = tape, sums
 
-    def _attached(self) -> Tape:
-        if self._tape is None:
-            raise RuntimeError("This engine is not attached: call attach() first.")
+    def _taped(self) -> Tape:
+        self._attached()
+        assert self._tape is not None
         return self._tape
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        tape = self._attached()
+        tape = self._taped()
         with shared_views(self._outside if tape.listening else [], tape):
             yield
 
     def expect(self, *, unit_weights: Tensor, rows_per_unit: int, loss_scale: float = 1.0) -> None:
-        tape = self._attached()
+        tape = self._taped()
         tape.clear()
         tape.sums.expect(unit_weights=unit_weights, rows_per_unit=rows_per_unit, loss_scale=loss_scale)
 
     def collect(self) -> Tensor:
-        tape = self._attached()
+        tape = self._taped()
         try:
             tape.sums.refuse_strays(set(), engine="BookKeeping")
             with exact_products():
@@ -123,22 +122,10 @@ class BookKeeping(ClippingEngine):
                 tape.sums.add(name, use.weighted_sum(coefficients[name]))
         return norms
 
-    def take(self) -> dict[str, Tensor]:
-        return self._attached().sums.take()
-
-    @property
-    def pending(self) -> bool:
-        return self._tape is not None and self._tape.sums.pending
-
-    def observe(self, observer: Observer | None) -> Observer | None:
-        sums = self._attached().sums
-        before, sums.observer = sums.observer, observer
-        return before
-
     def detach(self) -> None:
         self._patches.undo()
         self._outside = []
-        self._tape = None
+        self._tape = self._sums = None
 
 
 def _forward(module: nn.Module, tape: Tape, owned: list[Held], path: str) -> Callable[..., Any]:

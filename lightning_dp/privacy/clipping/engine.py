@@ -11,12 +11,14 @@ Scope: gradients only. Noise, sampling and accounting live beside this folder an
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer
 from lightning_dp.privacy.clipping.sites import Sites
+from lightning_dp.privacy.clipping.unit_sums import UnitSums
 
 
 class ClippingEngine(ABC):
@@ -35,7 +37,12 @@ class ClippingEngine(ABC):
         engine.detach()                                             # once
     """
 
+    units_at_once: ClassVar[int | None] = None
+    """The most units that a physical batch may have; None is any number."""
+
     _sites: Sites | None = None
+    _sums: UnitSums | None = None
+    """Of the attached module."""
 
     @property
     def sites(self) -> Sites:
@@ -98,26 +105,33 @@ class ClippingEngine(ABC):
                 trainable parameter in a way that the engine can't attribute to rows.
         """
 
-    @abstractmethod
     def take(self) -> dict[str, Tensor]:
         """Hand over and reset the fp32 sums since the last `take`, by parameter name.
 
         Every trainable parameter has an entry (zeros where no unit reached it). The contribution of
         one unit of weight 1 to the concatenated sums has ℓ2 norm ≤ max_grad_norm.
         """
+        return self._attached().take()
 
     @property
-    @abstractmethod
     def pending(self) -> bool:
         """Whether sums are held that no `take` has fetched: a logical batch is not finished."""
+        return self._sums is not None and self._sums.pending
 
-    @abstractmethod
     def observe(self, observer: Observer | None) -> Observer | None:
         """Show `observer` the norms of every batch from now on, in `collect`; None ends it, as detach does.
 
         It reads: sums and returned norms are bit for bit what they are without it. Returns the observer
         that there was before, for whoever looks on for one batch only.
         """
+        sums = self._attached()
+        before, sums.observer = sums.observer, observer
+        return before
+
+    def _attached(self) -> UnitSums:
+        if self._sums is None:
+            raise RuntimeError("This engine is not attached: call attach() first.")
+        return self._sums
 
     @abstractmethod
     def detach(self) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
-from lightning_dp.privacy.clipping.observing import Observer
 from lightning_dp.privacy.clipping.sites import Answer, Site, Total
 from lightning_dp.privacy.clipping.trees import Autocast, map_tensors, separate, tensors
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
@@ -50,7 +49,6 @@ class Loop(ClippingEngine):
     """
 
     def __init__(self) -> None:
-        self._sums: UnitSums | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._calls: list[_Call] = []
         self._open: list[_Call | None] = []
@@ -105,11 +103,6 @@ class Loop(ClippingEngine):
     @property
     def _listening(self) -> bool:
         return self._sums is not None and self._sums.expecting and not self._replaying
-
-    def _attached(self) -> UnitSums:
-        if self._sums is None:
-            raise RuntimeError("This engine is not attached: call attach() first.")
-        return self._sums
 
     def expect(self, *, unit_weights: Tensor, rows_per_unit: int, loss_scale: float = 1.0) -> None:
         self._calls.clear()
@@ -179,18 +172,6 @@ class Loop(ClippingEngine):
                 if grad is not None:
                     gradient[name] = gradient[name] + grad.float() if name in gradient else grad.float()
         return gradient
-
-    def take(self) -> dict[str, Tensor]:
-        return self._attached().take()
-
-    @property
-    def pending(self) -> bool:
-        return self._sums is not None and self._sums.pending
-
-    def observe(self, observer: Observer | None) -> Observer | None:
-        sums = self._attached()
-        before, sums.observer = sums.observer, observer
-        return before
 
     def detach(self) -> None:
         for handle in self._handles:

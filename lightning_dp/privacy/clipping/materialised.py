@@ -17,7 +17,6 @@ from torch.func import functional_call
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.exact import kept_sum
 from lightning_dp.privacy.clipping.functions import ClippingFunction
-from lightning_dp.privacy.clipping.observing import Observer
 from lightning_dp.privacy.clipping.per_unit import per_unit_gradients
 from lightning_dp.privacy.clipping.sites import Answer, Site
 from lightning_dp.privacy.clipping.trees import Autocast, map_tensors, separate, tensors
@@ -51,7 +50,6 @@ class Materialised(ClippingEngine):
     """
 
     def __init__(self) -> None:
-        self._sums: UnitSums | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._calls: list[_Call] = []
         self._replaying = False
@@ -91,11 +89,6 @@ class Materialised(ClippingEngine):
             return output
 
         return after
-
-    def _attached(self) -> UnitSums:
-        if self._sums is None:
-            raise RuntimeError("This engine is not attached: call attach() first.")
-        return self._sums
 
     def expect(self, *, unit_weights: Tensor, rows_per_unit: int, loss_scale: float = 1.0) -> None:
         self._calls.clear()
@@ -188,18 +181,6 @@ class Materialised(ClippingEngine):
                 "BookKeeping"
             ) from error
         return {id(own[name]): grads for name, grads in found.items()}
-
-    def take(self) -> dict[str, Tensor]:
-        return self._attached().take()
-
-    @property
-    def pending(self) -> bool:
-        return self._sums is not None and self._sums.pending
-
-    def observe(self, observer: Observer | None) -> Observer | None:
-        sums = self._attached()
-        before, sums.observer = sums.observer, observer
-        return before
 
     def detach(self) -> None:
         for handle in self._handles:

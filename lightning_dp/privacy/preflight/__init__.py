@@ -70,19 +70,18 @@ def inspect_step(trial: Trial) -> list[Finding]:
                 )
             ]
         found += [*find_memory(trial), *find_seeds(trial)]
+        among_units = (find_coupling, find_coupling_in_rounds, _find_unfollowed_if_nothing_else(found))
         for check in (
-            find_coupling,
-            find_coupling_in_rounds,
-            _find_unfollowed_if_nothing_else(found),
+            *(among_units if trial.units_meet else ()),
             find_wrong_sums,
-            find_spoilt_batches,
+            *((find_spoilt_batches,) if trial.units_meet else ()),
             find_vacuous,
         ):
             now = check(trial)
             found += now
             if now:
                 break
-        if not trial.sites.answers:
+        if trial.units_meet and not trial.sites.answers:
             find_unfollowed(trial)  # of use to the engine where somebody answers for what was found
     except StepFailed as error:
         found.append(

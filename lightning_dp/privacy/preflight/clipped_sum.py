@@ -38,11 +38,11 @@ def find_wrong_sums(trial: Trial) -> list[Finding]:
                 can_be_accepted=False,
             )
         ]
-    for size in [*_SIZES, *_lengths_of_tables(trial)]:
+    for size in [*_SIZES, *_lengths_of_tables(trial)] if trial.units_meet else [1]:
         found = _try(trial, list(range(size)))
         if found:
             return found
-    return _at_random(trial)
+    return _at_random(trial) if trial.units_meet else []
 
 
 def clipped_alone(trial: Trial, units: Sequence[int], *, max_grad_norm: float) -> Gradient:
@@ -118,6 +118,7 @@ def _try(trial: Trial, units: list[int]) -> list[Finding]:
                         f"{name} clips mixtures of units"
                     ),
                     fix="order rows by unit: repeat_interleave(k, dim=0) instead of repeat(k, …)",
+                    among_units=True,
                 )
             ]
     return [_wrong(trial, where, f"the clipped sum of one backward per unit ({len(units)} units)")]
@@ -145,6 +146,7 @@ def _wrong(trial: Trial, where: str, instead_of: str) -> Finding:
         place=f"'{where}'",
         problem=f"gets something else from {type(trial.engine).__name__} than {instead_of}",
         fix="set another privacy.clipping_engine, build the layer from torch.nn's, or freeze it",
+        among_units=True,
     )
 
 
@@ -165,11 +167,19 @@ def refused(trial: Trial, error: BaseException) -> Finding:
                 f"rows_per_unit, or rows_per_example = {rows} if every layer gets as many"
             ),
             can_be_accepted=False,
+            among_units=True,
         )
     if isinstance(error, StepFailed) and error.__cause__ is not None:  # without an engine it runs
         error = error.__cause__
     place, problem, fix = explained(trial.step.module, str(error), engine=type(trial.engine).__name__)
-    return Finding(code="clipping", place=place, problem=problem, fix=fix, can_be_accepted=False)
+    return Finding(
+        code="clipping",
+        place=place,
+        problem=problem,
+        fix=fix,
+        can_be_accepted=False,
+        among_units=trial.units_meet,
+    )
 
 
 def _rows_of_layers(trial: Trial) -> tuple[str, int] | None:

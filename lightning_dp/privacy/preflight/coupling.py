@@ -114,6 +114,7 @@ def _compare(trial: Trial, units: MadeUp, together: Gradient, alone: Sequence[Gr
                     "a unit counts for depends on the size of the batch, which is private"
                 ),
                 fix="return the mean of per-row losses",
+                among_units=True,
             )
         ]
     batches = [units.pick(_TRIED), units.pick([0, 3, 4])]
@@ -186,6 +187,7 @@ def _coupled(
             f"batch{when and f' {when}'}, so clipping does not bound what one unit changes"
         ),
         fix=fix,
+        among_units=True,
     )
 
 

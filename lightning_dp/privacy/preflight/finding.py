@@ -32,6 +32,7 @@ class Finding:
         problem: what is wrong there.
         fix: what to do, as an imperative.
         can_be_accepted: False where training would only fail later, after it was paid for.
+        among_units: whether it is about units of one batch, and nothing where each has a batch of its own.
     """
 
     code: str
@@ -39,6 +40,7 @@ class Finding:
     problem: str
     fix: str
     can_be_accepted: bool = True
+    among_units: bool = False
 
     def __post_init__(self) -> None:
         assert self.code in CODES
@@ -102,6 +104,11 @@ def settle(findings: Iterable[Finding], *, accept: Mapping[str, str]) -> list[Ac
         lines = [str(finding) for finding in left]
         # A step that fails on made-up units may do so on private ones: better ones are the way out.
         example = next((one.code for one in left if one.can_be_accepted and one.code != "fails"), None)
+        if all(one.among_units for one in left):
+            lines.append(
+                "Any step can train with each unit in a batch of its own, which is slow: "
+                "privacy.clipping_engine=lightning_dp.privacy.clipping.one_by_one.OneByOne."
+            )
         if example is not None:
             lines.append(
                 f"Where it is harmless, say why: privacy.accept.{example}='…'; the reason goes into the "

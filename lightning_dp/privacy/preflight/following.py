@@ -32,7 +32,14 @@ def find_unfollowed(trial: Trial) -> list[Finding]:
     try:
         layout = _layout(trial)
     except NoLayout as error:
-        return [_finding("unchecked", "the batch", f"can't be cut into units: {error}", "see there")]
+        return [
+            _finding(
+                "unchecked",
+                "the batch",
+                f"can't be cut into units, as {error}",
+                "let collate_fn give tensors with as many entries for each unit, padded to a fixed size",
+            )
+        ]
     batch = layout.first(collated(trial.units.pick([0])), num_units=1)
     start = trial.step.moments[0]
     for moment in trial.step.moments:
@@ -81,4 +88,5 @@ def _finding(code: str, place: str, problem: str, fix: str) -> Finding:
         problem=problem,
         fix=fix,
         can_be_accepted=code not in ("clipping", "unchecked"),
+        among_units=True,
     )

@@ -13,6 +13,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
+from lightning_dp.privacy.batch_layout import BatchLayout
 from lightning_dp.privacy.batch_trees import Kind, as_tensor, change, kind_of, leaves, length, put_back
 from lightning_dp.privacy.preflight.values import Change, broken, gaps
 
@@ -67,58 +68,66 @@ class MadeUp(ABC):
 class MadeUpUnits(MadeUp):
     """A collated batch of `num_units` units with `rows_per_unit` consecutive rows each.
 
-    What has one entry a row, or a unit, is cut; anything else is the same for all.
+    Args:
+        batch: of that many units.
+        layout: what in it belongs to units; all else is the same for all.
+        num_units: ≥ 1.
+        rows_per_unit: ≥ 1.
 
     Raises:
         ValueError: nothing in the batch has that many rows.
     """
 
-    def __init__(self, batch: Any, *, num_units: int, rows_per_unit: int) -> None:
+    def __init__(self, batch: Any, *, layout: BatchLayout, num_units: int, rows_per_unit: int) -> None:
         self.num_units = num_units
         self.rows_per_unit = rows_per_unit
-        self._batch = batch
-        found = leaves(batch)
+        self._batch, self._layout = batch, layout
+        found: list[Any] = []
+        layout.changed(batch, lambda leaf, each: found.append(leaf) if each else None, num_units=num_units)
         if num_units * rows_per_unit not in map(length, found):
             raise ValueError(
                 f"a batch of {num_units} units with {rows_per_unit} row(s) each holds nothing with "
                 f"{num_units * rows_per_unit} rows first"
             )
-        self.kinds, self.sizes = _described([leaf for leaf in found if self._is_cut(leaf)])
+        self.kinds, self.sizes = _described(found)
         self.sizes = [size // num_units for size in self.sizes]
 
+    @classmethod
+    def of(cls, source: Callable[[int], Any], *, num_units: int, rows_per_unit: int) -> Self:
+        """From a number of units to a batch of them; what grows with that number belongs to units.
+
+        Raises:
+            ValueError: nobody can tell which part of a batch belongs to which unit.
+        """
+        batch = source(num_units)
+        layout = BatchLayout.of({num_units: batch, num_units - 2: source(num_units - 2)})
+        return cls(batch, layout=layout, num_units=num_units, rows_per_unit=rows_per_unit)
+
     def pick(self, units: Sequence[int]) -> Any:
-        return change(self._batch, lambda leaf: self._rows(leaf, units))
+        return self._layout.pick(self._batch, units, num_units=self.num_units)
 
     def changed(self, change_values: Change) -> Self:
         met = -1
 
-        def give(leaf: Any) -> Any:
+        def give(leaf: Any, each: int) -> Any:
             nonlocal met
-            kind = kind_of(leaf) if self._is_cut(leaf) else None
+            kind = kind_of(leaf) if each else None
             if kind is None:
                 return leaf
             met += 1
             values = as_tensor(leaf)
             assert values is not None
-            step = length(leaf) // self.num_units
             for unit in range(self.num_units):
-                own = slice(unit * step, (unit + 1) * step)
+                own = slice(unit * each, (unit + 1) * each)
                 values[own] = change_values(values[own], kind, unit, met)
             return put_back(values, leaf)
 
         return type(self)(
-            change(self._batch, give), num_units=self.num_units, rows_per_unit=self.rows_per_unit
+            self._layout.changed(self._batch, give, num_units=self.num_units),
+            layout=self._layout,
+            num_units=self.num_units,
+            rows_per_unit=self.rows_per_unit,
         )
-
-    def _is_cut(self, leaf: Any) -> bool:
-        return length(leaf) in (self.num_units, self.num_units * self.rows_per_unit)
-
-    def _rows(self, leaf: Any, units: Sequence[int]) -> Any:
-        if not self._is_cut(leaf):
-            return copy.copy(leaf)
-        step = length(leaf) // self.num_units
-        rows = [unit * step + row for unit in units for row in range(step)]
-        return type(leaf)(leaf[row] for row in rows) if isinstance(leaf, list | tuple) else leaf[rows]
 
 
 @final

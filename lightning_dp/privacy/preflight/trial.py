@@ -39,6 +39,11 @@ class Trial:
     sites: Sites = field(default_factory=Sites, init=False)
     _alone: dict[int, Gradient] = field(default_factory=dict, init=False)
 
+    @property
+    def units_meet(self) -> bool:
+        """Whether a batch of the fit can have several units in it."""
+        return self.engine.units_at_once != 1
+
     @cached_property
     def counts(self) -> dict[int, int | None]:
         """By leaf of whole numbers, how many the step takes, counted from 0; None where there is no end."""

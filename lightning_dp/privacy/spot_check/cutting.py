@@ -1,15 +1,14 @@
 """Some units of a real batch, as a batch of their own.
 
 What belongs to a unit is learnt from an example, the batch that collation makes of one unit alone: what is U
-times as long in the batch is cut, what is equal is shared. Without an example lengths have to be enough,
-and a tensor that has another length is refused, since nobody knows whose it is.
+times as long in the batch is cut, what is equal is shared, and anything else is refused.
 
 Scope: tensors, arrays, lists, tuples, mappings, dataclasses. Anything else is the same for all.
 """
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,18 +22,15 @@ class NotCut(Exception):
     """Nobody can tell which part of the batch belongs to which unit."""
 
 
-def cut(
-    batch: Any, units: Sequence[int], *, num_units: int, rows_per_unit: int, example: Any | None = None
-) -> Any:
+def cut(batch: Any, units: Sequence[int], *, num_units: int, example: Any) -> Any:
     """The batch of some units, in memory of its own.
 
     Args:
-        batch: of `num_units` units, each with `rows_per_unit` consecutive rows.
+        batch: of `num_units` units, each with as many consecutive rows.
         units: positions in it, from 0, each once.
         num_units: U ≥ 1.
-        rows_per_unit: ≥ 1.
-        example: a batch of the same kind with one unit in it, or None where there is none to be had. Its
-            values don't matter but for telling what all units share.
+        example: a batch of the same kind with one unit in it. Its values don't matter but for telling what
+            all units share.
 
     Raises:
         NotCut: something in the batch has a length that fits no unit.
@@ -47,30 +43,22 @@ def cut(
     def array(leaf: _Array, one: Any) -> _Array:
         if not leaf.ndim:
             return copy.copy(leaf)
-        if one is not None:
-            if not isinstance(one, type(leaf)) or one.ndim != leaf.ndim:
-                raise NotCut
-            if one.shape == leaf.shape and same_values(one, leaf):
-                return copy.copy(leaf)
-            if len(one) * num_units != len(leaf):
-                raise NotCut
-        elif len(leaf) not in (num_units, num_units * rows_per_unit):
+        if not isinstance(one, type(leaf)) or one.ndim != leaf.ndim:
+            raise NotCut
+        if one.shape == leaf.shape and same_values(one, leaf):
+            return copy.copy(leaf)
+        if len(one) * num_units != len(leaf):
             raise NotCut
         return leaf[rows(len(leaf))]
 
     def sequence(leaf: Sequence[Any], one: Any) -> Any:
-        if one is not None:
-            if not isinstance(one, list | tuple):
-                raise NotCut
-            listed = len(one) != len(leaf)
-            if listed and len(one) * num_units != len(leaf):
-                raise NotCut
-        else:
-            listed = _lists_units(leaf, num_units=num_units, rows_per_unit=rows_per_unit)
-        if listed:
-            return _sequence(leaf, [copy.deepcopy(leaf[row]) for row in rows(len(leaf))])
-        ones = [None] * len(leaf) if one is None else one
-        return _sequence(leaf, [tree(part, same) for part, same in zip(leaf, ones, strict=True)])
+        if not isinstance(one, list | tuple):
+            raise NotCut
+        if len(one) == len(leaf):
+            return _sequence(leaf, [tree(part, same) for part, same in zip(leaf, one, strict=True)])
+        if len(one) * num_units != len(leaf):
+            raise NotCut
+        return _sequence(leaf, [copy.deepcopy(leaf[row]) for row in rows(len(leaf))])
 
     def tree(part: Any, one: Any) -> Any:
         if isinstance(part, Tensor | np.ndarray):
@@ -112,61 +100,24 @@ def same_values(left: Any, right: Any) -> bool:
 def _rebuilt(part: Any, one: Any, tree: Callable[[Any, Any], Any]) -> Any:
     """A mapping or dataclass with `tree` applied to its values; anything else as it is."""
     if isinstance(part, Mapping):
-        if one is not None and (not isinstance(one, Mapping) or one.keys() != part.keys()):
+        if not isinstance(one, Mapping) or one.keys() != part.keys():
             raise NotCut
-        changed = {key: tree(value, None if one is None else one[key]) for key, value in part.items()}
+        changed = {key: tree(value, one[key]) for key, value in part.items()}
         if type(part) is dict:
             return changed
         again: Any = copy.copy(part)
         again.update(changed)
         return again
     if _is_dataclass(part):
-        if one is not None and type(one) is not type(part):
+        if type(one) is not type(part):
             raise NotCut
+        others = _fields(one)
         return dataclasses.replace(
-            part,
-            **{
-                name: tree(value, None if one is None else getattr(one, name))
-                for name, value in _fields(part).items()
-            },
+            part, **{name: tree(value, others[name]) for name, value in _fields(part).items()}
         )
     if part is not None and not isinstance(part, bool | int | float | complex | str | bytes):
         raise NotCut  # a class of the user's own, which may hold anything
     return part
-
-
-def _lists_units(leaf: Sequence[Any], *, num_units: int, rows_per_unit: int) -> bool:
-    """Whether a list has one entry a unit or row, rather than one a column of the batch."""
-    fits = len(leaf) in (num_units, num_units * rows_per_unit)
-    if _is_flat(leaf):
-        return fits
-    whole = any(len(t) in (num_units, num_units * rows_per_unit) for t in _arrays(leaf) if t.ndim)
-    if fits and whole and not _is_column_by_column(leaf, num_units=num_units):
-        raise NotCut
-    return fits and not whole
-
-
-def _is_column_by_column(leaf: Sequence[Any], *, num_units: int) -> bool:
-    """All that is in it has as many entries as there are units, as in [x (U, …), y (U,)]."""
-    return all(t.ndim and len(t) % num_units == 0 for t in _arrays(leaf))
-
-
-def _arrays(tree: Any) -> Iterator[_Array]:
-    if isinstance(tree, Tensor | np.ndarray):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from _arrays(value)
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from _arrays(value)
-    elif _is_dataclass(tree):
-        yield from _arrays(_fields(tree))
-
-
-def _is_flat(leaf: Sequence[Any]) -> bool:
-    """Whether a list holds plain values, such as names."""
-    return bool(leaf) and all(isinstance(item, bool | int | float | str | bytes) for item in leaf)
 
 
 def _sequence(like: Sequence[Any], items: list[Any]) -> Any:
