@@ -152,7 +152,10 @@ def report_of(
     if trial is not None:
         described = describe({name: tuple(p.shape) for name, p in trained.items()}, trial.sites)
         unreached = [name for name in trained if name not in described and trial.sites.answers]
-    if not isinstance(engine, BookKeeping):
+    if engine.units_at_once == 1:
+        described = {name: [Described("a batch of its own for each unit", "loop")] for name in trained}
+        unreached = []
+    elif not isinstance(engine, BookKeeping):
         kind: Cost = "loop" if isinstance(engine, Loop) else "one copy per unit"
         described = {name: [Described(f"the engine {type(engine).__name__}", kind)] for name in described}
     sizes = {name: p.numel() for name, p in trained.items() if name not in unreached}

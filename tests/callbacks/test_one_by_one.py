@@ -185,3 +185,15 @@ def test_it_takes_batches_of_one_unit_only(tmp_path):
     engine = OneByOne()
     with pytest.raises(ValueError, match="one unit at a time, not 2"):
         engine.expect(unit_weights=torch.ones(2), rows_per_unit=1)
+
+
+def test_a_check_says_how_parameters_are_clipped():
+    engine = OneByOne()
+    privacy = DifferentialPrivacy(
+        noise_multiplier=1.0, delta=1e-2, expected_batch_size=N, clipping_engine=engine
+    )
+    report = privacy.check(OfGraphs(), Data(graphs))
+    assert report.ok, str(report)
+    assert {row.rule for row in report.rows} == {"a batch of its own for each unit"}
+    refused = DifferentialPrivacy(noise_multiplier=1.0, delta=1e-2, expected_batch_size=N)
+    assert not refused.check(OfGraphs(), Data(graphs)).ok
