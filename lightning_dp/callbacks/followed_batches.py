@@ -103,8 +103,8 @@ class FollowedBatches:
                 ) from error
             raise RuntimeError(
                 f"units of a real batch can't be told apart: {error}; nothing of this step left. Compute "
-                "every row from itself alone, and return one loss a row; or let each unit have a batch of its "
-                "own, slowly (privacy.clipping_engine: OneByOne)"
+                "every row from itself alone, and return one loss a row; or let each unit have a batch of "
+                "its own, slowly (privacy.clipping_engine: OneByOne)"
             ) from error
 
     def _followed(
