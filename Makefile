@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m lightning_dp demo
 
 test: $(VENV)/.installed-dev check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

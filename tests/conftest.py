@@ -12,6 +12,14 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 
 
+_LONG = ("test_smoke.py", "test_wandb_online.py", "test_configs.py", "test_cli.py", "test_image_configs.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Files of few tests that take minutes come first, so that no worker is alone with one at the end."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 @pytest.fixture(autouse=True)
 def ledger_path(tmp_path_factory, monkeypatch):
     """No test writes into the user's own ledger."""
