@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from lightning_dp.privacy.accounting import GaussianEvent
 from lightning_dp.privacy.ledger import Lease
 from lightning_dp.privacy.noise import NoiseSource
-from lightning_dp.privacy.secure_noise import SecureGaussianNoise
+from lightning_dp.privacy.secure_noise import SecureGaussianNoise, check_margin
 
 Value = TypeVar("Value")
 Shift = TypeVar("Shift", float, np.ndarray, torch.Tensor)
@@ -98,10 +98,13 @@ class Mechanism(ABC, Generic[Value]):
 
         Raises:
             BudgetExceeded, LedgerError: nothing was read.
-            ValueError: the values have an impossible shape; the charge stays.
+            ValueError: the values have an impossible shape, or are more than noise on a grid pays for; the
+                charge stays.
         """
         entry = lease.reserve(self.event, kind="release", note=f"{note}: {self}" if note else str(self))
         sums = torch.from_numpy(self.sums(values() if callable(values) else values))
+        if noise is None:
+            check_margin(noise_multiplier=self.noise_multiplier, num_values=len(sums))
         noisy = (noise or SecureGaussianNoise()).add_to(sums, scale=self.noise_multiplier * self.sensitivity)
         return Released(value=self.answer(noisy.numpy()), seq=entry.seq, hash=entry.hash)
 

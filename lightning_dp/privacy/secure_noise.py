@@ -39,9 +39,9 @@ def check_margin(*, noise_multiplier: float, num_values: int) -> None:
     product = noise_multiplier * math.sqrt(num_values)
     if product > LARGEST:
         raise ValueError(
-            f"privacy.secure=True with noise_multiplier={noise_multiplier:.4g} and {num_values:,} trainable "
-            f"parameters rounds more than its noise pays for: σ·√d is {product:.4g} and may be "
-            f"{LARGEST:.0f}; train at most {int((LARGEST / noise_multiplier) ** 2):,} parameters, or set "
+            f"noise on a grid with noise_multiplier={noise_multiplier:.4g} for {num_values:,} values at once "
+            f"rounds more than it pays for: σ·√d is {product:.4g} and may be {LARGEST:.0f}; release or train "
+            f"at most {int((LARGEST / noise_multiplier) ** 2):,} values, or in training set "
             "privacy.secure=False"
         )
 

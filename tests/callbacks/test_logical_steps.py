@@ -158,7 +158,7 @@ def test_settings_can_be_changed_between_fits(tmp_path):
 def test_secure_noise_pays_for_its_rounding_or_is_refused(tmp_path):
     wide = Regression(width=2**16)  # 393,217 parameters
     error, _ = fit(tmp_path, wide, secure=True, noise_multiplier=100.0)
-    assert "σ·√d is 6.271e+04 and may be 16384; train at most 26,843 parameters" in str(error)
+    assert "σ·√d is 6.271e+04 and may be 16384; release or train at most 26,843 values" in str(error)
     assert not (tmp_path / "privacy.json").exists()
 
 

@@ -270,6 +270,15 @@ def test_noise_has_the_scale_that_is_charged(mechanism: Mechanism, lease: Lease)
         assert abs(wrong * values.std() / (mechanism.noise_multiplier * mechanism.sensitivity) - 1) > bound
 
 
+def test_more_values_than_noise_on_a_grid_pays_for_are_not_released(lease: Lease) -> None:
+    def of(dimension: int) -> VectorSum:
+        return VectorSum(noise_multiplier=1e4, max_norm=1.0, dimension=dimension)
+
+    with pytest.raises(ValueError, match=r"σ·√d is 1.732e\+04 and may be 16384"):
+        of(3).release(np.zeros((2, 3)), lease)
+    assert of(2).release(np.zeros((2, 2)), lease).value.shape == (2,)
+
+
 def test_answers_without_noise_are_what_they_are_called(lease: Lease) -> None:
     rng = np.random.default_rng(0)
     values = rng.uniform(-2, 6, size=(100, 7))
