@@ -43,9 +43,7 @@ class GaussianNoise:
             assert self._cpu is not None
             return torch.from_numpy(self._cpu.standard_normal(tuple(shape), dtype=np.float32))
         if device not in self._device_generators:
-            generator = torch.Generator(device=device)
-            generator.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
-            self._device_generators[device] = generator
+            self._device_generators[device] = generator_on(device)
         return torch.randn(shape, generator=self._device_generators[device], device=device)
 
     def add_to(self, sums: Tensor, *, scale: float) -> Tensor:
@@ -57,6 +55,13 @@ class GaussianNoise:
         self._cpu = np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy_bits())))
         self._device_generators = {}
         self._pid = os.getpid()
+
+
+def generator_on(device: torch.device) -> torch.Generator:
+    """A generator of torch's with 63 bits of the operating system's entropy, all that its seed takes."""
+    generator = torch.Generator(device=device)
+    generator.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+    return generator
 
 
 def entropy_bits() -> int:

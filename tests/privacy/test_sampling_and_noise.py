@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dp.privacy.loading import Reading
-from lightning_dp.privacy.noise import GaussianNoise
+from lightning_dp.privacy.noise import GaussianNoise, entropy_bits, generator_on
 from lightning_dp.privacy.sampling import PoissonLoader, PoissonSampler, split
 
 
@@ -149,3 +149,11 @@ def test_a_fork_draws_other_noise():
 def test_noise_state_is_never_saved():
     with pytest.raises(TypeError, match="never saved"):
         pickle.dumps(GaussianNoise())
+
+
+def test_generators_of_devices_have_all_the_entropy_that_their_seeds_take():
+    seeds = [generator_on(torch.device("cpu")).initial_seed() for _ in range(64)]
+    assert len(set(seeds)) == 64
+    for bit in range(63):
+        assert {seed >> bit & 1 for seed in seeds} == {0, 1}
+    assert max(entropy_bits().bit_length() for _ in range(64)) == 256
