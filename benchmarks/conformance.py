@@ -123,6 +123,7 @@ _EMPTY: dict[str, Any] = {
     "worst_relative_error": None,
     "refused": None,
     "wrong": {},
+    "rounded": {},
     "late": {},
     "crashed": None,
 }
@@ -154,6 +155,7 @@ def _scan_one(name: str, quick: bool, pipe: Connection) -> None:
             "worst_relative_error": found.worst or None,
             "refused": found.refused,
             "wrong": {str(size): error for size, error in found.wrong.items()},
+            "rounded": {str(size): error for size, error in found.rounded.items()},
             "late": found.late,
         }
     )
@@ -171,6 +173,8 @@ def verdict(row: dict[str, Any]) -> str:
     parts = [f"refused: {row['refused']}"] if row["refused"] else []
     if row["wrong"]:
         parts.append(f"WRONG by up to {max(row['wrong'].values()):.1e} at {_ranges(row['wrong'])}")
+    if row["rounded"]:
+        parts.append(f"exact in fp64; fp32 rounds by up to {max(row['rounded'].values()):.1e}")
     for sentence, sizes in row["late"].items():
         parts.append(f"REFUSED LATE at {_ranges(sizes)}: {sentence}")
     return "; ".join(parts) or f"exact, {row['worst_relative_error']:.1e}"
@@ -213,7 +217,9 @@ def _page(rows: list[dict[str, Any]], summary: str) -> str:
                 row["source"],
                 _ranges(row["batch_sizes"]),
                 "" if row["worst_relative_error"] is None else f"{row['worst_relative_error']:.1e}",
-                "exact" if not (is_fault(row) or row["refused"]) else verdict(row).replace("|", "\\|"),
+                "exact"
+                if not (is_fault(row) or row["refused"] or row["rounded"])
+                else verdict(row).replace("|", "\\|"),
             ]
             for row in rows
         ],
