@@ -234,7 +234,9 @@ _ASKED = [
     "tokens, heads, tables, buffers, any length of any tensor seen in a forward. Rows come in random "
     "order from a pool; units have weights 0, 1 and between, one row or two. Each unit's norm and each "
     "parameter's clipped sum is compared with one autograd backward per unit, norms in fp64: the worst "
-    "relative error may be 1e-5. The other good answer is a refusal before training.",
+    "relative error may be 1e-5. The other good answer is a refusal before training. Where fp32 rounds more "
+    "than that, the size is tried again in fp64, where what is attributed to wrong rows would stay; the row "
+    "says so. Informer is refused because its own loss divides by what all rows observe together.",
     "**Command.** `python benchmarks/conformance.py --jobs 2 --json docs/results/conformance.json`",
 ]
 

@@ -439,3 +439,18 @@ def test_functional_weights_of_a_child():
 
     model, index = Tied(), torch.randint(0, 6, (4, 5))
     assert compare(BookKeeping(), model, lambda: _rows(model(index)), units=4) <= TOLERANCE
+
+
+def test_a_module_run_per_unit_and_called_on_a_constant_too_is_refused():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.GRU(3, 4, batch_first=True)
+            self.register_buffer("table", torch.randn(6, 5, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)[0] + self.net(self.table)[0].mean(dim=0)
+
+    model, x = Twice(), torch.randn(6, 5, 3)
+    with pytest.raises(UnknownUse, match="give each use a module of its own"):
+        sites_of(model, lambda: _rows(model(x)), units=6)
