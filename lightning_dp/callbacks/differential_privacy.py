@@ -36,6 +36,7 @@ from lightning_dp.callbacks.preflight import look, run_preflight
 from lightning_dp.callbacks.private_step import PrivateStep
 from lightning_dp.callbacks.spot_check import SpotCheck
 from lightning_dp.callbacks.trainer_checks import (
+    check_automatic,
     check_length,
     check_loader,
     check_optimizers,
@@ -336,7 +337,7 @@ class DifferentialPrivacy(Callback):
         with attempt():
             check_trainer(trainer)
         with attempt():
-            self._refuse_manual_steps(pl_module)
+            check_automatic(pl_module)
         loader = trainer.fit_loop._data_source.dataloader()
         check_loader(loader)
         assert isinstance(loader, DataLoader)
@@ -349,14 +350,6 @@ class DifferentialPrivacy(Callback):
         with attempt():
             check_distinct(loader)
         return loader, self._make_plan(unit, pl_module, num_steps=trainer.max_steps)
-
-    def _refuse_manual_steps(self, pl_module: LightningModule) -> None:
-        if not pl_module.automatic_optimization:
-            raise ValueError(
-                f"{type(pl_module).__name__} optimizes manually, so no callback can make its steps private; "
-                "use automatic optimization, and where there are several optimizers, as in a GAN, train each "
-                "one's part in a fit of its own"
-            )
 
     def _refuse_own_generators(
         self, trainer: Trainer, pl_module: LightningModule, loader: DataLoader

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from lightning_dp.callbacks.loggers import find_outgoing_loggers
 from lightning_dp.callbacks.made_up_units import Source, made_up_units
 from lightning_dp.callbacks.monitors import find_private_monitors
+from lightning_dp.callbacks.trainer_checks import check_automatic
 from lightning_dp.callbacks.trial_batches import TrialBatch, moved, output_of, untouched
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
@@ -123,6 +124,7 @@ def look(
         except Exception as error:
             found += [*find_in_layers(module), _not_copied(module, error)]
         else:
+            check_automatic(copied)  # setup may have changed that
             layers = find_in_layers(copied)
             found += layers
             # What such a layer does to a step is known; a second message about it would only be longer.

@@ -167,6 +167,16 @@ def check_parameters(module: nn.Module) -> None:
             )
 
 
+def check_automatic(module: LightningModule) -> None:
+    """Raise ValueError unless Lightning takes the module's steps."""
+    if not module.automatic_optimization:
+        raise ValueError(
+            f"{type(module).__name__} optimizes manually, so no callback can make its steps private; use "
+            "automatic optimization, and where there are several optimizers, as in a GAN, train each one's "
+            "part in a fit of its own"
+        )
+
+
 def check_loader(loader: object) -> None:
     """Raise ValueError unless `loader` is a plain DataLoader whose sampling may be replaced."""
     if isinstance(loader, CombinedLoader):

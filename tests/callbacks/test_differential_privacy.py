@@ -375,6 +375,11 @@ class Manual(Regression):
         self.automatic_optimization = False
 
 
+class ManualFromSetupOn(Regression):
+    def setup(self, stage):
+        self.automatic_optimization = False
+
+
 class Plateau(Regression):
     def configure_optimizers(self):
         optimizer = super().configure_optimizers()
@@ -393,6 +398,7 @@ class Plateau(Regression):
         (Regression(extra=nn.BatchNorm1d(3)), {}, "'extra' is a BatchNorm1d"),
         (Regression(extra=nn.InstanceNorm1d(3, track_running_stats=True)), {}, "InstanceNorm1d"),
         (Manual(), {}, "optimizes manually"),
+        (ManualFromSetupOn(), {}, "optimizes manually"),
         (Plateau(), {}, "ReduceLROnPlateau"),
     ],
 )

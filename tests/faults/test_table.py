@@ -9,7 +9,23 @@ from string import ascii_lowercase
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results" / "faults.md"
 
-WAYS = {23: 8, 24: 7, 25: 17, 26: 3, 27: 3, 28: 5, 29: 6, 30: 4, 31: 4, 32: 3, 33: 6, 34: 4, 35: 2, 36: 4, 37: 6}
+WAYS = {
+    23: 8,
+    24: 7,
+    25: 17,
+    26: 3,
+    27: 3,
+    28: 5,
+    29: 6,
+    30: 4,
+    31: 4,
+    32: 3,
+    33: 6,
+    34: 4,
+    35: 2,
+    36: 4,
+    37: 6,
+}
 """Kinds of which each way has a row of its own, P23a, P23b …; P1 to P22 are a row each."""
 FAULTS = [f"P{kind}" for kind in range(1, 23)]
 FAULTS += [f"P{kind}{letter}" for kind, many in WAYS.items() for letter in ascii_lowercase[:many]]
