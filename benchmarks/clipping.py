@@ -496,7 +496,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
         axis.set_xticks(values, [str(value) for value in values])
         axis.set_xlabel(what)
         axis.set_title(f"time ÷ non-private against {what}")
-    axes[0].legend(fontsize=8, frameon=False)
+    entries = axes[0].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside lower left", ncols=len(names), fontsize=9, frameon=False)
     figure.savefig(path)
 
 
