@@ -44,6 +44,23 @@ class Data(LightningDataModule):
         return DataLoader(Rows(), batch_size=8, shuffle=True)
 
 
+class MixesByItself(LightningModule):
+    """What couples units stands in a function that keeps the module, beside layers that don't."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 1)
+        self.row_losses = lambda x, y: (
+            (self.net(x).squeeze(1) - y).square() / self.net(x).detach().abs().max()
+        )
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self.row_losses(*batch).mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
 class Module(LightningModule):
     def __init__(self) -> None:
         super().__init__()
@@ -643,3 +660,7 @@ def test_a_schedule_that_is_fed_by_a_private_metric(tmp_path):
 def test_callbacks_that_train_before_the_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match="LearningRateFinder can't be used with privacy"):
         fit(tmp_path, callbacks=[LearningRateFinder()])
+
+
+def test_a_function_that_keeps_the_module_is_copied_with_it(tmp_path):
+    assert "[coupling] training_step" in found(tmp_path, MixesByItself())

@@ -163,6 +163,11 @@ class Sites:
             UnknownUse: no step that was followed used it so.
         """
         answers = self.answers.get(site)
+        if not self.answers:
+            raise UnknownUse(
+                f"{site.operator} uses {', '.join(site.parameters)}, and no step was followed for this engine: "
+                "call engine.know(follow_rows(module, loss, batch, num_units=…)) before attach"
+            )
         if answers is None:
             raise UnknownUse(
                 f"{site.operator} uses {', '.join(site.parameters)} in a way that no step showed that was "

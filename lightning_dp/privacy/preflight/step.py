@@ -6,6 +6,7 @@ attributes, random generators and warnings are as they were. Copies share the we
 
 import copy
 import math
+import types
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -306,7 +307,37 @@ def copied(module: M, *, keep: Sequence[Any] = (), with_weights: bool = False) -
                 known[id(table)] = type(table)()
         if not with_weights:
             known[id(child._parameters)] = dict(child._parameters)
-    return copy.deepcopy(module, known)
+    again = copy.deepcopy(module, known)
+    for child in again.modules():
+        for name, value in list(vars(child).items()):
+            if isinstance(value, types.FunctionType) and value.__closure__:
+                child.__dict__[name] = _rebound(value, known)
+    return again
+
+
+def _rebound(function: types.FunctionType, copies: dict[int, Any]) -> types.FunctionType:
+    """A function that a module keeps, such as lambda x: self.net(x), with copies of modules in its closure.
+
+    Python copies functions by reference, so a copied module would call the original's layers.
+    """
+
+    def cell(old: types.CellType) -> types.CellType:
+        try:
+            held = old.cell_contents
+        except ValueError:  # not filled yet
+            return old
+        return types.CellType(copies[id(held)]) if isinstance(held, nn.Module) and id(held) in copies else old
+
+    again = types.FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        tuple(map(cell, function.__closure__ or ())),
+    )
+    again.__kwdefaults__ = function.__kwdefaults__
+    again.__dict__.update(function.__dict__)
+    return again
 
 
 def _refers_to_a_module(made: partial) -> bool:
