@@ -24,7 +24,7 @@ WAYS = {
     34: 4,
     35: 2,
     36: 4,
-    37: 6,
+    37: 7,
 }
 """Kinds of which each way has a row of its own, P23a, P23b …; P1 to P22 are a row each."""
 FAULTS = [f"P{kind}" for kind in range(1, 23)]

@@ -31,6 +31,7 @@ from lightning_dp.privacy.preflight import (
     inspect_step,
     settle,
 )
+from lightning_dp.privacy.preflight.step import copied
 
 
 class Fit(nn.Module):
@@ -831,6 +832,19 @@ def test_made_up_units_are_cut_put_together_and_broken():
     assert made_up_of([torch.arange(13)], rows_per_unit=1).broken(0, value=1.0) is None
     with pytest.raises(ValueError, match="nothing with 39 rows"):
         made_up_of(rows, rows_per_unit=3)
+
+
+def test_a_function_that_keeps_the_module_reaches_the_copy_in_a_copy():
+    module = nn.Module()
+    module.net, scale = nn.Linear(3, 1), torch.tensor(2.0)
+    module.loss = lambda x, *, power=2: scale * module.net(x).pow(power)
+    again = copied(module, with_weights=True)
+    nn.init.zeros_(again.net.weight)
+    nn.init.zeros_(again.net.bias)
+    x = torch.ones(2, 3)
+    assert again.loss(x).abs().max() == 0
+    assert module.loss(x).abs().max() > 0
+    assert copied(again).net.weight is again.net.weight
 
 
 def test_a_table_as_long_as_there_are_made_up_units_is_nobodys():

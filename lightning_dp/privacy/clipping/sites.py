@@ -165,8 +165,8 @@ class Sites:
         answers = self.answers.get(site)
         if not self.answers:
             raise UnknownUse(
-                f"{site.operator} uses {', '.join(site.parameters)}, and no step was followed for this engine: "
-                "call engine.know(follow_rows(module, loss, batch, num_units=…)) before attach"
+                f"{site.operator} uses {', '.join(site.parameters)}, and no step was followed for this "
+                "engine: call engine.know(follow_rows(module, loss, batch, num_units=…)) before attach"
             )
         if answers is None:
             raise UnknownUse(
