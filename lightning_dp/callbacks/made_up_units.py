@@ -10,7 +10,8 @@ Items, one a unit, go through the loader's own `collate_fn`. Values should be po
 units: other labels, other lengths, other gaps. Other values than these are tried as well.
 
 A collated batch may be given instead (`synthetic_units(num_units)`: units in order, `rows_per_unit`
-consecutive rows each). It is cut, so a `collate_fn` of one's own is not seen by any check.
+consecutive rows each). It is cut. A `collate_fn` of one's own is tried where it makes such batches of entries
+of them, or of items that the data set tells by itself; else it would not be seen by any check.
 
 Without either, data sets that tell shapes and dtypes are asked (`known_items`). A model's
 `example_input_array` is the input of `forward`, not a batch.
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, Subset, default_collate
 
 from lightning_dp.callbacks.known_items import asked_for_items, known_items
 from lightning_dp.privacy.preflight import NUM_UNITS, Finding, MadeUp, MadeUpItems, MadeUpUnits
+from lightning_dp.privacy.preflight.made_up import collating
 
 Source = Callable[[int], Any]
 """From a number of units to as many made-up items, or to a collated batch of them."""
@@ -65,6 +67,10 @@ def made_up_units(
         ]
     if loader.collate_fn is default_collate:
         return units, []
+    own = [units.item(unit) for unit in range(NUM_UNITS)]
+    for items in (own, known_items(loader.dataset, num_items=NUM_UNITS)):
+        if items is not None and collating(units, items, loader.collate_fn):
+            return MadeUpItems(items, collate=loader.collate_fn, rows_per_unit=rows_per_unit), []
     return units, [
         Finding(
             code="unchecked",

@@ -544,6 +544,7 @@ def test_a_collation_that_mixes_units(tmp_path, collate, module, made):
 def test_a_collation_of_ones_own_needs_items(tmp_path):
     data = Data()
     data.train_dataloader = lambda: DataLoader(Rows(), shuffle=True, collate_fn=lambda rows: list(rows))
+    # It makes no such batches of entries of them, and of no items that Rows tells of.
     assert "[unchecked] collate_fn" in found(tmp_path, data=data)
     data = Untold(Rows())
     passes(tmp_path, data=data, privacy=private(synthetic_items=items))
@@ -664,3 +665,43 @@ def test_callbacks_that_train_before_the_fit_are_refused(tmp_path):
 
 def test_a_function_that_keeps_the_module_is_copied_with_it(tmp_path):
     assert "[coupling] training_step" in found(tmp_path, MixesByItself())
+
+
+def _columns(rows) -> list[Tensor]:
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def _standardised(rows) -> list[Tensor]:
+    x, y = _columns(rows)
+    return [(x - x.mean(dim=0)) / (x.std(dim=0) + 1), y]
+
+
+def test_a_collation_is_tried_on_what_made_up_batches_are_made_of(tmp_path):
+    """`synthetic_units` gives batches; their entries are items to a collation that makes the like of them."""
+    data = Data()
+    data.train_dataloader = lambda: DataLoader(Rows(), batch_size=8, shuffle=True, collate_fn=_columns)
+    passes(tmp_path, data=data)
+    data.train_dataloader = lambda: DataLoader(Rows(), batch_size=8, shuffle=True, collate_fn=_standardised)
+    assert "[coupling] collate_fn makes" in found(tmp_path / "mixed", data=data)
+
+
+def test_a_collation_is_tried_on_items_that_the_data_set_tells_of(tmp_path):
+    class Named(Data):
+        def synthetic_units(self, num_units: int) -> Any:
+            x, y = super().synthetic_units(num_units)
+            return {"x": x, "y": y}
+
+    class OfNames(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.losses(batch["x"], batch["y"]).mean()
+
+    data = Named()
+    rows = TensorDataset(torch.full((N, 4), torch.nan), torch.zeros(N))
+
+    def loader(collate) -> None:
+        data.train_dataloader = lambda: DataLoader(rows, batch_size=8, collate_fn=collate)
+
+    loader(lambda items: dict(zip("xy", _standardised(items), strict=True)))
+    assert "[coupling] collate_fn makes" in found(tmp_path, OfNames(), data=data)
+    loader(lambda items: dict(zip("xy", _columns(items), strict=True)))
+    fit(tmp_path, OfNames(), data=data)

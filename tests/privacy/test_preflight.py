@@ -298,7 +298,7 @@ class OnlyTheLastUse(BookKeeping):
     """P9, as hooks that overwrite: of a weight used twice, only one use counts."""
 
     def collect(self):
-        for uses in self._attached().uses.values():
+        for uses in self._taped().uses.values():
             del uses[1:]
         return super().collect()
 

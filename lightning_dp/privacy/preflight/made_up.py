@@ -17,6 +17,8 @@ from lightning_dp.privacy.batch_layout import BatchLayout
 from lightning_dp.privacy.batch_trees import Kind, as_tensor, change, kind_of, leaves, length, put_back
 from lightning_dp.privacy.preflight.values import Change, broken, gaps
 
+_TRIED = (2, 5)
+
 
 class MadeUp(ABC):
     """Units that belong to nobody.
@@ -84,11 +86,7 @@ class MadeUpUnits(MadeUp):
         self._batch, self._layout = batch, layout
         found: list[Any] = []
         layout.changed(batch, lambda leaf, each: found.append(leaf) if each else None, num_units=num_units)
-        if num_units * rows_per_unit not in map(length, found):
-            raise ValueError(
-                f"a batch of {num_units} units with {rows_per_unit} row(s) each holds nothing with "
-                f"{num_units * rows_per_unit} rows first"
-            )
+        _check_rows(found, num_units=num_units, rows_per_unit=rows_per_unit)
         self.kinds, self.sizes = _described(found)
         self.sizes = [size // num_units for size in self.sizes]
 
@@ -100,11 +98,22 @@ class MadeUpUnits(MadeUp):
             ValueError: nobody can tell which part of a batch belongs to which unit.
         """
         batch = source(num_units)
+        _check_rows(leaves(batch), num_units=num_units, rows_per_unit=rows_per_unit)
         layout = BatchLayout.of({num_units: batch, num_units - 2: source(num_units - 2)})
         return cls(batch, layout=layout, num_units=num_units, rows_per_unit=rows_per_unit)
 
     def pick(self, units: Sequence[int]) -> Any:
         return self._layout.pick(self._batch, units, num_units=self.num_units)
+
+    def item(self, unit: int) -> Any:
+        """What collation would make a unit's part of the batch of, where it stacks entries or joins rows."""
+
+        def own(leaf: Any, each: int) -> Any:
+            if not each:
+                return leaf
+            return leaf[unit] if each == 1 else leaf[unit * each : (unit + 1) * each]
+
+        return self._layout.changed(self._batch, own, num_units=self.num_units)
 
     def changed(self, change_values: Change) -> Self:
         met = -1
@@ -183,6 +192,31 @@ class MadeUpItems(MadeUp):
 
         items = [change(item, give(unit)) for unit, item in enumerate(self._items)]
         return type(self)(items, collate=self._collate, rows_per_unit=self.rows_per_unit)
+
+
+def _check_rows(found: Sequence[Any], *, num_units: int, rows_per_unit: int) -> None:
+    if num_units * rows_per_unit not in map(length, found):
+        raise ValueError(
+            f"a batch of {num_units} units with {rows_per_unit} row(s) each holds nothing with "
+            f"{num_units * rows_per_unit} rows first"
+        )
+
+
+def collating(units: MadeUpUnits, items: Sequence[Any], collate: Callable[[list[Any]], Any]) -> bool:
+    """Whether a collation makes of items what the batch of as many units looks like: parts, types, shapes."""
+    for number in _TRIED:
+        try:
+            found = collate(copy.deepcopy(list(items[:number])))
+        except Exception:
+            return False
+        if _looks(found) != _looks(units.pick(range(number))):
+            return False
+    return True
+
+
+def _looks(batch: Any) -> list[Any]:
+    tensors = [as_tensor(leaf) for leaf in leaves(batch)]
+    return [None if one is None else (one.dtype, one.shape) for one in tensors]
 
 
 def row_of_first(batch: Any, *, num_units: int) -> list[Tensor]:
