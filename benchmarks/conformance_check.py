@@ -88,6 +88,8 @@ def scan(case: Case, prepare: Prepare, *, quick: bool = False, seed: int = 0) ->
                 else:
                     found.worst = max(found.worst, error)
                     if not error <= TOLERANCE:
+                        engine.detach()
+                        engine = None
                         again = _in_double(pool, prepare, rows, rows_per_unit=rows_per_unit)
                         kind = found.rounded if again <= TOLERANCE else found.wrong
                         kind[rows] = max(error, kind.get(rows, 0.0))
