@@ -157,3 +157,22 @@ def test_generators_of_devices_have_all_the_entropy_that_their_seeds_take():
     for bit in range(63):
         assert {seed >> bit & 1 for seed in seeds} == {0, 1}
     assert max(entropy_bits().bit_length() for _ in range(64)) == 256
+
+
+def test_noise_on_a_cpu_comes_from_the_generator_that_keeps_all_its_entropy():
+    source = GaussianNoise()
+    draw(source)
+    assert source._cpu is not None
+    assert source._device_generators == {}, "torch's own on a CPU keeps 32 bits of its seed"
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_another_process_has_another_state_whatever_its_number(shift):
+    source = GaussianNoise()
+    draw(source)
+    before = source._cpu
+    draw(source)
+    assert source._cpu is before, "one state goes on"
+    source._pid += shift  # as after a fork: numbers of processes start anew when they are used up
+    draw(source)
+    assert source._cpu is not before
