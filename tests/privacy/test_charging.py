@@ -1,5 +1,7 @@
 """Steps that are paid ahead, over processes that die."""
 
+from dataclasses import replace
+
 import pytest
 
 from lightning_dp.privacy.charging import StepCharges
@@ -42,3 +44,76 @@ def test_a_resume_after_a_crash_counts_every_reservation(taken, charged):
     with pytest.raises(LedgerError, match="all 20 steps"):
         third.cover()
     assert sum(event.steps for event in Ledger().events("meters", unit="record")) == 20
+
+
+def test_numbers_along_the_way():
+    account = charges()
+    assert (account.spent, account.charged, account.left) == (0, 0, 20)
+    with pytest.raises(LedgerError, match="does not cover"):
+        account.take()
+    assert account.cover()
+    assert (account.spent, account.charged, account.left) == (0, 2, 20)
+    account.take()
+    assert not account.cover(), "one is left of two"
+    assert (account.spent, account.charged, account.left) == (1, 2, 19)
+    account.take()
+    assert (account.spent, account.charged, account.left) == (2, 2, 18)
+    assert account.cover()
+    assert (account.spent, account.charged, account.left) == (2, 4, 18)
+
+
+def test_numbers_along_the_way_of_a_resumed_run():
+    first = charges()
+    take(first, 3)
+    second = charges(parent=first.head)
+    take(second, 3)
+    assert (second.charged_before, second.taken) == (4, 3)
+    assert (second.spent, second.charged, second.left) == (7, 8, 13)
+
+
+@pytest.mark.parametrize("taken", [1, 2, 3])
+def test_closing_gives_back_what_was_reserved_and_not_taken(taken):
+    account = charges()
+    take(account, taken)
+    account.close()
+    assert account.charged == account.spent == taken
+    assert sum(event.steps for event in Ledger().events("meters", unit="record")) == taken
+    account.close()
+    again = charges(parent=account.head)
+    assert again.charged_before == taken
+
+
+def test_the_last_step_of_a_plan_is_one_that_may_be_taken():
+    first = charges()
+    take(first, 19)
+    assert (first.left, first.cover()) == (1, False)
+    first.take()
+    with pytest.raises(LedgerError, match="all 20 steps"):
+        first.cover()
+    with pytest.raises(LedgerError, match="has been charged for all its 20 steps"):
+        charges(parent=first.head)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise_multiplier": 1.5},
+        {"noise_multiplier": 2.5},
+        {"expected_batch_size": 9},
+        {"expected_batch_size": 11},
+    ],
+)
+def test_a_run_does_not_go_on_under_another_plan(change):
+    first = charges()
+    take(first, 1)
+    plan = replace(PLAN, **change)
+    with pytest.raises(LedgerError, match="resume with the settings of its"):
+        StepCharges(Ledger(), plan, dataset="meters", run="run", parent=first.head, reserve_steps=2)
+    assert sum(event.steps for event in Ledger().events("meters", unit="record")) == 2
+
+
+def test_what_somebody_answers_for_is_in_the_ledger():
+    reasons = ("preflight batch-norm: accepted: frozen", "another")
+    StepCharges(Ledger(), PLAN, dataset="meters", run="run", parent=None, reserve_steps=2, overrides=reasons)
+    said = [entry.detail.get("reason") for entry in Ledger().entries("meters")]
+    assert [one for one in said if one] == list(reasons)

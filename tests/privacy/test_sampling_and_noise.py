@@ -99,8 +99,22 @@ def test_split_covers_each_unit_once_and_ends_once():
         parts = list(split(list(range(n)), physical_batch_size=4))
         assert [i for part in parts for i in part.indices] == list(range(n))
         assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
+        assert all(part.weights == (1.0,) * len(part.indices) for part in parts)
+        assert all(len(part.indices) <= 4 for part in parts)
     (empty,) = split([], physical_batch_size=4)
     assert (empty.weights, empty.last) == ((0.0,), True)
+    (whole,) = split([7, 8, 9], physical_batch_size=None)
+    assert (whole.indices, whole.weights, whole.last) == ((7, 8, 9), (1.0, 1.0, 1.0), True)
+    first, padding = split([5], physical_batch_size=4, parts=2)
+    assert (first.indices, first.weights, first.last) == ((5,), (1.0,), False)
+    assert (padding.weights, padding.last) == ((0.0,), True)
+
+
+def test_a_logical_batch_is_one_physical_one_where_no_size_is_given():
+    dataset = TensorDataset(torch.arange(40))
+    loader = PoissonLoader(dataset, sampling_rate=0.5, reading=Reading.of(DataLoader(dataset)))
+    batches = list(loader.draw())
+    assert len(batches) == 2, "a pass is 1 / q of them"
 
 
 def test_noise_is_standard_normal():
