@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from lightning_dp.privacy.charging import StepCharges
-from lightning_dp.privacy.ledger import Ledger, LedgerError
+from lightning_dp.privacy.ledger import BudgetExceeded, Ledger, LedgerError
 from lightning_dp.privacy.plan import PrivacyPlan
+from lightning_dp.privacy.release import Histogram
 from lightning_dp.privacy.units import PrivacyUnit
 
 PLAN = PrivacyPlan(
@@ -117,3 +119,29 @@ def test_what_somebody_answers_for_is_in_the_ledger():
     StepCharges(Ledger(), PLAN, dataset="meters", run="run", parent=None, reserve_steps=2, overrides=reasons)
     said = [entry.detail.get("reason") for entry in Ledger().entries("meters")]
     assert [one for one in said if one] == list(reasons)
+
+
+def test_only_releases_that_the_plan_holds_are_made():
+    planned, other = (Histogram(noise_multiplier=sigma, edges=(0.0, 1.0, 2.0)) for sigma in (4.0, 2.0))
+    plan = replace(PLAN, prior=(planned.event,))
+    account = StepCharges(Ledger(), plan, dataset="meters", run="run", parent=None, reserve_steps=2)
+    with pytest.raises(LedgerError, match="which the plan does not hold"):
+        account.release(other, lambda: pytest.fail("values were read"), note="a histogram")
+    assert len(account.release(planned, lambda: np.array([0.5, 1.5]), note="a histogram")) == 2
+    assert Ledger().events("meters", unit="record") == [planned.event]
+
+
+def test_a_budget_pays_for_releases_before_training_too():
+    planned = Histogram(noise_multiplier=0.5, edges=(0.0, 1.0))
+    Ledger().register("meters", unit="record", delta=PLAN.delta)
+    Ledger().set_limit("meters", unit="record", limit_epsilon=1.01 * PLAN.epsilon)
+    with pytest.raises(BudgetExceeded):
+        StepCharges(
+            Ledger(),
+            replace(PLAN, prior=(planned.event,)),
+            dataset="meters",
+            run="run",
+            parent=None,
+            reserve_steps=2,
+        )
+    assert charges().left == 20
