@@ -75,7 +75,7 @@ def main() -> None:
         if not options.collect:
             _run(name, work=options.work.resolve(), timeout=options.timeout, program=options.cosmic_ray)
     rows = [row for name in TARGETS if (row := _row(name, work=options.work, program=options.cosmic_ray))]
-    print(markdown(_table(rows)))
+    print(markdown([_table(rows)]))
     if options.json:
         write(options.json, rows=rows)
 
