@@ -7,7 +7,7 @@ therefore what the run will have cost when it ends. A plan that can't be met is 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Self
 
 from scipy.optimize import brentq
@@ -237,33 +237,34 @@ def calibrate_noise_multiplier(
             f"cost {before:.4g} alone; give them more noise or choose a larger epsilon"
         )
 
-    def epsilon(noise_multiplier: float, interval: float) -> float:
-        event = GaussianEvent(noise_multiplier=noise_multiplier, sampling_rate=sampling_rate, steps=num_steps)
-        return epsilon_pld([*prior, event], delta, interval=interval)
+    @cache
+    def excess(log_sigma: float, interval: float) -> float:
+        """log ε over the target: nearly straight in log σ. An ε without bound is only known to be larger."""
+        event = GaussianEvent(
+            noise_multiplier=math.exp(log_sigma), sampling_rate=sampling_rate, steps=num_steps
+        )
+        epsilon = epsilon_pld([*prior, event], delta, interval=interval)
+        return min(math.log(max(epsilon, 1e-12) / target_epsilon), 10.0)
 
     # A grid of the loss that is coarse against the target would round a small ε up beyond reach.
     fine = FINE_INTERVAL
     coarse = COARSE_INTERVAL if target_epsilon >= 0.5 else fine
-    low = high = 1.0
-    while epsilon(low, coarse) <= target_epsilon:
-        if low == _SMALLEST_NOISE_MULTIPLIER:
-            return low
-        low, high = max(low / 2, _SMALLEST_NOISE_MULTIPLIER), low
-    while low == high or epsilon(high, coarse) > target_epsilon:
-        low, high = high, 2 * high
-        if high > _LARGEST_NOISE_MULTIPLIER:
+    low = high = 0.0
+    least = math.log(_SMALLEST_NOISE_MULTIPLIER)
+    while excess(low, coarse) <= 0:
+        if low == least:
+            return _SMALLEST_NOISE_MULTIPLIER
+        low, high = max(low - math.log(2), least), low
+    while low == high or excess(high, coarse) > 0:
+        low, high = high, high + math.log(2)
+        if high > math.log(_LARGEST_NOISE_MULTIPLIER):
             raise ValueError(
                 f"target_epsilon={target_epsilon} at delta={delta} can't be met with sampling rate "
                 f"{sampling_rate:.4g} and {num_steps} steps, whatever the noise"
                 + (f", after releases that cost {before:.4g}" if prior else "")
                 + ": take fewer steps, a smaller expected_batch_size, or a larger epsilon"
             )
-
-    def excess(log_sigma: float, interval: float) -> float:
-        """log ε over the target: nearly straight in log σ. An ε without bound is only known to be larger."""
-        return min(math.log(max(epsilon(math.exp(log_sigma), interval), 1e-12) / target_epsilon), 10.0)
-
-    rough = brentq(excess, math.log(low), math.log(high), args=(coarse,), xtol=1e-4, rtol=1e-6)
+    rough = brentq(excess, low, high, args=(coarse,), xtol=1e-4, rtol=1e-6)
     # The exact accountant's answer is next to it, on the straight line through the last two figures.
     tried = {x: excess(x, fine) for x in (rough - 2e-4, rough)}
     for _ in range(6):
@@ -272,6 +273,6 @@ def calibrate_noise_multiplier(
             break
         beyond = ahead - (value + 2e-7) * (ahead - behind) / (value - its_value)
         tried[beyond] = excess(beyond, fine)
-    best = math.exp(min([math.log(high), *(x for x, value in tried.items() if value <= 0)]))
+    best = math.exp(min([high, *(x for x, value in tried.items() if value <= 0)]))
     digits = 4 - math.floor(math.log10(best))
     return math.ceil(best * 10**digits) / 10**digits
