@@ -19,6 +19,7 @@ Without either, data sets that tell shapes and dtypes are asked (`known_items`).
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, get_args
 
 from lightning.pytorch import Trainer
@@ -67,8 +68,10 @@ def made_up_units(
         ]
     if loader.collate_fn is default_collate:
         return units, []
-    own = [units.item(unit) for unit in range(NUM_UNITS)]
-    for items in (own, known_items(loader.dataset, num_items=NUM_UNITS)):
+    told: list[Any] | None = None
+    with suppress(ValueError):  # entries that could be anything
+        told = known_items(loader.dataset, num_items=NUM_UNITS)
+    for items in ([units.item(unit) for unit in range(NUM_UNITS)], told):
         if items is not None and collating(units, items, loader.collate_fn):
             return MadeUpItems(items, collate=loader.collate_fn, rows_per_unit=rows_per_unit), []
     return units, [

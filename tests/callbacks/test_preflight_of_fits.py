@@ -705,3 +705,9 @@ def test_a_collation_is_tried_on_items_that_the_data_set_tells_of(tmp_path):
     assert "[coupling] collate_fn makes" in found(tmp_path, OfNames(), data=data)
     loader(lambda items: dict(zip("xy", _columns(items), strict=True)))
     fit(tmp_path, OfNames(), data=data)
+
+
+def test_entries_that_could_be_anything_leave_a_collation_unchecked(tmp_path):
+    data, rows = Data(), [object() for _ in range(N)]
+    data.train_dataloader = lambda: DataLoader(rows, batch_size=8, collate_fn=lambda items: list(items))
+    assert "[unchecked] collate_fn" in found(tmp_path, data=data)
