@@ -43,6 +43,7 @@ class ClippingEngine(ABC):
     _sites: Sites | None = None
     _sums: UnitSums | None = None
     """Of the attached module."""
+    _replaying = False
 
     @property
     def sites(self) -> Sites:
@@ -68,8 +69,15 @@ class ClippingEngine(ABC):
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Calls made inside, of copies of the module too, are no part of the announced batch."""
-        yield
+        """Calls made inside, of copies of the module too, are no part of the announced batch.
+
+        A copy of a module has the hooks that an engine put on it; forwards that were replaced it has not.
+        """
+        before, self._replaying = self._replaying, True
+        try:
+            yield
+        finally:
+            self._replaying = before
 
     @abstractmethod
     def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:

@@ -6,7 +6,6 @@ can't be repeated (dropout) are refused instead of answered wrongly.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -52,15 +51,6 @@ class Loop(ClippingEngine):
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._calls: list[_Call] = []
         self._open: list[_Call | None] = []
-        self._replaying = False
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        before, self._replaying = self._replaying, True  # a copy of a module has its hooks
-        try:
-            yield
-        finally:
-            self._replaying = before
 
     def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:
         if self._sums is not None:

@@ -4,8 +4,7 @@ Simple and memory-hungry: U copies of the trainable parameters. `BookKeeping` is
 Opacus serves as a library of rules; its GradSampleModule and its hooks are not used.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,15 +51,6 @@ class Materialised(ClippingEngine):
     def __init__(self) -> None:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._calls: list[_Call] = []
-        self._replaying = False
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        before, self._replaying = self._replaying, True  # a copy of a module has its hooks
-        try:
-            yield
-        finally:
-            self._replaying = before
 
     def attach(self, module: nn.Module, *, function: ClippingFunction, max_grad_norm: float) -> None:
         if self._sums is not None:
