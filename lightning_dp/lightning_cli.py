@@ -8,6 +8,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -43,8 +44,7 @@ _ADVICE = (
     "Found .* module.* in eval mode.*",  # a frozen autoencoder stays there
     "Experiment logs directory .* exists and is not empty.*",
     "The number of training batches .* is smaller than the logging interval.*",
-    ".*sync_dist=True.*",  # torchmetrics has already put the ranks' counts together
-    ".*use `Trainer\\(devices=1.*",
+    ".*sync_dist=True.*",  # what this project logs without it is the same on all ranks
 )
 
 _FOLDER_FOR_RANKS = "LIGHTNING_DP_RUN_FOLDER"
@@ -147,6 +147,7 @@ class Cli(LightningCLI):
         config = self.config[self.subcommand]
         self._folder = _run_folder(config.run.dir)
         config.run.dir = str(self._folder)
+        _settle_accelerator(config.trainer)
         if self.subcommand == "fit":
             check_unused(self._folder, resuming=config.ckpt_path is not None)
         if config.ckpt_path == "last":
@@ -250,6 +251,7 @@ class _UnstartedFit(Cli):
         config = self.config[self.subcommand]
         if config.privacy is None:
             raise ValueError("privacy is null, so there is nothing to check: set privacy.target_epsilon")
+        _settle_accelerator(config.trainer)
         _check_before_data(config)
         _accept_sharing(config)
 
@@ -269,6 +271,24 @@ class _UnstartedFit(Cli):
 def _check_before_data(config: Any) -> None:
     if config.privacy is not None and config.data is not None:
         _check_data_config(config.data)
+
+
+def _settle_accelerator(trainer: Any) -> None:
+    """What `auto` means, and a sentence where there is no such device."""
+    chosen = trainer.accelerator
+    has_gpu = torch.cuda.is_available()
+    if chosen == "mps" or (chosen == "gpu" and not has_gpu and torch.backends.mps.is_available()):
+        raise ValueError(
+            f"trainer.accelerator is {chosen}, but Apple's MPS has no float64, in which gradients are "
+            "checked and errors summed: set --trainer.accelerator cpu"
+        )
+    if chosen in ("gpu", "cuda") and not has_gpu:
+        raise ValueError(
+            f"trainer.accelerator is {chosen}, but torch {torch.__version__} sees no GPU on this machine: "
+            "set --trainer.accelerator auto, or install a build of torch for your GPU"
+        )
+    if chosen == "auto" and not has_gpu and torch.backends.mps.is_available():
+        trainer.accelerator = "cpu"  # Lightning would take MPS
 
 
 def _accept_sharing(config: Any) -> None:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lightning_dp.cli import main
@@ -14,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 RECIPES = sorted(
     path
     for path in ROOT.glob("conf/**/*.yaml")
-    if path.parent.name not in ("controls", "adapter") and "lightning_dp.images" not in path.read_text()
+    if path.parent.name not in ("controls", "adapter")
+    and path.stem not in ("gpu", "gpus")
+    and "lightning_dp.images" not in path.read_text()
 )
 # What a fragment lacks is taken from these, so that each is run in a whole recipe.
 PARTNERS = {
@@ -55,3 +58,33 @@ def test_recipe_runs_one_step(path, tmp_path):
     units = [] if not keys.get("privacy") else ["--privacy.expected_batch_size=8"]
     assert main(["fit", *arguments, f"--run.dir={tmp_path / 'run'}", *ONE_STEP, *units]) == 0
     assert (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize("fragment", ["gpu", "gpus"])
+def test_the_fragments_for_gpus_say_where_there_is_none(fragment, tmp_path, capsys):
+    recipe, over = ROOT / "conf/experiment/demo_simulator.yaml", ROOT / f"conf/trainer/{fragment}.yaml"
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    folder = tmp_path / "run"
+    assert main(["fit", f"--config={recipe}", f"--config={over}", f"--run.dir={folder}"]) == 2
+    assert "sees no GPU on this machine: set --trainer.accelerator auto" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_no_recipe_is_tied_to_a_cpu():
+    recipes = sorted(ROOT.glob("conf/experiment/**/*.yaml"))
+    settings = {path.stem: yaml.safe_load(path.read_text())["trainer"]["accelerator"] for path in recipes}
+    assert set(settings.values()) == {"auto"}, settings
+
+
+def test_on_a_mac_auto_is_the_cpu_and_mps_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "_get_default_mps_generator", torch.Generator)
+    recipe = ROOT / "conf/experiment/demo_simulator.yaml"
+    common = ["fit", f"--config={recipe}", *ONE_STEP, "--privacy.expected_batch_size=8", "--run.test=false"]
+    assert main([*common, f"--run.dir={tmp_path / 'auto'}"]) == 0
+    for chosen in ("mps", "gpu"):
+        refused = [f"--run.dir={tmp_path / chosen}", f"--trainer.accelerator={chosen}"]
+        assert main([*common, *refused]) == 2
+        assert "MPS has no float64" in capsys.readouterr().err
+        assert not (tmp_path / chosen).exists()

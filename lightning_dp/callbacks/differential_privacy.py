@@ -31,6 +31,7 @@ from lightning_dp.callbacks.followed_batches import FollowedBatches
 from lightning_dp.callbacks.loggers import follow_fit
 from lightning_dp.callbacks.logical_batches import LogicalBatches
 from lightning_dp.callbacks.monitors import stopped_by_hand
+from lightning_dp.callbacks.norm_statistics import NormStatistics
 from lightning_dp.callbacks.planned_parameters import PlannedParameters
 from lightning_dp.callbacks.preflight import look, run_preflight
 from lightning_dp.callbacks.private_step import PrivateStep
@@ -505,6 +506,7 @@ class DifferentialPrivacy(Callback):
         )
         self._attach(pl_module)
         self._parameters = PlannedParameters(pl_module)
+        self._norms = NormStatistics()
         self._step = PrivateStep(
             pl_module,
             around=self._around_step,
@@ -642,16 +644,7 @@ class DifferentialPrivacy(Callback):
         norms = self.clipping_engine.collect()
         self._part = None
         self._spot_check.look(trainer, pl_module, norms)
-        real = norms[self._weights.to(norms.device) > 0]
-        finite = real[real.isfinite()]
-        statistics = {
-            "nonprivate/units": float(len(real)),
-            "nonprivate/units_not_finite": float(len(real) - len(finite)),
-        }
-        if len(finite):
-            statistics["nonprivate/grad_norm"] = float(finite.mean())
-            statistics["nonprivate/clip_fraction"] = float((finite > self.plan.max_grad_norm).float().mean())
-        pl_module.log_dict(statistics, batch_size=max(1, len(real)))
+        self._norms.add(norms, weights=self._weights, bound=self.plan.max_grad_norm)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -662,6 +655,7 @@ class DifferentialPrivacy(Callback):
         assert self._randomness is not None
         self._logical.step()
         self._randomness.check("a hook before the optimizer's step")
+        pl_module.log_dict(self._norms.take(self._ranks))
         self._parameters.check(trainer, pl_module)
         self._charges.take()  # the ledger covers the step, or this raises
         self._spot_check.settle(self._ranks, step=trainer.global_step)

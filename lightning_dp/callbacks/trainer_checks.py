@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
@@ -85,6 +86,13 @@ def check_trainer(trainer: Trainer) -> None:
             True,
             "one record that is no number would stop the run, and so be told of",
             "remove it; such a record contributes 0 and is counted in nonprivate/units_not_finite",
+        )
+    if isinstance(trainer.accelerator, MPSAccelerator):
+        refuse(
+            "accelerator",
+            "mps",
+            "it has no float64, in which gradients are checked",
+            "set trainer.accelerator=cpu",
         )
     if trainer.precision not in _PRECISIONS:
         refuse(

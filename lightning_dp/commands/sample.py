@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
     if arguments.steps is not None:
         module.sampler.num_steps = arguments.steps
     synthetic = isinstance(getattr(data, "task", None), Synthesis)
-    generator = torch.Generator()
+    generator = torch.Generator(module.device)
     if arguments.seed is None:
         generator.seed()
     else:
@@ -165,6 +165,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
     from jsonargparse import ArgumentParser
     from lightning.pytorch import LightningDataModule
 
+    from lightning_dp.strategies.device import command_device
     from lightning_dp.timeseries.module import TimeSeriesDiffusion
 
     config, kind = yaml.safe_load((folder / "config.yaml").read_text()), _kind(folder)
@@ -173,7 +174,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
             f"{folder} holds a {kind.rpartition('.')[2]}, which can't be sampled: it is neither a "
             "TimeSeriesDiffusion nor a LatentDiffusion."
         )
-    module = TimeSeriesDiffusion.load_from_checkpoint(folder / CHECKPOINT, map_location="cpu")
+    module = TimeSeriesDiffusion.load_from_checkpoint(folder / CHECKPOINT, map_location=command_device())
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     parsed = parser.parse_object({"data": config["data"]})

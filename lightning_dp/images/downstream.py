@@ -115,7 +115,8 @@ def train_classifier(
         raise ValueError(
             f"{len(images)} samples can't train a classifier: take 100 or more, 10,000 are usual."
         )
-    with torch.random.fork_rng(devices=[]):
+    kind = torch.device(device).type
+    with torch.random.fork_rng(devices=[] if kind == "cpu" else None):
         torch.manual_seed(seed)
         net = net_fn(image_channels=images.shape[1], size=images.shape[2], num_classes=num_classes).to(device)
         order = torch.randperm(len(images)).numpy()

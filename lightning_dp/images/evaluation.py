@@ -19,6 +19,7 @@ from lightning_dp.images.metrics import cached_features, distances, inception_sc
 from lightning_dp.images.run import load_data, load_module
 from lightning_dp.images.sample_grid import grid_of_classes
 from lightning_dp.privacy.report import json_ready, read_privacy_report, replace_text
+from lightning_dp.strategies.device import command_device
 from lightning_dp.tracking.layout import SAMPLES
 
 Part = Literal["distances", "cnn", "wideresnet", "memorisation"]
@@ -122,6 +123,7 @@ def measure(
         if isinstance(extractor, Inception):
             metrics["test/inception_score"] = inception_score(part, extractor=extractor)
         clock.note("distances")
+    device = command_device()
     for name, net_fn in _CLASSIFIERS.items():
         if name in evaluation.parts:
             if num_classes == 0:
@@ -133,8 +135,9 @@ def measure(
                 num_classes=num_classes,
                 epochs=evaluation.epochs,
                 seed=evaluation.seed,
+                device=device,
             )
-            metrics[f"test/accuracy_{name}"] = accuracy(net, test, test_labels)
+            metrics[f"test/accuracy_{name}"] = accuracy(net, test, test_labels, device=device)
             clock.note(name)
     if "memorisation" in evaluation.parts:
         rows = slice(_MEMORISATION_ROWS)

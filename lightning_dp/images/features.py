@@ -21,6 +21,7 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from lightning_dp.data_files import data_folder
+from lightning_dp.strategies.device import command_device
 
 _AT_ONCE = 16  # so that activations of a batch stay in a core's cache
 _INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -29,13 +30,16 @@ _LITE0_SIDE = 224
 
 
 class FeatureExtractor(ABC):
-    """Images to one vector each.
+    """Images to one vector each, computed on a GPU if there is one.
 
     Attributes:
         name: part of the metrics' names and of the cache's.
     """
 
     name: str
+
+    def __init__(self) -> None:
+        self._device = command_device()
 
     @abstractmethod
     def batch(self, images: Tensor) -> Tensor:
@@ -46,8 +50,8 @@ class FeatureExtractor(ABC):
         """(N, C, S, S) uint8 of one or three channels → (N, D) fp32."""
         parts = []
         for start in range(0, len(images), _AT_ONCE):
-            part = torch.tensor(images[start : start + _AT_ONCE])
-            parts.append(self.batch(part.expand(-1, 3, -1, -1)))
+            part = torch.tensor(images[start : start + _AT_ONCE]).to(self._device)
+            parts.append(self.batch(part.expand(-1, 3, -1, -1)).cpu())
         return torch.cat(parts)
 
 
@@ -61,9 +65,11 @@ class Inception(FeatureExtractor):
     name = "inception"
 
     def __init__(self, weights: Path) -> None:
-        self._net = FeatureExtractorInceptionV3(
+        super().__init__()
+        net = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
-        ).eval()
+        )
+        self._net = net.eval().to(self._device)
 
     def batch(self, images: Tensor) -> Tensor:
         return self._net(images)[0].float()  # (B, 2048)
@@ -72,7 +78,7 @@ class Inception(FeatureExtractor):
     def logits(self, images: np.ndarray) -> Tensor:
         """(N, C, S, S) uint8 → (N, 1008) class scores, for the inception score."""
         parts = torch.tensor(images).expand(-1, 3, -1, -1).split(_AT_ONCE)
-        return torch.cat([self._net(part)[1].float() for part in parts])
+        return torch.cat([self._net(part.to(self._device))[1].float().cpu() for part in parts])
 
 
 class Lite0(FeatureExtractor):
@@ -85,6 +91,7 @@ class Lite0(FeatureExtractor):
     name = "lite0"
 
     def __init__(self, weights: Path) -> None:
+        super().__init__()
         net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         own = net.state_dict()
         published = torch.load(weights, map_location="cpu", weights_only=True)
@@ -96,7 +103,8 @@ class Lite0(FeatureExtractor):
             )
         net.load_state_dict(state)
         net.reset_classifier(0)
-        self._net = net.eval().to(memory_format=torch.channels_last)  # half the time on a CPU
+        net = net.eval().to(self._device)
+        self._net = net.to(memory_format=torch.channels_last)  # half the time on a CPU
 
     def batch(self, images: Tensor) -> Tensor:
         x = F.interpolate(images.float(), (_LITE0_SIDE, _LITE0_SIDE), mode="bilinear", align_corners=False)

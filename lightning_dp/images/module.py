@@ -279,13 +279,14 @@ class LatentDiffusion(LightningModule):
         """`losses` (R,), one per row that the layers see, those of an example alike; `loss`, their mean."""
         losses = self.per_example_losses(batch)  # (B,)
         loss = losses.mean()
-        self.log("nonprivate/train_loss", loss.detach(), batch_size=len(batch["labels"]), prog_bar=True)
+        rows = len(batch["labels"])
+        self.log("nonprivate/train_loss", loss.detach(), batch_size=rows, prog_bar=True, sync_dist=True)
         return {"loss": loss, "losses": losses.repeat_interleave(self.rows_per_example)}
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """The training loss on the test split: cheap. `lightning-dp evaluate` judges samples."""
         loss = self.per_example_losses(batch).mean()
-        self.log("test/loss", loss, batch_size=len(batch["labels"]))
+        self.log("test/loss", loss, batch_size=len(batch["labels"]), sync_dist=True)
 
     def configure_callbacks(self) -> list[Callback]:
         """Every test leaves a picture of samples."""

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
@@ -12,6 +11,7 @@ from lightning.pytorch.cli import instantiate_module
 from lightning_dp.images.checkpoint import read_checkpoint
 from lightning_dp.images.data.image_data import ImageData
 from lightning_dp.images.module import LatentDiffusion
+from lightning_dp.strategies.device import command_device
 from lightning_dp.tracking.run_folder import CHECKPOINT
 
 MODULE = f"{LatentDiffusion.__module__}.{LatentDiffusion.__name__}"
@@ -48,7 +48,7 @@ def load_module(run: Path, *, num_steps: int | None = None) -> LatentDiffusion:
     module.load_state_dict(checkpoint["state_dict"])
     if num_steps is not None:
         module.sampler.num_steps = num_steps
-    return module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return module.eval().to(command_device())
 
 
 def load_data(run: Path) -> ImageData:

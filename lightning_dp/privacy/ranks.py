@@ -65,13 +65,23 @@ class Ranks:
             raise FirstRankFailed(outcome[1])
         return outcome[0]
 
+    def gather(self, own: T) -> list[T]:
+        """What every rank holds, in the order of ranks; something that can be pickled."""
+        if self.world_size == 1:
+            return [own]
+        values: list = [None] * self.world_size
+        dist.all_gather_object(values, own)
+        return values
+
     def most(self, number: int) -> int:
         """The largest of the ranks' numbers."""
-        if self.world_size == 1:
-            return number
-        numbers: list = [None] * self.world_size
-        dist.all_gather_object(numbers, number)
-        return max(numbers)
+        return max(self.gather(number))
+
+    def total(self, own: Tensor) -> Tensor:
+        """Σ over ranks of a tensor, which may be overwritten."""
+        if self.world_size > 1:
+            dist.all_reduce(own)
+        return own
 
     def release(self, sums: dict[str, Tensor], *, noise: NoiseSource, scale: float) -> dict[str, Tensor]:
         """Σ over ranks of `sums` plus noise of standard deviation `scale`, the same bits on every rank.

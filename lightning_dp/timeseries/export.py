@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lightning_dp.privacy.release import PublicBounds
@@ -132,7 +133,7 @@ def synthesise(
         step: pandas' frequency between steps.
         covariates: (L, F) of each different start.
         schema: names of the columns.
-        generator: for reproducible draws.
+        generator: for reproducible draws, on the module's device.
         chunk: windows in memory at a time.
 
     Yields:
@@ -149,6 +150,7 @@ def synthesise(
             target=torch.ones(shape, dtype=torch.bool),
             covariates=torch.from_numpy(np.stack([covariates[start] for start in some])).float(),
         )
+        batch = move_data_to_device(batch, module.device)
         windows = module.sample(batch, num_samples=1, generator=generator)[:, 0]  # (b, L, C)
         ids = [f"synthetic-{number + 1:0{digits}d}" for number in range(first, first + len(some))]
         stamps = {start: pd.date_range(start, periods=length, freq=step) for start in set(some)}
@@ -179,7 +181,7 @@ def predict(
         num_samples: n ≥ 1 draws of each.
         labels: whose windows they are, and when.
         schema: names of the columns.
-        generator: for reproducible draws.
+        generator: for reproducible draws, on the module's device.
 
     Yields:
         Frames of the steps at which something was to be predicted; `sample` numbers the draws from 1.
@@ -190,7 +192,7 @@ def predict(
         left = len(batch["values"]) if num_windows is None else num_windows - done
         if left <= 0:
             return
-        chosen = _first(batch, left)
+        chosen = move_data_to_device(_first(batch, left), module.device)
         draws = module.sample(chosen, num_samples=num_samples, generator=generator).cpu().numpy()
         asked = chosen["target"].any(dim=2).cpu().numpy()  # (b, L)
         for row, steps in enumerate(asked):

@@ -202,7 +202,8 @@ class TimeSeriesDiffusion(LightningModule):
         """`losses` (R,), one per row that the layers see, those of an example alike; `loss`, their mean."""
         losses = self.per_example_losses(batch)  # (B,)
         loss = losses.mean()
-        self.log("nonprivate/train_loss", loss.detach(), batch_size=len(batch["values"]), prog_bar=True)
+        rows = len(batch["values"])
+        self.log("nonprivate/train_loss", loss.detach(), batch_size=rows, prog_bar=True, sync_dist=True)
         return {"loss": loss, "losses": losses.repeat_interleave(self.rows_per_example)}
 
     @torch.no_grad()
@@ -317,9 +318,10 @@ class TimeSeriesDiffusion(LightningModule):
         self.log("test/crps", self._crps.compute())
         for level, share in zip(_COVERAGE_LEVELS, self._coverage.compute(), strict=True):
             self.log(f"test/coverage_{level * 100:.0f}", share)
-        # Of one channel it is the CRPS; where no step has all channels to be predicted it is undefined.
-        if self._crps_sum.absolute > 0:
-            self.log("test/crps_sum", self._crps_sum.compute())
+        if len(self._metric_mean) > 1:  # of one channel it is the CRPS
+            score = self._crps_sum.compute()
+            if score.isfinite():  # else no step has all channels to be predicted
+                self.log("test/crps_sum", score)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`samples` (B, n, L, C), `quantiles` (B, Q, L, C), `point` (B, L, C), all in original units."""

@@ -1,6 +1,7 @@
 """Beside every test of a synthesis: how far synthetic windows are from held-out real ones, and a picture."""
 
 import math
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.masks import kind_of
 from lightning_dp.timeseries.synthesis_metrics import (
@@ -58,7 +60,8 @@ class SynthesisReport(Callback):
             return
         whole = batch["observed"].all(dim=(1, 2)).nonzero().flatten()  # (b,)
         # As many of every batch: loaders are ordered by series, and the first ones are not all.
-        quota = min(len(whole), math.ceil(self.max_windows / sum(trainer.num_test_batches)))
+        batches = sum(trainer.num_test_batches) * Ranks().world_size
+        quota = min(len(whole), math.ceil(self.max_windows / batches))
         whole = whole[torch.linspace(0, len(whole) - 1, quota).long()]
         if not len(whole):
             return
@@ -73,8 +76,14 @@ class SynthesisReport(Callback):
         self._real.append(chosen["values"].cpu())
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        ranks = Ranks()
+        self._real, self._synthetic = _from_all(self._real, ranks), _from_all(self._synthetic, ranks)
         if sum(map(len, self._real)) < 3:
             return
+        for name, value in ranks.on_first(lambda: self._scores(trainer)).items():
+            pl_module.log(name, value)
+
+    def _scores(self, trainer: Trainer) -> dict[str, float]:
         real, synthetic = _joined(self._real, self.max_windows), _joined(self._synthetic, self.max_windows)
         scores = {
             "test/marginal_distance": marginal_distance(real, synthetic),
@@ -95,8 +104,7 @@ class SynthesisReport(Callback):
                 "nonprivate/nearest_train_of_held_out": nearness.held_out,
                 "nonprivate/copies": nearness.copies,
             }
-        for name, value in scores.items():
-            pl_module.log(name, value)
+        return scores
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = getattr(trainer, "datamodule", None)
@@ -126,6 +134,12 @@ class SynthesisReport(Callback):
             if sum(map(len, found)) >= self.max_windows:
                 break
         return _joined(found, self.max_windows) if sum(map(len, found)) >= 3 else None
+
+
+def _from_all(parts: list[Tensor], ranks: Ranks) -> list[Tensor]:
+    """Every rank's windows, its batches taken in turns: the first ones come from all over the set."""
+    every = ranks.gather(parts)
+    return [part for turn in zip_longest(*every) for part in turn if part is not None]
 
 
 def _joined(parts: list[Tensor], most: int) -> np.ndarray:

@@ -114,6 +114,28 @@ def test_predict_command_saves_forecasts(finished):
     assert np.isfinite(saved["quantiles"]).all()
 
 
+def test_several_devices_score_and_predict_every_row_once(finished, tmp_path):
+    """Their number does not divide that of the rows, so that a sampler which fills up would repeat some."""
+    devices = 4
+    checkpoint = finished / "checkpoints" / "last.ckpt"
+    common = [f"--config={finished / 'config.yaml'}", f"--ckpt_path={checkpoint}"]
+    for folder, ranks in (("one", 1), ("several", devices)):
+        own = [*common, f"--run.dir={tmp_path / folder}", f"--trainer.devices={ranks}"]
+        own += ["--trainer.strategy=ddp_fork"] if ranks > 1 else []
+        for subcommand in ("test", "predict"):
+            assert main([subcommand, *own]) == 0
+    scores = [json.loads((tmp_path / f / "results.json").read_text())["metrics"] for f in ("one", "several")]
+    assert scores[1].keys() == scores[0].keys()
+    for name in ("test/mse", "test/mae", "test/rmse", "baseline/mean_of_days/mse"):
+        assert scores[1][name] == pytest.approx(scores[0][name], rel=1e-6)
+    one, several = (np.load(tmp_path / folder / "predictions.npz") for folder in ("one", "several"))
+    rows = len(one["point"])
+    assert rows % devices
+    assert several["point"].shape == one["point"].shape
+    context = 96  # what was known is repeated as it was, and tells whose row it is
+    np.testing.assert_array_equal(several["point"][:, :context], one["point"][:, :context])
+
+
 def test_validate_command_runs(finished):
     assert main(["validate", f"--config={finished / 'config.yaml'}", "--ckpt_path=last"]) == 0
 

@@ -12,6 +12,7 @@ from lightning_dp.images.data.dataset import ImageDataset, to_floats
 from lightning_dp.images.data.pixels import Mode, OtherModes, OtherSizes, PixelRules, Pixels, Unreadable
 from lightning_dp.images.data.source import ImageSource, Split
 from lightning_dp.privacy.units import PrivacyUnit
+from lightning_dp.strategies.every_row_once import evaluation_sampler
 
 Unit = Literal["image", "user"]
 EmptyClasses = Literal["error", "allow"]
@@ -182,7 +183,7 @@ class ImageData(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[ImageBatch]:
         """Test images in order."""
-        return self._loader(self.test_dataset, shuffle=False)
+        return self._loader(self.test_dataset, sampler=evaluation_sampler(self.test_dataset))
 
     def _open_train(self) -> ImageDataset:
         pixels = self._checked("train")
@@ -220,11 +221,11 @@ class ImageData(LightningDataModule):
             )
         return Pixels(table, rules=self.rules)
 
-    def _loader(self, dataset: ImageDataset, *, shuffle: bool) -> DataLoader[ImageBatch]:
+    def _loader(self, dataset: ImageDataset, **order: Any) -> DataLoader[ImageBatch]:
         return DataLoader(
             dataset,
+            **order,
             batch_size=self.batch_size,
-            shuffle=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=ImageDataset.collate,

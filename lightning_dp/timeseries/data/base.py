@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_dp.privacy.units import PrivacyUnit
+from lightning_dp.strategies.every_row_once import evaluation_sampler
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.data.synthetic import synthetic_windows
 from lightning_dp.timeseries.data.windows import UserWindowDataset, WindowDataset, collate
@@ -192,15 +193,16 @@ class WindowDataModule(LightningDataModule, ABC):
 
     def _eval_loader(self, dataset: WindowDataset) -> DataLoader[Batch]:
         # As many rows at once as in training.
-        return self._loader(dataset, batch_size=self.batch_size * self.rows_per_unit, shuffle=False)
+        rows = self.batch_size * self.rows_per_unit
+        return self._loader(dataset, batch_size=rows, sampler=evaluation_sampler(dataset))
 
     def _loader(
-        self, dataset: WindowDataset | UserWindowDataset, *, batch_size: int, shuffle: bool
+        self, dataset: WindowDataset | UserWindowDataset, *, batch_size: int, **order: Any
     ) -> DataLoader[Batch]:
         return DataLoader(
             dataset,
+            **order,
             batch_size=batch_size,
-            shuffle=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=collate,
