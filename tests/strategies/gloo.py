@@ -27,6 +27,7 @@ class Witness(Callback):
                 "seen": torch.cat(seen) if seen else torch.empty(0),
                 "batches": len(seen),
                 "step": trainer.global_step,
+                "logged": {name: float(value) for name, value in trainer.callback_metrics.items()},
                 "drawn": getattr(self.noise, "drawn", []),
                 "totals": getattr(self.noise, "totals", []),
             },

@@ -54,6 +54,11 @@ def test_without_noise_every_rank_takes_the_step_of_one_process(tmp_path, ranks,
     for rank in together:
         torch.testing.assert_close(rank["weights"] - before, expected, rtol=1e-5, atol=1e-5 * C)
         assert torch.equal(rank["weights"], together[0]["weights"]), "ranks must end equal, to the bit"
+        assert rank["logged"]["nonprivate/units"] == N, "of the whole step, on all ranks"
+        for name in ("grad_norm", "clip_fraction"):
+            own, one = (end["logged"][f"nonprivate/{name}"] for end in (rank, alone[0]))
+            assert own == pytest.approx(one, rel=1e-6)
+        assert 0 < one < 1
     seen = torch.cat([rank["seen"] for rank in together])
     assert seen.sort().values.tolist() == list(range(N)), "each unit once, on one rank"
 
