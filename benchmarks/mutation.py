@@ -12,8 +12,10 @@ import argparse
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +70,14 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=180.0, help="seconds for one mutant's tests")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "mutation")
     parser.add_argument("--cosmic-ray", default="cosmic-ray", help="the program")
+    parser.add_argument("--again", action="store_true", help="try those once more that survived")
     parser.add_argument("--collect", action="store_true", help="run nothing, write what there is")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     for name in options.only:
         if not options.collect:
+            if options.again:
+                _forget_survivors(options.work / name.replace(" ", "_") / "session.sqlite")
             _run(name, work=options.work.resolve(), timeout=options.timeout, program=options.cosmic_ray)
     rows = [row for name in TARGETS if (row := _row(name, work=options.work, program=options.cosmic_ray))]
     print(markdown([_table(rows)]))
@@ -97,6 +102,13 @@ def _run(name: str, *, work: Path, timeout: float, program: str) -> None:
             [program, "init", str(config), str(session)], cwd=checkout, env=environment, check=True
         )
     subprocess.run([program, "exec", str(config), str(session)], cwd=checkout, env=environment, check=True)
+
+
+def _forget_survivors(session: Path) -> None:
+    """As if they had not been tried: tests were added since."""
+    if session.exists():
+        with closing(sqlite3.connect(session)) as connection, connection:
+            connection.execute("DELETE FROM work_results WHERE test_outcome = 'SURVIVED'")
 
 
 def _row(name: str, *, work: Path, program: str) -> dict[str, Any] | None:

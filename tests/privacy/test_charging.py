@@ -68,9 +68,24 @@ def test_numbers_along_the_way_of_a_resumed_run():
     first = charges()
     take(first, 3)
     second = charges(parent=first.head)
-    take(second, 3)
-    assert (second.charged_before, second.taken) == (4, 3)
-    assert (second.spent, second.charged, second.left) == (7, 8, 13)
+    take(second, 5)
+    assert (second.charged_before, second.taken) == (4, 5)
+    assert (second.spent, second.charged, second.left) == (9, 10, 11)
+
+
+def test_a_resume_asks_the_budget_for_what_is_left_of_the_plan():
+    """20 steps and 4 of an earlier run fit the limit, so a resume of 6 and 4 has room for 14 more, not 18."""
+    Ledger().register("meters", unit="record", delta=PLAN.delta)
+    limit = replace(PLAN, num_steps=24).epsilon_rdp
+    other = StepCharges(Ledger(), PLAN, dataset="meters", run="other", parent=None, reserve_steps=2)
+    take(other, 4)
+    other.close()
+    first = charges()
+    take(first, 6)
+    Ledger().set_limit("meters", unit="record", limit_epsilon=1.01 * limit)
+    second = charges(parent=first.head)
+    take(second, second.left)
+    assert second.charged == 20
 
 
 @pytest.mark.parametrize("taken", [1, 2, 3])
