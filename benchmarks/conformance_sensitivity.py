@@ -18,8 +18,7 @@ import torch
 from conformance_engine import make_ready
 from conformance_models import CASES
 from conformance_models.case import randomized
-from hypothesis import HealthCheck, given, settings, target
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st, target
 from torch import Tensor, nn
 
 from lightning_dp.nets.conditioning.adaln_zero import AdaLNZero

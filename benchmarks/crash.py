@@ -37,8 +37,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dp.privacy.accounting import Event, GaussianEvent, epsilon_pld
-from lightning_dp.privacy.ledger import BudgetExceeded, Ledger, LedgerError, LedgerMissing, filter_epsilon
-from lightning_dp.privacy.ledger import storage as ledger_storage
+from lightning_dp.privacy.ledger import (
+    BudgetExceeded,
+    Ledger,
+    LedgerError,
+    LedgerMissing,
+    filter_epsilon,
+    storage as ledger_storage,
+)
 
 DATASET, UNIT, DELTA = "toy", "record", 1e-5
 SOUND, RESERVE_LATE, COUNTER = "sound", "reserve after touching", "counter in the checkpoint"

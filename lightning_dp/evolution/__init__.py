@@ -1,0 +1,5 @@
+"""Private Evolution: synthetic data by noisy votes, without training."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+"""Plan, sampling, clipping, noise, accounting and ledger; knows nothing of Lightning."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar, final
 
 import torch
-from torch import Tensor
-from torch import distributed as dist
+from torch import Tensor, distributed as dist
 
 from lightning_dp.privacy.noise import NoiseSource
 

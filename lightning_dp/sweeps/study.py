@@ -22,8 +22,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, Jou
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_dp.sweeps.claim import Claim
-from lightning_dp.sweeps.parameters import Path as ParameterPath
-from lightning_dp.sweeps.parameters import assemble
+from lightning_dp.sweeps.parameters import Path as ParameterPath, assemble
 from lightning_dp.sweeps.sweep import Sweep
 
 _NAME = "sweep"

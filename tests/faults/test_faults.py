@@ -17,8 +17,7 @@ from replay.toys import PRIVACY, Learner, Line, Points
 
 from lightning_dp.callbacks import preflight
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
-from lightning_dp.privacy import noise, plan
-from lightning_dp.privacy import secure_noise as secure
+from lightning_dp.privacy import noise, plan, secure_noise as secure
 from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.privacy.noise import GaussianNoise
 from lightning_dp.privacy.units import PrivacyUnit

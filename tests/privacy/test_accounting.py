@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 from dp_accounting import dp_event
-from dp_accounting.pld import PLDAccountant
-from dp_accounting.pld import privacy_loss_distribution as pld_lib
+from dp_accounting.pld import PLDAccountant, privacy_loss_distribution as pld_lib
 from opacus.accountants import PRVAccountant
 
 from lightning_dp.privacy.accounting import (

@@ -44,9 +44,9 @@ from lightning_dp.privacy.ledger import (
     LedgerMissing,
     default_ledger_path,
     filter_epsilon,
+    lease as lease_module,
+    storage as storage_module,
 )
-from lightning_dp.privacy.ledger import lease as lease_module
-from lightning_dp.privacy.ledger import storage as storage_module
 from lightning_dp.privacy.ledger.anchor import read_anchor
 from lightning_dp.privacy.ledger.filter import ORDERS
 from lightning_dp.privacy.ledger.replay import Replay

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lightning_dp.privacy.accounting import GaussianEvent, epsilon_pld
 from lightning_dp.privacy.charging import StepCharges

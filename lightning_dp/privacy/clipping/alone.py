@@ -13,8 +13,7 @@ from torch.func import vmap
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from lightning_dp.privacy.clipping.layer_ops import tap
-from lightning_dp.privacy.clipping.per_unit import unfussed
-from lightning_dp.privacy.clipping.per_unit import vectorised as at_once
+from lightning_dp.privacy.clipping.per_unit import unfussed, vectorised as at_once
 from lightning_dp.privacy.clipping.shared import Shared
 from lightning_dp.privacy.clipping.sites import PerUnit, Total
 from lightning_dp.privacy.clipping.swapped import Held, values_of

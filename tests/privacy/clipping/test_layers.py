@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from engines import compare
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from engines import run
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping import untrusted, uses

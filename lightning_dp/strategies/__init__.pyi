@@ -1,0 +1,1 @@
+from .private_ddp import PrivateDDP as PrivateDDP
