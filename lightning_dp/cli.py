@@ -7,6 +7,9 @@ fit, validate, test and predict are LightningCLI subcommands over `model`, `data
 import importlib
 import os
 import sys
+from difflib import get_close_matches
+
+from lightning_dp import __version__
 
 _COMMANDS = {
     "plan": "what a private run would cost, without touching data",
@@ -49,9 +52,14 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_HELP.format(lightning=_listing(_LIGHTNING), commands=_listing(_COMMANDS)))
         return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"lightning-dp {__version__}")
+        return 0
     if argv[0] not in _COMMANDS and argv[0] not in _LIGHTNING:
-        known = ", ".join([*_LIGHTNING, *_COMMANDS])
-        print(f"lightning-dp: there is no command {argv[0]!r}; choose one of {known}", file=sys.stderr)
+        known = [*_LIGHTNING, *_COMMANDS]
+        near = get_close_matches(argv[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+        print(f"lightning-dp: there is no command {argv[0]!r}; {hint}", file=sys.stderr)
         return 2
     try:
         if argv[0] in _LIGHTNING:

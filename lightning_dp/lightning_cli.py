@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
+from lightning_dp.choices import did_you_mean, import_choices
 from lightning_dp.sweeps.spelling import yaml_spelling
 from lightning_dp.tracking.layout import CHECKPOINT
 from lightning_dp.tracking.local_loggers import RunMetrics, check_loggers
@@ -91,6 +92,7 @@ def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
     options = {"parser_mode": "omegaconf", **strict}
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of how Lightning calls it
+    import_choices()
     before = sys.argv
     # LightningCLI warns about arguments that are handed over otherwise, and a strategy of several processes
     # starts them by this command again.
@@ -111,7 +113,7 @@ def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
             )
     except (ArgumentError, ValueError) as error:
         if isinstance(error, ArgumentError) or _NESTED in str(error):
-            raise ValueError(innermost(str(error))) from error
+            raise ValueError(did_you_mean(innermost(str(error)))) from error
         raise
     finally:
         sys.argv = before
