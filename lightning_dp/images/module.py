@@ -382,9 +382,14 @@ class LatentDiffusion(LightningModule):
         return {**facts, **(self.adapter.facts() if self.adapter is not None else {"adapter": "Full"})}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what has a file of its own and does not train."""
+        """Leave out what has a file of its own and does not train; keep the sizes of what has none."""
         for name in self._in_other_files():
             del checkpoint["state_dict"][name]
+        settings = self.autoencoder.settings()
+        configured = checkpoint.get("hyper_parameters", {}).get("autoencoder")
+        if settings is not None and configured is not None:
+            own = {**configured, "init_args": {**configured["init_args"], "settings": settings}}
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "autoencoder": own}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Complete it by what it left out, so that anything else that is missing is noticed."""
