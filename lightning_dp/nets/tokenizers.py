@@ -123,3 +123,38 @@ class WordPieces(Tokenizer):
 
     def _key(self) -> tuple[object, ...]:
         return (self.length, hash(self._words))
+
+
+@final
+class ClipTokens(Tokenizer):
+    """The tokens of a Stable Diffusion checkpoint's text encoder, where that trains (`train_text`).
+
+    Args:
+        path: the checkpoint's folder, with tokenizer/.
+
+    Raises:
+        ValueError: there is none.
+    """
+
+    def __init__(self, path: str) -> None:
+        from transformers import CLIPTokenizer
+
+        folder = Path(path).expanduser() / "tokenizer"
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            raise ValueError(
+                f"ClipTokens.path={path} has no tokenizer/ with tokenizer.json or vocab.json: give a whole "
+                "checkpoint folder, as diffusers' save_pretrained writes it."
+            )
+        self._folder = folder.resolve()
+        self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        self.length = int(self._tokenizer.model_max_length)
+        self.vocabulary_size = len(self._tokenizer)
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        found = self._tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+        )
+        return found.input_ids  # (B, L)
+
+    def _key(self) -> tuple[object, ...]:
+        return (str(self._folder),)

@@ -46,6 +46,14 @@ class UNet(ImageNet):
     ) -> None:
         super().__init__(in_channels=in_channels, size=size, num_classes=num_classes)
         _check_levels(self, block_out_channels, attention=attention, norm_groups=norm_groups)
+        # The coarsest level always has attention, in the middle of the net.
+        with_heads = [w for w, own in zip(block_out_channels, [*attention[:-1], True], strict=True) if own]
+        wrong = [width for width in with_heads if width % head_size]
+        if wrong:
+            raise ValueError(
+                f"UNet.head_size is {head_size}, which does not divide the width {wrong[0]} of "
+                "block_out_channels: choose a common divisor."
+            )
         self.unet: Any = UNet2DModel(
             sample_size=size,
             in_channels=in_channels,
