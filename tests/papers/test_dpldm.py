@@ -1,0 +1,121 @@
+"""DP-LDM's recipes from the autoencoder to the report, on made-up files of the true forms."""
+
+import json
+from pathlib import Path
+
+import dpldm_toys as toys
+import pytest
+import torch
+import yaml
+
+from lightning_dp.cli import main
+from lightning_dp.images.run import load_module
+
+ROOT = Path(__file__).parents[2]
+PAPERS = ROOT / "conf" / "experiment" / "papers"
+STAGES = ("_autoencoder", "_public", "")
+ALL = sorted(path.stem for path in PAPERS.glob("dpldm_*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory) -> Path:
+    return toys.vgg_file(tmp_path_factory.mktemp("weights"))
+
+
+def _mnist(place: Path, vgg: Path) -> dict[str, list[str]]:
+    toys.emnist(place / "data")
+    toys.digits(place / "digits")
+    net = toys.cross_attention([8, 16], attention=[True, True], size=4)
+    classes = ", ".join(f"digit {number}" for number in range(10))
+    source = [
+        "--data.init_args.source=lightning_dp.images.data.npz.NPZ",
+        f"--data.init_args.source.init_args.path={place / 'digits'}",
+        f"--data.init_args.source.init_args.class_names=[{classes}]",
+    ]
+    return {
+        "_autoencoder": toys.autoencoder(vgg, levels=4, size=32),
+        "_public": net,
+        "": [*net, *source],
+    }
+
+
+def _cifar10(place: Path, vgg: Path) -> dict[str, list[str]]:
+    toys.imagenet(place / "data", side=32)
+    toys.cifar10(place / "data")
+    net = toys.cross_attention([4, 4, 4, 4], attention=[True, True, True, False], size=16)
+    few = "--data.init_args.empty_classes=allow"
+    blocks = "--model.init_args.adapter.init_args.blocks=[4, 5, 6]"  # of ten, with one layer a block
+    return {
+        "_autoencoder": [*toys.autoencoder(vgg, levels=2, size=32), few],
+        "_public": [*net, few],
+        "": [*net, blocks],
+    }
+
+
+def _celeba64(place: Path, vgg: Path) -> dict[str, list[str]]:
+    toys.imagenet(place / "data", side=64)
+    toys.celeba(place / "data")
+    net = toys.attention([8, 8, 8], size=32)
+    return {"_autoencoder": toys.autoencoder(vgg, levels=2, size=64), "_public": net, "": net}
+
+
+def _celebahq_text(place: Path, vgg: Path) -> dict[str, list[str]]:
+    for name in ("public_photographs", "public_captions", "celebahq"):
+        toys.captioned(place / name)
+    words = toys.text(toys.vocabulary_file(place))
+    net = [*toys.cross_attention([8, 8], attention=[True, False], size=8), "--data.init_args.size=16", *words]
+
+    def path(name: str) -> str:
+        return f"--data.init_args.source.init_args.path={place / name}"
+
+    return {
+        "_autoencoder": [*toys.autoencoder(vgg, levels=2, size=16), path("public_photographs")],
+        "_public": [*net, path("public_captions")],
+        "": [*net, path("celebahq")],
+    }
+
+
+MAKE = {"mnist": _mnist, "cifar10": _cifar10, "celeba64": _celeba64, "celebahq_text": _celebahq_text}
+EVALUATE = {
+    "mnist": ["--parts", "cnn", "mlp", "--samples", "100", "--epochs", "1"],
+    "cifar10": ["--parts", "cnn", "--samples", "100", "--epochs", "1"],
+    "celeba64": ["--parts", "distances", "--samples", "50", "--distance-samples", "50"],
+    "celebahq_text": ["--parts", "distances", "--samples", "50", "--distance-samples", "50"],
+}
+
+
+def test_every_recipe_is_a_stage_that_is_run_here():
+    assert sorted(f"dpldm_{name}{stage}" for name in MAKE for stage in STAGES) == ALL
+
+
+@pytest.mark.parametrize("name", sorted(MAKE))
+def test_all_stages_run_as_printed_to_the_report(name, vgg, tmp_path, monkeypatch, capsys):
+    """In a folder of its own, with `runs/…` as the recipes have it: each stage finds the one before."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIGHTNING_DP_DATA", str(tmp_path / "data"))
+    small = MAKE[name](tmp_path, vgg)
+    for stage in STAGES:
+        config = PAPERS / f"dpldm_{name}{stage}.yaml"
+        assert f"--run.dir runs/dpldm_{name}{stage}" in config.read_text()
+        private = toys.PRIVATE if stage == "" else ()
+        options = [*toys.SMALL, *small[stage], *private, f"--run.dir=runs/dpldm_{name}{stage}"]
+        assert main(["fit", f"--config={config}", *options]) == 0, stage
+    run = Path("runs") / f"dpldm_{name}"
+    engine = yaml.safe_load((run / "config.yaml").read_text())["privacy"]["clipping_engine"]
+    assert engine is None or engine["class_path"].endswith(".BookKeeping")  # the default
+    assert 0 < json.loads((run / "privacy.json").read_text())["epsilon_spent"] < float("inf")
+    _only_attention_and_embedder_moved(run)
+    assert main(["evaluate", str(run), *EVALUATE[name]]) == 0
+    scores = json.loads((run / "results.json").read_text())["metrics"]
+    assert any(metric.startswith(("test/accuracy", "test/f")) for metric in scores)
+    capsys.readouterr()
+    assert main(["report", str(run)]) == 0
+    assert "DP-LDM" in capsys.readouterr().out
+
+
+def _only_attention_and_embedder_moved(run: Path) -> None:
+    before = load_module(Path(f"{run}_public")).state_dict()
+    after = load_module(run).state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(".attentions." in name or name.startswith(("net.label.", "net.text.")) for name in moved)
