@@ -241,7 +241,9 @@ class SmallAutoencoder(TrainableAutoencoder):
         )
 
     def last_layer(self) -> nn.Parameter:
-        return self.decoder[-1].weight
+        last = self.decoder[-1]
+        assert isinstance(last, nn.Conv2d)
+        return last.weight
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         images = self.decoder(latents)  # (B, C, s·2^levels, s·2^levels)

@@ -43,7 +43,7 @@ class _OfTorchvision(nn.Module):
         super().__init__()
         if size <= _LARGEST_KEPT:
             net.conv1 = nn.Conv2d(image_channels, 64, 3, padding=1, bias=False)
-            net.maxpool = nn.Identity()  # type: ignore[assignment]
+            net.maxpool = nn.Identity()
         else:
             net.conv1 = nn.Conv2d(image_channels, 64, 7, stride=2, padding=3, bias=False)
         self.net = net

@@ -72,7 +72,7 @@ class _Layers(TrainableAutoencoder):
         )
 
     @abstractmethod
-    def _make(self, **settings: Any) -> nn.Module:
+    def _make(self, **settings: Any) -> Any:
         """The model of diffusers."""
 
     def latent_size(self, size: int) -> int:
@@ -127,7 +127,7 @@ class KLAutoencoder(_Layers):
         if weights is not None:
             self.load(weights)
 
-    def _make(self, **settings: Any) -> nn.Module:
+    def _make(self, **settings: Any) -> Any:
         return AutoencoderKL(**settings)
 
     def raw_latents(self, images: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ class VQAutoencoder(_Layers):
         if weights is not None:
             self.load(weights)
 
-    def _make(self, **settings: Any) -> nn.Module:
+    def _make(self, **settings: Any) -> Any:
         return VQModel(num_vq_embeddings=self._codebook_size, **settings)
 
     def raw_latents(self, images: Tensor) -> Tensor:

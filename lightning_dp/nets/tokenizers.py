@@ -30,7 +30,7 @@ class Tokenizer(ABC):
 
     @final
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._key() == other._key()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self._key() == other._key()
 
     @final
     def __hash__(self) -> int:
@@ -90,7 +90,7 @@ class WordPieces(Tokenizer):
     """
 
     def __init__(self, vocabulary: str, *, length: int = 77) -> None:
-        from transformers import BertTokenizerFast
+        from transformers.models.bert import BertTokenizerFast
 
         check_length(self, length)
         path = Path(vocabulary).expanduser()

@@ -10,10 +10,17 @@ import yaml
 
 from lightning_dp.cli import main
 from lightning_dp.images.run import load_module
+from lightning_dp.lightning_cli import instantiate
+from lightning_dp.sweeps.command import build_command, fit_arguments
+from lightning_dp.sweeps.parameters import assemble
+from lightning_dp.sweeps.sweep import read_sweep
 
 ROOT = Path(__file__).parents[2]
 PAPERS = ROOT / "conf" / "experiment" / "papers"
 STAGES = ("_autoencoder", "_public", "")
+SWEEPS = sorted((ROOT / "sweeps" / "papers").glob("dpldm_*.yaml"))
+SEEDS = [0, 1, 2]
+FITTED = {"dpldm_blocks": -4, "dpldm_fresh": -1}  # residual blocks alone, fresh attention
 ALL = sorted(path.stem for path in PAPERS.glob("dpldm_*.yaml"))
 
 
@@ -42,9 +49,9 @@ def _mnist(place: Path, vgg: Path) -> dict[str, list[str]]:
 def _cifar10(place: Path, vgg: Path) -> dict[str, list[str]]:
     toys.imagenet(place / "data", side=32)
     toys.cifar10(place / "data")
-    net = toys.cross_attention([4, 4, 4, 4], attention=[True, True, True, False], size=16)
+    net = toys.cross_attention([4, 4], attention=[True, False], size=16)
     few = "--data.init_args.empty_classes=allow"
-    blocks = "--model.init_args.adapter.init_args.blocks=[4, 5, 6]"  # of ten, with one layer a block
+    blocks = "--model.init_args.adapter.init_args.blocks=[2, 3]"  # of four: one layer a block, one level
     return {
         "_autoencoder": [*toys.autoencoder(vgg, levels=2, size=32), few],
         "_public": [*net, few],
@@ -111,6 +118,40 @@ def test_all_stages_run_as_printed_to_the_report(name, vgg, tmp_path, monkeypatc
     capsys.readouterr()
     assert main(["report", str(run)]) == 0
     assert "DP-LDM" in capsys.readouterr().out
+    if name == "cifar10":
+        for path in SWEEPS:
+            own = small[""] if path.stem == "dpldm_fresh" else small[""][:-1]  # the last are blocks
+            _a_sweep_makes_and_runs_its_trials(path, own)
+
+
+def _a_sweep_makes_and_runs_its_trials(path: Path, small: list[str]) -> None:
+    """Each value of a sweep makes a configuration; one is fitted, and logs what trials are judged by."""
+    sweep = read_sweep(path)
+    commands = [fit_arguments(build_command(sweep, assemble(point))) for point in sweep.points()]
+    trials = [
+        [part.replace("--config=conf", f"--config={ROOT}/conf") for part in own or []] for own in commands
+    ]
+    whole = toys.cross_attention([4, 4, 4, 4], attention=[True, True, True, False], size=16)
+    layers = "--model.init_args.net.init_args.layers_per_block=2"
+    for trial in trials[:: len(SEEDS)]:  # the 16 blocks that it names
+        assert instantiate([*trial, *whole, layers]).config_init["fit"].privacy is not None
+    run = Path("runs") / path.stem
+    chosen = trials[FITTED[path.stem]]
+    assert main([*chosen, *toys.SMALL, *small, *toys.PRIVATE, f"--run.dir={run}"]) == 0
+    assert sweep.metric is not None
+    results = json.loads((run / "results.json").read_text())
+    assert sweep.metric.name in results["metrics"]
+    if path.stem == "dpldm_fresh":
+        assert results["method"] == "DP-LDM, fresh attention"
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_a_sweep_says_what_it_is_for_and_compares_fairly(path):
+    head = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    points = [assemble(point) for point in read_sweep(path).points()]
+    assert f"{len(points)} private trials" in head
+    assert "lightning-dp sweep run" in head
+    assert [point["seed_everything"] for point in points] == SEEDS * (len(points) // len(SEEDS))
 
 
 def _only_attention_and_embedder_moved(run: Path) -> None:
