@@ -242,7 +242,7 @@ class SmallAutoencoder(TrainableAutoencoder):
 
     def last_layer(self) -> nn.Parameter:
         last = self.decoder[-1]
-        assert isinstance(last, nn.Conv2d)
+        assert isinstance(last.weight, nn.Parameter)
         return last.weight
 
     def decode_raw(self, latents: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class WordPieces(Tokenizer):
     """
 
     def __init__(self, vocabulary: str, *, length: int = 77) -> None:
-        from transformers.models.bert import BertTokenizerFast
+        from tokenizers import BertWordPieceTokenizer
 
         check_length(self, length)
         path = Path(vocabulary).expanduser()
@@ -109,17 +109,13 @@ class WordPieces(Tokenizer):
         self.length = length
         self.vocabulary_size = 1 + max(words.values())
         self._words = tuple(words.items())
-        self._tokenizer = BertTokenizerFast(vocab=words, do_lower_case=True)
+        self._tokenizer = BertWordPieceTokenizer(vocab=words, lowercase=True)
+        self._tokenizer.enable_truncation(length)
+        self._tokenizer.enable_padding(length=length, pad_id=words["[PAD]"], pad_token="[PAD]")
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        found = self._tokenizer(
-            list(captions),
-            padding="max_length",
-            truncation=True,
-            max_length=self.length,
-            return_tensors="pt",
-        )
-        return found.input_ids  # (B, L)
+        found = self._tokenizer.encode_batch(list(captions))
+        return torch.tensor([own.ids for own in found], dtype=torch.int64)  # (B, L)
 
     def _key(self) -> tuple[object, ...]:
         return (self.length, hash(self._words))
