@@ -63,8 +63,9 @@ def _cifar10(place: Path, vgg: Path) -> dict[str, list[str]]:
 def _celeba64(place: Path, vgg: Path) -> dict[str, list[str]]:
     toys.imagenet(place / "data", side=64)
     toys.celeba(place / "data")
-    net = toys.attention([8, 8, 8], size=32)
-    return {"_autoencoder": toys.autoencoder(vgg, levels=2, size=64), "_public": net, "": net}
+    smaller = ["--data.init_args.size=32", "--data.init_args.other_sizes=crop"]
+    net = [*toys.attention([8, 8], size=16), *smaller]
+    return {"_autoencoder": [*toys.autoencoder(vgg, levels=2, size=32), *smaller], "_public": net, "": net}
 
 
 def _celebahq_text(place: Path, vgg: Path) -> dict[str, list[str]]:
