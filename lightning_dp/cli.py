@@ -20,7 +20,7 @@ _COMMANDS = {
     "workspace": "build the same views in W&B",
     "sweep": "run or launch a sweep of W&B's schema, with or without W&B",
     "sample": "write synthetic series, or predictions, with a privacy report beside them",
-    "export": "write the LoRA weights of a run on Stable Diffusion as diffusers loads them",
+    "export": "write the weights of an image run as diffusers loads them",
     "ledger": "what has been spent on each data set",
     "evolve": "make synthetic data by Private Evolution: noisy votes, no training",
     "evaluate": "measure the samples of image runs: distances, downstream accuracy, memorisation",

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 RECIPES = sorted(
     path
     for path in ROOT.glob("conf/**/*.yaml")
-    if path.parent.name not in ("controls", "adapter")
+    if path.parent.name not in ("controls", "adapter", "ablation")
     and path.stem not in ("gpu", "gpus")
     and "lightning_dp.images" not in path.read_text()
 )

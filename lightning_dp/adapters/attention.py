@@ -50,6 +50,10 @@ class Attention(Adapter):
             chosen = [*chosen, *modules_of(module, "embedder_modules")]
         return [parameter for part in chosen for parameter in part.parameters()]
 
+    def facts(self) -> dict[str, str | float | int]:
+        chosen = "all" if self.blocks is None else ", ".join(str(number) for number in self.blocks)
+        return {**super().facts(), "blocks": chosen}
+
 
 def transformer_blocks(module: nn.Module) -> list[nn.Module]:
     """The outermost transformer blocks inside of `module`, from its input to its output."""

@@ -7,7 +7,7 @@ from pathlib import Path
 def main(argv: list[str]) -> int:
     """Measure run folders one after the other and print their metrics."""
     try:
-        from lightning_dp.images.evaluation import Evaluation, evaluate_run
+        from lightning_dp.images.evaluation import PARTS, Evaluation, evaluate_run
     except ImportError as error:
         raise ValueError(f"evaluate needs {error.name}: pip install 'lightning-dp[images]'") from error
     parser = argparse.ArgumentParser(
@@ -25,8 +25,9 @@ def main(argv: list[str]) -> int:
         "--parts",
         nargs="+",
         default=list(defaults.parts),
-        choices=["distances", "cnn", "wideresnet", "memorisation"],
-        help="what to measure (default distances cnn); memorisation reads private images",
+        choices=PARTS,
+        help="what to measure (default distances cnn); memorisation and train_distances read private images, "
+        "and their figures are nonprivate/",
     )
     parser.add_argument("--samples", type=int, default=defaults.num_samples, help="images to sample")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`lightning-dp export`: the LoRA weights of a run on Stable Diffusion, for programs that use diffusers."""
+"""`lightning-dp export`: the weights of an image run, for programs that use diffusers."""
 
 import argparse
 from pathlib import Path
@@ -12,13 +12,19 @@ def main(argv: list[str]) -> int:
         prog="lightning-dp export",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
-            "Write the LoRA weights of a run on a Stable Diffusion checkpoint in diffusers' format:\n"
+            "Write the weights of an image run in diffusers' format. Of a run with LoRA:\n"
             "  FOLDER/pytorch_lora_weights.safetensors   the low-rank matrices, their rank and scale\n"
+            "of one that trained a UNet's own weights:\n"
+            "  FOLDER/unet/                              all of the UNet\n"
+            "  FOLDER/text_encoder/, or                  what embeds captions or classes, where that is\n"
+            "  FOLDER/embedder.safetensors               no part of the UNet\n"
+            "and of both:\n"
             "  FOLDER/privacy.json                       what may be claimed of them\n\n"
-            "Weights are what the run's ε speaks of, so writing and using them costs no further ε. Use them\n"
-            "with the checkpoint folder that the run was trained on:\n"
+            "Weights are what the run's ε speaks of, so writing and using them costs no further ε. Those of\n"
+            "a Stable Diffusion checkpoint are used with the folder that the run was trained on:\n"
             "  pipeline = StableDiffusionPipeline.from_pretrained(CHECKPOINT)\n"
-            "  pipeline.load_lora_weights(FOLDER)\n"
+            "  pipeline.load_lora_weights(FOLDER), or before, as from_pretrained(CHECKPOINT, unet=unet):\n"
+            "  unet = UNet2DConditionModel.from_pretrained(FOLDER, subfolder='unet')\n"
             '  pipeline("a photo of a cat").images[0]'
         ),
         epilog="example: lightning-dp export runs/stable_diffusion --output lora",
@@ -33,11 +39,9 @@ def main(argv: list[str]) -> int:
     check_account(arguments.run, report=report)
 
     # Late: --help, and a folder that can't be right, should not wait for torch.
-    from lightning_dp.images.lora_export import export_run
+    from lightning_dp.images.model_export import export_run
 
-    number = export_run(arguments.run, out=arguments.output)
-    print(
-        f"weights  {arguments.output / 'pytorch_lora_weights.safetensors'} ({number} layers)\n"
-        f"privacy  {arguments.output / 'privacy.json'}"
-    )
+    for line in export_run(arguments.run, out=arguments.output):
+        print(f"weights  {line}")
+    print(f"privacy  {arguments.output / 'privacy.json'}")
     return 0

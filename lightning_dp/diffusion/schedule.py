@@ -63,3 +63,24 @@ class Cosine(NoiseSchedule):
     def __init__(self, *, num_steps: int = 1000) -> None:
         scheduler: Any = DDPMScheduler(num_steps, beta_schedule="squaredcos_cap_v2")
         super().__init__(scheduler.betas)
+
+
+class ScaledLinear(NoiseSchedule):
+    """√β from √`beta_start` to √`beta_end` in equal steps (latent diffusion, arXiv 2112.10752).
+
+    Its code calls this "linear". DP-LDM takes it up to .0155 for MNIST and CIFAR-10 and to .0195 for faces;
+    Stable Diffusion from .00085 to .012.
+    """
+
+    def __init__(
+        self, *, num_steps: int = 1000, beta_start: float = 0.0015, beta_end: float = 0.0195
+    ) -> None:
+        if not 0 < beta_start <= beta_end <= 1:
+            raise ValueError(
+                f"ScaledLinear.beta_start is {beta_start} and beta_end {beta_end}, but 0 < start ≤ end ≤ 1 "
+                "must hold: .0015 and .0195 are usual for 1000 steps."
+            )
+        scheduler: Any = DDPMScheduler(
+            num_steps, beta_start=beta_start, beta_end=beta_end, beta_schedule="scaled_linear"
+        )
+        super().__init__(scheduler.betas)

@@ -1,7 +1,8 @@
 """Autoencoders between images and the space in which they are diffused; frozen in every diffusion stage.
 
-Scope: the interface, pixels as they are, and a small one of our own; diffusers' are in
-`diffusers_autoencoder.py`, and the training of ours in `autoencoder_training.py`.
+Scope: the interfaces, pixels as they are, and a small one of our own. Those of latent diffusion are in
+`latent_autoencoder.py`, their training is in `autoencoder_training.py`, and the result of such a training is
+read by `saved_autoencoder.py`; checkpoints of others by `diffusers_autoencoder.py`.
 
 Encoding an image is a function of that image alone, so the privacy unit stays the image, and the weights
 have to be public.
@@ -9,6 +10,8 @@ have to be public.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +45,109 @@ class Autoencoder(nn.Module, ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Images, about within [−1, 1]."""
 
+    def settings(self) -> dict[str, Any] | None:
+        """What a checkpoint has to know to make it again, where its configuration alone does not say."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """What training compares.
+
+    Attributes:
+        images: (B, C, S, S), decoded.
+        latents: (B, c, s, s), before they are standardised; nothing was drawn.
+        penalty: of the latents, a scalar in units of an error per value of a pixel.
+    """
+
+    images: Tensor
+    latents: Tensor
+    penalty: Tensor
+
+
+class TrainableAutoencoder(Autoencoder):
+    """An autoencoder that `AutoencoderTraining` trains, on images of one size.
+
+    Args:
+        image_size: S.
+        num_channels: c.
+
+    Attributes:
+        latent_mean: (c, 1, 1), of the latents of public images, measured while training. Parameters, not
+            buffers: they are part of the weights that a later stage starts from.
+        latent_std: (c, 1, 1).
+    """
+
+    def __init__(self, *, image_size: int, num_channels: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.num_channels = num_channels
+        self.latent_mean = nn.Parameter(torch.zeros(num_channels, 1, 1), requires_grad=False)
+        self.latent_std = nn.Parameter(torch.ones(num_channels, 1, 1), requires_grad=False)
+
+    @abstractmethod
+    def raw_latents(self, images: Tensor) -> Tensor:
+        """(B, c, s, s), before they are standardised; nothing is drawn."""
+
+    @abstractmethod
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        """Images from latents that were not standardised."""
+
+    @abstractmethod
+    def reconstruct(self, images: Tensor) -> Reconstruction:
+        """As in training, with what is drawn."""
+
+    @abstractmethod
+    def last_layer(self) -> nn.Parameter:
+        """The decoder's last weights, by which the parts of a loss are weighed."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return (self.raw_latents(images) - self.latent_mean) / self.latent_std
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.decode_raw(latents * self.latent_std + self.latent_mean)
+
+    @torch.no_grad()
+    def note(self, latents: Tensor, *, rate: float) -> None:
+        """Move mean and deviation of each channel towards those of a batch of raw latents."""
+        dims = (0, 2, 3)
+        self.latent_mean.lerp_(latents.mean(dim=dims)[:, None, None].to(self.latent_mean), rate)
+        self.latent_std.lerp_(latents.std(dim=dims)[:, None, None].clamp_min(1e-4).to(self.latent_std), rate)
+
+    def load(self, path: str) -> None:
+        """Weights of a checkpoint of `AutoencoderTraining`.
+
+        Raises:
+            ValueError: it is missing, damaged, or of other settings.
+        """
+        prefix = "autoencoder."
+        checkpoint = read_checkpoint(path)
+        state = {
+            name.removeprefix(prefix): value
+            for name, value in checkpoint["state_dict"].items()
+            if name.startswith(prefix)
+        }
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{type(self).__name__}.weights={path} holds an autoencoder of other settings "
+                f"({_first(error)}): give it those of its own run, or take "
+                "SavedAutoencoder, which reads them."
+            ) from error
+
+
+def gaussian_penalty(mean: Tensor, log_variance: Tensor, *, num_values: int) -> Tensor:
+    """KL(q(z|x) ‖ N(0, 1)) of an image, the mean over the batch, divided by the values of its pixels.
+
+    Args:
+        mean: (B, c, s, s).
+        log_variance: (B, c, s, s).
+        num_values: C·S².
+    """
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    return divergence.flatten(1).sum(dim=1).mean() / num_values
+
 
 class Pixels(Autoencoder):
     """The identity: diffusion of the pixels themselves.
@@ -64,7 +170,7 @@ class Pixels(Autoencoder):
         return latents
 
 
-class SmallAutoencoder(Autoencoder):
+class SmallAutoencoder(TrainableAutoencoder):
     """A convolutional KL autoencoder for small images (Kingma & Welling 2013; Rombach et al. 2022, §3.1).
 
     Args:
@@ -87,15 +193,13 @@ class SmallAutoencoder(Autoencoder):
         widths: Sequence[int] = (32, 64),
         weights: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(image_size=image_size, num_channels=num_channels)
         padded = latent_size * 2 ** len(widths)
         if padded < image_size:
             raise ValueError(
                 f"SmallAutoencoder.latent_size is {latent_size} and {len(widths)} widths halve {len(widths)} "
                 f"times, which holds images of {padded} pixels at most, not {image_size}: take a larger one."
             )
-        self.num_channels = num_channels
-        self.image_size = image_size
         self._latent_size = latent_size
         before = (padded - image_size) // 2
         self._padding = (before, padded - image_size - before) * 2
@@ -107,12 +211,8 @@ class SmallAutoencoder(Autoencoder):
         for width, finer in zip(reversed(widths), [*reversed(widths[:-1]), widths[0]], strict=True):
             up += [_Residual(width), nn.Upsample(scale_factor=2), nn.Conv2d(width, finer, 3, padding=1)]
         self.decoder = nn.Sequential(*up, nn.SiLU(), nn.Conv2d(widths[0], image_channels, 3, padding=1))
-        # Of the latents of public images, measured while training. Parameters, not buffers: they are part of
-        # the weights that a later stage starts from.
-        self.latent_mean = nn.Parameter(torch.zeros(num_channels, 1, 1), requires_grad=False)
-        self.latent_std = nn.Parameter(torch.ones(num_channels, 1, 1), requires_grad=False)
         if weights is not None:
-            self._load(weights)
+            self.load(weights)
 
     def latent_size(self, size: int) -> int:
         if size != self.image_size:
@@ -128,33 +228,27 @@ class SmallAutoencoder(Autoencoder):
         mean, log_variance = self.encoder(padded).chunk(2, dim=1)  # (B, c, s, s) each
         return mean, log_variance.clamp(-20.0, 10.0)
 
+    def raw_latents(self, images: Tensor) -> Tensor:
+        return self.moments(images)[0]
+
+    def reconstruct(self, images: Tensor) -> Reconstruction:
+        mean, log_variance = self.moments(images)  # (B, c, s, s) each
+        latents = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        return Reconstruction(
+            images=self.decode_raw(latents),
+            latents=mean,
+            penalty=gaussian_penalty(mean, log_variance, num_values=images[0].numel()),
+        )
+
+    def last_layer(self) -> nn.Parameter:
+        last = self.decoder[-1]
+        assert isinstance(last.weight, nn.Parameter)
+        return last.weight
+
     def decode_raw(self, latents: Tensor) -> Tensor:
-        """Images from latents that were not standardised."""
         images = self.decoder(latents)  # (B, C, s·2^levels, s·2^levels)
         left, _, top, _ = self._padding
         return images[..., top : top + self.image_size, left : left + self.image_size]
-
-    def encode(self, images: Tensor) -> Tensor:
-        return (self.moments(images)[0] - self.latent_mean) / self.latent_std
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.decode_raw(latents * self.latent_std + self.latent_mean)
-
-    def _load(self, path: str) -> None:
-        prefix = "autoencoder."
-        checkpoint = read_checkpoint(path)
-        state = {
-            name.removeprefix(prefix): value
-            for name, value in checkpoint["state_dict"].items()
-            if name.startswith(prefix)
-        }
-        try:
-            self.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(
-                f"SmallAutoencoder.weights={path} holds an autoencoder of other settings ({_first(error)}): "
-                "give it the image_channels, image_size, num_channels, latent_size and widths of its own run."
-            ) from error
 
 
 class _Residual(nn.Module):

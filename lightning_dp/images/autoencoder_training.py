@@ -1,44 +1,78 @@
-"""Stage one: training the small autoencoder, on public images."""
+"""Stage one: training an autoencoder, on public images."""
 
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
-from lightning_dp.images.autoencoder import SmallAutoencoder
+from lightning_dp.images.autoencoder import Reconstruction, TrainableAutoencoder
 from lightning_dp.images.batch import ImageBatch
+from lightning_dp.images.discriminator import PatchDiscriminator, adaptive_weight
+from lightning_dp.images.perceptual import PerceptualLoss
 
 _MOMENTUM = 0.02
+_PERCEPTUAL = "perceptual."
 
 
 class AutoencoderTraining(LightningModule):
-    """Reconstruction (ℓ1) plus KL(q(z|x) ‖ N(0, 1)), and the statistics that standardise latents.
+    """Reconstruction plus a penalty of the latents, and the statistics that standardise latents.
+
+    The reconstruction is ℓ1 per value of a pixel, plus LPIPS, plus what a discriminator makes of it, weighed
+    by the gradients in the decoder's last layer, as in latent diffusion (arXiv 2112.10752, appendix G). There
+    autoencoder and discriminator take turns; here both step at once, each by its own loss, so that
+    `trainer.max_steps` counts batches.
 
     It takes public data only, so that whoever uses its weights need not ask where they come from.
 
     Args:
         autoencoder: what is trained.
-        kl_weight: of the KL per latent coordinate against the error per pixel; 1e-4 hardly costs detail.
-        optimizer: from parameters to an optimizer.
+        penalty_weight: of the latents' penalty. For a KL, summed over the latents against an error summed
+            over the pixels, 1e-6 is usual and 3e-4 hardly costs detail; for a codebook 1.
+        perceptual: LPIPS on a network that is at hand, or None for ℓ1 alone.
+        perceptual_weight: of LPIPS against ℓ1.
+        discriminator: the adversary, or None.
+        discriminator_weight: of the adversary's part, beside the ratio of gradients: .5 is usual, .75 for VQ.
+        discriminator_start: ≥ 0, steps before it plays.
+        optimizer: from parameters to an optimizer, of autoencoder and discriminator alike.
         lr_scheduler: from an optimizer to a scheduler that is stepped once per optimizer step, or None.
     """
 
     def __init__(
         self,
-        autoencoder: SmallAutoencoder,
+        autoencoder: TrainableAutoencoder,
         *,
-        kl_weight: float = 1e-4,
+        penalty_weight: float = 1e-6,
+        perceptual: PerceptualLoss | None = None,
+        perceptual_weight: float = 1.0,
+        discriminator: PatchDiscriminator | None = None,
+        discriminator_weight: float = 0.5,
+        discriminator_start: int = 50_000,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        if kl_weight < 0:
-            raise ValueError(f"AutoencoderTraining.kl_weight is {kl_weight}; it can't be negative.")
+        for field, value in (
+            ("penalty_weight", penalty_weight),
+            ("perceptual_weight", perceptual_weight),
+            ("discriminator_weight", discriminator_weight),
+            ("discriminator_start", discriminator_start),
+        ):
+            if value < 0:
+                raise ValueError(f"AutoencoderTraining.{field} is {value}; it can't be negative.")
+        # Under LightningCLI a checkpoint holds the configuration: the next stage reads the sizes from it.
+        from_config = _given_hyperparameters.get() is not None
+        self.save_hyperparameters(ignore=None if from_config else _LIVE_ARGUMENTS)
         self.autoencoder = autoencoder
-        self.kl_weight = kl_weight
+        self.penalty_weight = penalty_weight
+        self.perceptual = perceptual
+        self.perceptual_weight = perceptual_weight
+        self.discriminator = discriminator
+        self.discriminator_weight = discriminator_weight
+        self.discriminator_start = discriminator_start
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
 
@@ -56,23 +90,45 @@ class AutoencoderTraining(LightningModule):
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         images = batch["images"]
-        mean, log_variance = self.autoencoder.moments(images)  # (B, c, s, s) each
-        latents = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-        error = (self.autoencoder.decode_raw(latents) - images).abs().mean()
-        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        self._note(mean.detach())
+        found = self.autoencoder.reconstruct(images)
+        self.autoencoder.note(found.latents.detach(), rate=max(_MOMENTUM, 1 / (1 + self.global_step)))
+        error = (found.images - images).abs().mean()
         self.log("nonprivate/train_error", error.detach(), batch_size=len(images), prog_bar=True)
-        return error + self.kl_weight * divergence
+        if self.perceptual is not None:
+            error = error + self.perceptual_weight * self.perceptual(images, found.images).mean()
+        loss = error + self.penalty_weight * found.penalty
+        if self.discriminator is None or self.global_step < self.discriminator_start:
+            return loss
+        return loss + self._adversarial(self.discriminator, images, found, error=error)
+
+    def _adversarial(
+        self, discriminator: PatchDiscriminator, images: Tensor, found: Reconstruction, *, error: Tensor
+    ) -> Tensor:
+        """The decoder's part and the discriminator's own, neither of which reaches the other's weights."""
+        fooled = discriminator.generator_loss(found.images)
+        weight = adaptive_weight(error, fooled, layer=self.autoencoder.last_layer())
+        return self.discriminator_weight * weight * fooled + discriminator.own_loss(images, found.images)
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
         self.log("test/psnr", self._psnr(batch["images"]))
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         if self.lr_scheduler is None:
             return optimizer
         scheduler = {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out LPIPS, which has files of its own."""
+        for name in [name for name in checkpoint["state_dict"] if name.startswith(_PERCEPTUAL)]:
+            del checkpoint["state_dict"][name]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Complete it by what it left out."""
+        own = {name: value for name, value in self.state_dict().items() if name.startswith(_PERCEPTUAL)}
+        for name, value in own.items():
+            checkpoint["state_dict"].setdefault(name, value)
 
     def _psnr(self, images: Tensor) -> Tensor:
         """Peak signal-to-noise ratio in dB, of values in [−1, 1], averaged over the images."""
@@ -80,10 +136,5 @@ class AutoencoderTraining(LightningModule):
         error = (decoded - images).square().flatten(1).mean(dim=1)  # (B,)
         return (10 * torch.log10(4 / error.clamp_min(1e-8))).mean()
 
-    @torch.no_grad()
-    def _note(self, mean: Tensor) -> None:
-        """Running mean and deviation of each latent channel."""
-        model = self.autoencoder
-        dims, rate = (0, 2, 3), max(_MOMENTUM, 1 / (1 + self.global_step))
-        model.latent_mean.lerp_(mean.mean(dim=dims)[:, None, None], rate)
-        model.latent_std.lerp_(mean.std(dim=dims)[:, None, None].clamp_min(1e-4), rate)
+
+_LIVE_ARGUMENTS = ["autoencoder", "perceptual", "discriminator", "optimizer", "lr_scheduler"]

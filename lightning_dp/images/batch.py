@@ -13,9 +13,11 @@ class ImageBatch(TypedDict, total=False):
         latents: (B, V, c, h, w) float32, one for each variant of the augmentation; absent before.
         labels: (B,) int64, −1 where the class is unknown.
         captions: B texts, as private as their images; absent where the data has none.
+        tokens: (B, L) int64 of these texts, in their place where the data has a tokenizer.
     """
 
     images: Tensor
     latents: Tensor
     labels: Tensor
     captions: list[str]
+    tokens: Tensor

@@ -11,11 +11,14 @@ from torch import Tensor
 from lightning_dp.images.autoencoder import Autoencoder
 from lightning_dp.images.diffusers_files import load_weights, read_config
 
-_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 
 
 class DiffusersAutoencoder(Autoencoder):
-    """`AutoencoderKL` or `AutoencoderTiny`; nothing is downloaded.
+    """`AutoencoderKL`, `AutoencoderTiny` or `VQModel`; nothing is downloaded.
+
+    Of a `VQModel` the latents before the codebook are diffused, and the decoder looks up its entries, as in
+    latent diffusion.
 
     Checkpoints leave its weights out; `WeightsOrigin` between two stages needs `fresh: ["^autoencoder"]`.
     Grey images become three equal channels on the way in, and their mean on the way out.
@@ -34,10 +37,11 @@ class DiffusersAutoencoder(Autoencoder):
             raise ValueError(f"DiffusersAutoencoder.image_channels is {image_channels}; it must be 1 or 3.")
         self._grey = image_channels == 1
         self.model: Any = _tiny(Path(path)) if path.endswith(".safetensors") else _folder(Path(path))
-        self.num_channels = int(self.model.config.latent_channels)
-        self._factor = 2 ** (len(self.model.config.block_out_channels) - 1)
-        self._scale = float(self.model.config.scaling_factor or 1.0)
-        self._shift = float(self.model.config.shift_factor or 0.0)
+        config = self.model.config
+        self.num_channels = int(config.get("vq_embed_dim") or config.latent_channels)
+        self._factor = 2 ** (len(config.block_out_channels) - 1)
+        self._scale = float(config.scaling_factor or 1.0)
+        self._shift = float(config.get("shift_factor") or 0.0)
 
     def latent_size(self, size: int) -> int:
         if size % self._factor:

@@ -44,14 +44,19 @@ class SmallCNN(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-16-4 (Zagoruyko & Komodakis, arXiv 1605.07146). Slow without a GPU."""
+    """WRN-16-4 (Zagoruyko & Komodakis, arXiv 1605.07146), or a deeper one. Slow without a GPU.
 
-    def __init__(self, *, image_channels: int, size: int, num_classes: int) -> None:
+    Args:
+        image_channels, size, num_classes: of the images.
+        depth: 4 more than a multiple of 6.
+    """
+
+    def __init__(self, *, image_channels: int, size: int, num_classes: int, depth: int = 16) -> None:
         super().__init__()
         widths = (16, 64, 128, 256)
         layers: list[nn.Module] = [nn.Conv2d(image_channels, widths[0], 3, padding=1, bias=False)]
         for level in range(3):
-            for block in range(2):
+            for block in range((depth - 4) // 6):
                 before = widths[level] if block == 0 else widths[level + 1]
                 layers.append(
                     _WideBlock(before, widths[level + 1], stride=2 if level > 0 and block == 0 else 1)
@@ -100,7 +105,7 @@ def train_classifier(
     Args:
         images: (N, C, S, S) uint8 samples.
         labels: (N,) their classes.
-        net_fn: `SmallCNN` or `WideResNet`.
+        net_fn: `SmallCNN`, `WideResNet` or one of `judges.py`.
         num_classes: classes.
         epochs: ≥ 1.
         batch_size: ≥ 2.

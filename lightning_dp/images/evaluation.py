@@ -14,6 +14,7 @@ from lightning_dp.images.data.image_data import ImageData
 from lightning_dp.images.downstream import SmallCNN, WideResNet, accuracy, train_classifier
 from lightning_dp.images.export import balanced_labels, draw
 from lightning_dp.images.features import Inception, available_extractor
+from lightning_dp.images.judges import MLP, ResNet, ResNeXt, WideResNet40
 from lightning_dp.images.memorisation import memorisation
 from lightning_dp.images.metrics import cached_features, distances, inception_score
 from lightning_dp.images.run import load_data, load_module
@@ -22,8 +23,26 @@ from lightning_dp.privacy.report import json_ready, read_privacy_report, replace
 from lightning_dp.strategies.device import command_device
 from lightning_dp.tracking.layout import SAMPLES
 
-Part = Literal["distances", "cnn", "wideresnet", "memorisation"]
-_CLASSIFIERS: dict[str, type[nn.Module]] = {"cnn": SmallCNN, "wideresnet": WideResNet}
+Part = Literal[
+    "distances",
+    "cnn",
+    "mlp",
+    "wideresnet",
+    "wideresnet40",
+    "resnet",
+    "resnext",
+    "memorisation",
+    "train_distances",
+]
+PARTS: tuple[Part, ...] = get_args(Part)
+_CLASSIFIERS: dict[str, type[nn.Module]] = {
+    "cnn": SmallCNN,
+    "mlp": MLP,
+    "wideresnet": WideResNet,
+    "wideresnet40": WideResNet40,
+    "resnet": ResNet,
+    "resnext": ResNeXt,
+}
 _MEMORISATION_ROWS = 1000
 
 
@@ -32,8 +51,9 @@ class Evaluation:
     """What to measure.
 
     Attributes:
-        parts: `distances` to the test split, accuracy of a `cnn` or `wideresnet` trained on samples, and
-            `memorisation`, which reads private train images and stays `nonprivate/`.
+        parts: `distances` to the test split, accuracy of a classifier trained on samples (`cnn`, `mlp`,
+            `wideresnet`, `wideresnet40`, `resnet`, `resnext`), and `memorisation` and `train_distances`,
+            which read private train images and stay `nonprivate/`.
         num_samples: images that are sampled, class-balanced; of a finished set of samples at most so many.
         distance_samples: of them, how many are compared with the test split; features are slow on a CPU.
         epochs: of a classifier.
@@ -51,9 +71,9 @@ class Evaluation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unknown = [part for part in self.parts if part not in get_args(Part)]
+        unknown = [part for part in self.parts if part not in PARTS]
         if unknown or not self.parts:
-            raise ValueError(f"parts are {self.parts}; choose at least one of {', '.join(get_args(Part))}.")
+            raise ValueError(f"parts are {self.parts}; choose at least one of {', '.join(PARTS)}.")
         for name, value in (
             ("num_samples", self.num_samples),
             ("distance_samples", self.distance_samples),
@@ -102,9 +122,13 @@ def _samples_of(run: Path, *, data: ImageData, evaluation: Evaluation) -> tuple[
         samples = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
         return samples, labels, data.num_classes
     module = load_module(run, num_steps=evaluation.num_steps)
-    wanted = balanced_labels(evaluation.num_samples, num_classes=module.net.num_classes)
-    samples = draw(module, wanted, guidance=evaluation.guidance, seed=evaluation.seed)
-    return samples, wanted.numpy(), module.net.num_classes
+    # A net may know more classes than the data has: those of its public stage.
+    num_classes = min(module.net.num_classes, data.num_classes)
+    wanted = balanced_labels(evaluation.num_samples, num_classes=num_classes)
+    texts = data.test_dataset.pixels.captions if num_classes == 0 else None
+    captions = [texts[row % len(texts)] for row in range(len(wanted))] if texts else None
+    samples = draw(module, wanted, captions=captions, guidance=evaluation.guidance, seed=evaluation.seed)
+    return samples, wanted.numpy(), num_classes
 
 
 def measure(
@@ -144,6 +168,14 @@ def measure(
         train = _pixels(data.train_dataset)
         metrics |= memorisation(samples[rows], train=train, test=test[rows])
         clock.note("memorisation")
+    if "train_distances" in evaluation.parts:
+        extractor = available_extractor()
+        part = samples[: evaluation.distance_samples]
+        # Not cached: features of private images leave no file behind.
+        train_features = extractor.features(_pixels(data.train_dataset))
+        found = distances(extractor.features(part), train_features, extractor_name=extractor.name)
+        metrics |= {f"nonprivate/{name}_train": value for name, value in found.items()}
+        clock.note("train_distances")
     return metrics
 
 

@@ -1,37 +1,19 @@
 """LoRA weights of a run on a Stable Diffusion checkpoint, as `pipeline.load_lora_weights` reads them."""
 
-import shutil
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from lightning_dp.images.export import check_empty
 from lightning_dp.images.module import LatentDiffusion
-from lightning_dp.images.run import load_module
 from lightning_dp.images.stable_diffusion import StableDiffusionUNet
-from lightning_dp.privacy.report import REPORT_NAME
 
 _A, _B = ".lora_A.default.weight", ".lora_B.default.weight"
 
 
-def export_run(run: Path, *, out: Path) -> int:
-    """Write a finished run's weights and its privacy report; reads no image of the data.
-
-    Args:
-        run: a run folder of `LatentDiffusion` with a `StableDiffusionUNet` and LoRA.
-        out: a folder that does not exist or is empty.
-
-    Returns:
-        How many layers have weights in it.
-
-    Raises:
-        ValueError: the run is of another kind, or the folder is in use.
-    """
-    check_empty(out)
-    number = save_lora(load_module(run), out=out)
-    shutil.copyfile(run / REPORT_NAME, out / REPORT_NAME)
-    return number
+def has_lora(module: LatentDiffusion) -> bool:
+    """Whether low-rank pairs are part of the net."""
+    return any(name.endswith((_A, _B)) for name, _ in module.net.named_parameters())
 
 
 def save_lora(module: LatentDiffusion, *, out: Path) -> int:
@@ -50,12 +32,12 @@ def save_lora(module: LatentDiffusion, *, out: Path) -> int:
             f"the run trained a {type(net).__name__}, which diffusers has no pipeline for; weights of a "
             "StableDiffusionUNet can be exported, and 'lightning-dp sample' draws from any run."
         )
-    others = [name for name, p in net.named_parameters() if p.requires_grad and not name.endswith((_A, _B))]
+    trained = [name for name, p in net.named_parameters() if p.requires_grad]
+    others = [name for name in trained if not (name.startswith("unet.") and name.endswith((_A, _B)))]
     if others:
         raise ValueError(
-            f"the run trained {others[0]} and {len(others) - 1} others, which are no LoRA weights, so a LoRA "
-            "file would leave them out: export runs whose adapter is a LoRA; 'lightning-dp sample' draws "
-            "from any."
+            f"the run trained {others[0]} and {len(others) - 1} others, which are no LoRA weights of "
+            "the UNet, so a LoRA file would leave them out: 'lightning-dp sample' draws from any run."
         )
     weights: dict[str, Tensor] = {}
     paths: list[str] = []

@@ -241,6 +241,13 @@ class LatentDiffusion(LightningModule):
             labels = torch.where(dropped, -1, batch["labels"][owner])  # (R,)
         else:
             labels = torch.full_like(owner, -1)  # (R,)
+        if "tokens" in batch:
+            assert self.net.tokenizer is not None  # see setup
+            nothing = self.net.tokenizer([""]).to(owner.device)  # (1, L)
+            return {
+                "labels": labels,
+                "tokens": torch.where(dropped[:, None], nothing, batch["tokens"][owner]),
+            }
         if "captions" not in batch:
             return {"labels": labels}
         assert self.text_encoder is not None  # see setup
@@ -269,10 +276,18 @@ class LatentDiffusion(LightningModule):
                 f"{list(data.class_names)}: give net.class_names those, in that order, or [] to learn no "
                 "classes."
             )
-        if getattr(data, "has_captions", False) and self.text_encoder is None:
+        if not getattr(data, "has_captions", False):
+            return
+        if self.text_encoder is None and self.net.tokenizer is None:
             raise ValueError(
                 f"the images of {data.dataset_id} come with captions, but {type(self.net).__name__} reads "
-                "none: take StableDiffusionUNet, or set the source's captions off."
+                "none: take StableDiffusionUNet or a CrossAttentionUNet with text, or set the source's "
+                "captions off."
+            )
+        if getattr(data, "tokenizer", None) != self.net.tokenizer:
+            raise ValueError(
+                f"data.tokenizer is {data.tokenizer} and that of the net {self.net.tokenizer}, but a caption "
+                "has to be the same numbers to both: give both the same, or both none."
             )
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -332,7 +347,7 @@ class LatentDiffusion(LightningModule):
                 f"labels go from {int(labels.min())} to {int(labels.max())}, but this model knows "
                 f"{self.net.num_classes} classes, counted from 0, and −1 for none."
             )
-        if captions is not None and self.text_encoder is None:
+        if captions is not None and self.text_encoder is None and self.net.tokenizer is None:
             raise ValueError(f"{type(self.net).__name__} reads no captions: ask for classes instead.")
         weight = self.guidance if guidance is None else guidance
         side = (self.net.in_channels, self.net.size, self.net.size)
@@ -341,7 +356,9 @@ class LatentDiffusion(LightningModule):
             rows = slice(start, start + self.max_sampling_rows)
             condition = {"labels": labels[rows].to(self.device)}
             nothing = torch.full_like(condition["labels"], -1)  # (b,)
-            if captions is not None and self.text_encoder is not None:
+            if captions is not None and self.net.tokenizer is not None:
+                condition["tokens"] = self.net.tokenizer(captions[rows]).to(self.device)  # (b, L)
+            elif captions is not None and self.text_encoder is not None:
                 condition["states"] = self.text_encoder(captions[rows])  # (b, L, W)
             noise = torch.randn(len(nothing), *side, generator=generator, device=self.device)  # (b, c, s, s)
 
@@ -382,9 +399,14 @@ class LatentDiffusion(LightningModule):
         return {**facts, **(self.adapter.facts() if self.adapter is not None else {"adapter": "Full"})}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what has a file of its own and does not train."""
+        """Leave out what has a file of its own and does not train; keep the sizes of what has none."""
         for name in self._in_other_files():
             del checkpoint["state_dict"][name]
+        settings = self.autoencoder.settings()
+        configured = checkpoint.get("hyper_parameters", {}).get("autoencoder")
+        if settings is not None and configured is not None:
+            own = {**configured, "init_args": {**configured["init_args"], "settings": settings}}
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "autoencoder": own}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Complete it by what it left out, so that anything else that is missing is noticed."""

@@ -20,13 +20,13 @@ class Companions:
         autoencoder: of its latents.
         schedule: of its noise.
         prediction: what it predicts.
-        text_encoder: of the captions that it attends to.
+        text_encoder: of the captions that it attends to, frozen; None where it is part of the net.
     """
 
     autoencoder: Autoencoder
     schedule: NoiseSchedule
     prediction: Prediction
-    text_encoder: TextEncoder
+    text_encoder: TextEncoder | None
 
 
 class PretrainedNet(ImageNet, ABC):
@@ -46,6 +46,15 @@ class PretrainedNet(ImageNet, ABC):
 
     @abstractmethod
     def forward(
-        self, noisy: Tensor, timesteps: Tensor, *, labels: Tensor, states: Tensor | None = None
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        *,
+        labels: Tensor,
+        states: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> Tensor:
-        """As in `ImageNet`; `states` (B, L, width) of captions take the place of those of the labels."""
+        """As in `ImageNet`; captions take the place of the labels.
+
+        They come as `states` (B, L, width) of a frozen encoder, or as `tokens` (B, L) for the net's own.
+        """

@@ -13,6 +13,7 @@ from lightning_dp.images.diffusers_files import load_weights, read_config
 from lightning_dp.images.pretrained import Companions, PretrainedNet
 from lightning_dp.images.text_encoder import TextEncoder
 from lightning_dp.nets.image_net import class_rows
+from lightning_dp.nets.tokenizers import ClipTokens, Tokenizer
 
 _PARTS = {"unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
 
@@ -31,6 +32,8 @@ class StableDiffusionUNet(PretrainedNet):
         image_channels: 1 or 3; grey images are three equal channels to the autoencoder.
         class_names: of the labels, in the data's order; [] for a model without classes.
         template: a class's prompt; {class} stands for its name.
+        train_text: whether the text encoder belongs to what an adapter may choose, as what embeds the
+            condition. Captions then need `data.tokenizer`, a `ClipTokens` of the same folder.
 
     Raises:
         ValueError: a file is missing, or the checkpoint has another layout.
@@ -46,6 +49,7 @@ class StableDiffusionUNet(PretrainedNet):
         image_channels: int = 3,
         class_names: Sequence[str] = (),
         template: str = "a photo of a {class}",
+        train_text: bool = False,
     ) -> None:
         folder = Path(path).expanduser()
         _check_layout(folder)
@@ -67,27 +71,66 @@ class StableDiffusionUNet(PretrainedNet):
         self.source = folder.resolve().name
         self.class_names = tuple(class_names)
         self.companions = Companions(
-            autoencoder=autoencoder, schedule=schedule, prediction=prediction, text_encoder=text_encoder
+            autoencoder=autoencoder,
+            schedule=schedule,
+            prediction=prediction,
+            text_encoder=None if train_text else text_encoder,
         )
         self.unet: Any = unet
-        prompts = [template.replace("{class}", name) for name in class_names]
-        # The last row, the empty prompt, is "no class". (classes + 1, L, W)
-        self.register_buffer("prompts", text_encoder([*prompts, ""]), persistent=False)
+        self.text = TextModel(text_encoder) if train_text else None
+        self._tokenizer = ClipTokens(str(folder)) if train_text else None
+        # The last row, the empty prompt, is "no class".
+        prompts = [*(template.replace("{class}", name) for name in class_names), ""]
+        # (classes + 1, L) tokens for an encoder that trains, (classes + 1, L, W) states for a frozen one.
+        known = text_encoder(prompts) if self._tokenizer is None else self._tokenizer(prompts)
+        self.register_buffer("prompts", known, persistent=False)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._tokenizer
 
     def condition_modules(self) -> list[nn.Module]:
-        """What makes the condition, as `nets.conditioning.path` asks for it; the text encoder is frozen."""
-        return [self.unet.time_embedding]
+        """What makes the condition, as `nets.conditioning.path` asks for it."""
+        return [self.unet.time_embedding, *([] if self.text is None else [self.text])]
 
     def output_modules(self) -> list[nn.Module]:
         """The last layers, as adapters ask for them."""
         return [self.unet.conv_norm_out, self.unet.conv_out]
 
     def forward(
-        self, noisy: Tensor, timesteps: Tensor, *, labels: Tensor, states: Tensor | None = None
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        *,
+        labels: Tensor,
+        states: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> Tensor:
         if states is None:
-            states = self.prompts[class_rows(labels, num_classes=self.num_classes)]  # (B, L, W)
+            if tokens is None:
+                tokens = self.prompts[class_rows(labels, num_classes=self.num_classes)]  # (B, L), or states
+            states = tokens if self.text is None else self.text(tokens)  # (B, L, W)
         return self.unet(noisy, timesteps, encoder_hidden_states=states, return_dict=False)[0]  # (B, c, s, s)
+
+
+class TextModel(nn.Module):
+    """A checkpoint's text model as a part of the net."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__()
+        if encoder.hides_padding:
+            raise ValueError(
+                "StableDiffusionUNet.train_text is true, but this text encoder hides padding, which its "
+                "tokens alone don't tell: set train_text to false."
+            )
+        self.model = encoder.model.requires_grad_(True)
+
+    def embedder_modules(self) -> list[nn.Module]:
+        """Itself: what embeds the condition."""
+        return [self]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens)[0]  # (B, L, W)
 
 
 def _check_layout(folder: Path) -> None:

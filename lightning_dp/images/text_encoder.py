@@ -70,11 +70,11 @@ class TextEncoder(nn.Module):
                 max_length=self._length,
                 return_tensors="pt",
             )
-            mask = tokens.attention_mask.to(device) if self._masks else None
+            mask = tokens.attention_mask.to(device) if self.hides_padding else None
             states.append(self.model(tokens.input_ids.to(device), attention_mask=mask)[0])  # (b, L, width)
         return torch.cat(states)
 
     @property
-    def _masks(self) -> bool:
+    def hides_padding(self) -> bool:
         """Whether padding is hidden from the other tokens; Stable Diffusion was trained without."""
         return bool(getattr(self.model.config, "use_attention_mask", False))

@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from lightning_dp.nets.tokenizers import Tokenizer
+
 
 class ImageNet(nn.Module, ABC):
     """Predicts a diffusion target for (B, C, S, S), given a class or nothing.
@@ -32,6 +34,11 @@ class ImageNet(nn.Module, ABC):
         self.in_channels = in_channels
         self.size = size
         self.num_classes = num_classes
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Of the captions that it reads as `tokens` (B, L); None for a net that reads none as such."""
+        return None
 
     @abstractmethod
     def forward(self, noisy: Tensor, timesteps: Tensor, *, labels: Tensor) -> Tensor:

@@ -27,11 +27,13 @@ def pictures(count: int, *, size: int = 8, seed: int = 0) -> tuple[np.ndarray, n
     return images.clip(0, 255).astype(np.uint8), labels
 
 
-def write_npz(folder: Path, *, train: int = 60, test: int = 30, users: int | None = None) -> Path:
+def write_npz(
+    folder: Path, *, train: int = 60, test: int = 30, users: int | None = None, size: int = 8
+) -> Path:
     """An NPZ data set of pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (split, count) in enumerate((("train", train), ("test", test))):
-        images, labels = pictures(count, seed=seed)
+        images, labels = pictures(count, size=size, seed=seed)
         extra = {} if users is None else {"users": np.arange(count) % users}
         np.savez(folder / f"{split}.npz", images=images, labels=labels, **extra)
     return folder
@@ -39,7 +41,8 @@ def write_npz(folder: Path, *, train: int = 60, test: int = 30, users: int | Non
 
 def npz_data(folder: Path, **options) -> ImageData:
     """Its data module."""
-    return ImageData(NPZ(str(folder), class_names=CLASSES), size=8, batch_size=20, **options)
+    options = {"size": 8, "batch_size": 20, **options}
+    return ImageData(NPZ(str(folder), class_names=CLASSES), **options)
 
 
 def write_png(path: Path, *, size: tuple[int, int] = (8, 8), mode: str = "L", level: int = 100) -> Path:

@@ -4,15 +4,14 @@ Both published archives are read, the binary one and the one of Python pickles; 
 arrays and plain values are accepted. What is downloaded is the binary one.
 """
 
-import io
-import pickle
 import tarfile
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import numpy as np
 
 from lightning_dp.data_files import check_digest, data_folder, ensure_file
+from lightning_dp.images.data.pickled import colour_last, read_pickle
 from lightning_dp.images.data.source import ImageSource, Split
 from lightning_dp.images.data.table import ArrayTable
 
@@ -91,15 +90,17 @@ class _Cifar(ImageSource):
                 "damaged; download it again."
             )
         rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, record)
-        return _colour_last(rows[:, self._label_bytes :]), rows[:, self._label_bytes - 1].astype(np.int64)
+        return colour_last(rows[:, self._label_bytes :], side=_SIDE), rows[:, self._label_bytes - 1].astype(
+            np.int64
+        )
 
     def _from_pickle(self, content: bytes, *, where: str) -> tuple[np.ndarray, np.ndarray]:
+        batch = read_pickle(content, where=where, what="CIFAR")
         try:
-            batch = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
             pixels, labels = np.asarray(batch["data"], dtype=np.uint8), batch[self._label_key]
-        except (pickle.UnpicklingError, EOFError, KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"{where} is not a batch of CIFAR ({error}): download it again.") from error
-        return _colour_last(pixels), np.asarray(labels, dtype=np.int64)
+        return colour_last(pixels, side=_SIDE), np.asarray(labels, dtype=np.int64)
 
 
 @final
@@ -140,22 +141,3 @@ class CIFAR100(_Cifar):
     _label_bytes = 2  # the coarse class, then the fine one
     _label_key = "fine_labels"
     _members: ClassVar[dict[Split, tuple[str, ...]]] = {"train": ("train",), "test": ("test",)}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """A pickle can run any code; these need nothing but numpy's array constructors."""
-
-    _allowed = ("_reconstruct", "ndarray", "dtype", "_frombuffer")
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):  # how old protocols spell bytes
-            return super().find_class(module, name)
-        if module.split(".")[0] == "numpy" and name in self._allowed:
-            # numpy 2 moved the module that old pickles name.
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not part of CIFAR")
-
-
-def _colour_last(pixels: np.ndarray) -> np.ndarray:
-    """(N, 3072), plane by plane, to (N, 32, 32, 3)."""
-    return np.ascontiguousarray(pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1))

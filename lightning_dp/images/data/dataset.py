@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from lightning_dp.images.batch import ImageBatch
 from lightning_dp.images.data.pixels import Pixels
+from lightning_dp.nets.tokenizers import Tokenizer
 
 _ENCODED_AT_ONCE = 512
 
@@ -25,10 +26,21 @@ class ImageDataset(Dataset[ImageBatch]):
         rows_per_unit: λ ≥ 1 rows of a batch per unit; 1 where the unit is an image.
         by_user: whether an item is a user. λ of their images are then drawn anew at each access, without
             replacement where there are as many.
+        tokenizer: makes `tokens` of the captions, for nets that learn to read; None leaves them texts.
     """
 
-    def __init__(self, pixels: Pixels, *, rows_per_unit: int = 1, by_user: bool = False) -> None:
+    def __init__(
+        self,
+        pixels: Pixels,
+        *,
+        rows_per_unit: int = 1,
+        by_user: bool = False,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         self.pixels = pixels
+        self._tokens: Tensor | None = None
+        if tokenizer is not None and pixels.captions is not None:
+            self._tokens = tokenizer(pixels.captions)  # (N, L)
         self.rows_per_unit = rows_per_unit
         self._labels = torch.from_numpy(pixels.labels)
         self._latents: Tensor | None = None
@@ -51,7 +63,9 @@ class ImageDataset(Dataset[ImageBatch]):
         if self._of_user is not None:
             rows = np.concatenate([self._draw(self._of_user[index]) for index in indices])
         batch = ImageBatch(labels=self._labels[torch.from_numpy(rows)])
-        if self.pixels.captions is not None:
+        if self._tokens is not None:
+            batch["tokens"] = self._tokens[torch.from_numpy(rows)]
+        elif self.pixels.captions is not None:
             batch["captions"] = [self.pixels.captions[row] for row in rows]
         if self._latents is not None:
             batch["latents"] = self._latents[torch.from_numpy(rows)]

@@ -11,6 +11,7 @@ from lightning_dp.images.batch import ImageBatch
 from lightning_dp.images.data.dataset import ImageDataset, to_floats
 from lightning_dp.images.data.pixels import Mode, OtherModes, OtherSizes, PixelRules, Pixels, Unreadable
 from lightning_dp.images.data.source import ImageSource, Split
+from lightning_dp.nets.tokenizers import Tokenizer
 from lightning_dp.privacy.units import PrivacyUnit
 from lightning_dp.strategies.every_row_once import evaluation_sampler
 
@@ -43,6 +44,7 @@ class ImageData(LightningDataModule):
         other_modes: OtherModes = "error",
         unreadable: Unreadable = "error",
         empty_classes: EmptyClasses = "error",
+        tokenizer: Tokenizer | None = None,
         batch_size: int = 256,
         num_workers: int = 0,
         memory_gb: float = 4.0,
@@ -60,6 +62,8 @@ class ImageData(LightningDataModule):
             other_modes: what to do with images of another mode: `error` or `convert`.
             unreadable: what to do with images that can't be decoded: `error`, or `skip` and count them.
             empty_classes: whether a class may be without images in train: `error` or `allow`.
+            tokenizer: of the captions, for a net that learns to read them by an equal one; None hands texts
+                to a net that reads already.
             batch_size: ≥ 1, units of a batch where training is not private, images of a test batch.
             num_workers: ≥ 0, loader processes; 0 is the fastest for images that fit memory.
             memory_gb: ≥ 0, up to which decoded images are kept rather than decoded again.
@@ -102,6 +106,12 @@ class ImageData(LightningDataModule):
         self.size = size
         self.image_channels = self.rules.num_channels
         self.has_captions = source.has_captions
+        if tokenizer is not None and not source.has_captions:
+            raise ValueError(
+                f"ImageData.tokenizer is given, but {source.dataset_id} has no captions: set the source's "
+                "captions on, or tokenizer to null."
+            )
+        self.tokenizer = tokenizer
         self.public = public or source.public
         self._train: ImageDataset | None = None
         self._test: ImageDataset | None = None
@@ -158,7 +168,11 @@ class ImageData(LightningDataModule):
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         batch = ImageBatch(images=to_floats(pixels), labels=torch.arange(rows) % max(1, self.num_classes))
         if self.has_captions:
-            batch["captions"] = [f"made up, number {row}" for row in range(rows)]
+            captions = [f"made up, number {row}" for row in range(rows)]
+            if self.tokenizer is None:
+                batch["captions"] = captions
+            else:
+                batch["tokens"] = self.tokenizer(captions)
         return batch
 
     def synthetic_items(self, num_items: int) -> list[ImageBatch]:
@@ -200,10 +214,15 @@ class ImageData(LightningDataModule):
                 "folder), or set data.empty_classes to allow."
             )
         by_user = self.unit == "user"
-        return ImageDataset(pixels, rows_per_unit=self.images_per_user if by_user else 1, by_user=by_user)
+        return ImageDataset(
+            pixels,
+            rows_per_unit=self.images_per_user if by_user else 1,
+            by_user=by_user,
+            tokenizer=self.tokenizer,
+        )
 
     def _open_test(self) -> ImageDataset:
-        return ImageDataset(self._checked("test"))
+        return ImageDataset(self._checked("test"), tokenizer=self.tokenizer)
 
     def _checked(self, split: Split) -> Pixels:
         table = self.source.open(split)
