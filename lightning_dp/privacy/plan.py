@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from typing import Self
+from typing import Literal, Self, get_args
 
 from scipy.optimize import brentq
 
@@ -24,6 +24,9 @@ from lightning_dp.privacy.accounting import (
     group_epsilon,
 )
 from lightning_dp.privacy.units import PrivacyUnit
+
+DeltaRule = Literal["1/(N ln N)"]
+"""A δ that follows from N, which is public: smaller than 1 / N, and the usual one in image synthesis."""
 
 _LARGEST_NOISE_MULTIPLIER = 1e4
 _SMALLEST_NOISE_MULTIPLIER = 0.05
@@ -202,6 +205,32 @@ def check_sampling(unit: PrivacyUnit, expected_batch_size: int, num_steps: int) 
         )
     if num_steps < 1:
         raise ValueError(f"num_steps must be ≥ 1, not {num_steps}; set trainer.max_steps")
+
+
+def check_delta_or_rule(delta: float | DeltaRule) -> None:
+    """Raise ValueError unless it is in (0, 1), or a rule that makes it of the number of units."""
+    if isinstance(delta, str) and delta not in get_args(DeltaRule):
+        raise ValueError(
+            f"privacy.delta is {delta!r}, which is neither a number nor '{get_args(DeltaRule)[0]}': give one "
+            "of the two"
+        )
+    if not isinstance(delta, str) and not 0 < delta < 1:
+        raise ValueError(
+            f"privacy.delta must be above 0 and below 1, not {delta}; take at most 1 / number of units"
+        )
+
+
+def delta_of(delta: float | DeltaRule, *, num_units: int) -> float:
+    """δ for N units: as it is given, or by its rule.
+
+    Raises:
+        ValueError: the rule gives none for so few.
+    """
+    if not isinstance(delta, str):
+        return delta
+    if num_units < 2:
+        raise ValueError(f"privacy.delta={delta} needs at least 2 units, not {num_units}: give a number")
+    return 1 / (num_units * math.log(num_units))
 
 
 def calibrate_noise_multiplier(
