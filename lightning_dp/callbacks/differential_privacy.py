@@ -471,7 +471,10 @@ class DifferentialPrivacy(Callback):
     def _prepare(self, preparation: Preparation) -> None:
         assert self._charges is not None
         assert self._loader is not None
-        batches = self._loader.in_order(units_per_batch=preparation.units_per_batch)
+        batches = self._loader.in_order(
+            units_per_batch=preparation.units_per_batch,
+            sampling_rate=preparation.mechanism.sampling_rate,
+        )
         answer = self._charges.release(
             preparation.mechanism,
             lambda: preparation.values(batches),

@@ -55,7 +55,7 @@ class PrivacyPlan:
     noise_multiplier: float
     max_grad_norm: float
     delta: float
-    prior: tuple[GaussianEvent, ...] = ()
+    prior: tuple[Event, ...] = ()
     earlier: tuple[Event, ...] = ()
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class PrivacyPlan:
         noise_multiplier: float | None,
         max_grad_norm: float,
         delta: float,
-        prior: Sequence[GaussianEvent] = (),
+        prior: Sequence[Event] = (),
     ) -> Self:
         """The plan with a given noise multiplier or, for None, with the least that meets the target.
 
@@ -115,7 +115,7 @@ class PrivacyPlan:
             noise_multiplier=self.noise_multiplier, sampling_rate=self.sampling_rate, steps=steps
         )
 
-    def events(self, steps: int) -> list[GaussianEvent]:
+    def events(self, steps: int) -> list[Event]:
         """Everything that is released up to the end of `steps` steps."""
         return [*self.prior, self.event(steps)]
 
@@ -146,7 +146,7 @@ class PrivacyPlan:
             event = (
                 group_epsilon(gaussian, self.delta, group_size=self.unit.windows_per_event)
                 if len(gaussian) == len(events)
-                else math.inf  # of an earlier run's Laplace release no bound for groups is known here
+                else math.inf  # of other releases no bound for groups is known here
             )
         by_name: dict[str, float | None] = {"record": None, "window": None, "event": event, "user": None}
         by_name[self.unit.name] = self.epsilon
@@ -239,7 +239,7 @@ def calibrate_noise_multiplier(
     delta: float,
     sampling_rate: float,
     num_steps: int,
-    prior: Sequence[GaussianEvent] = (),
+    prior: Sequence[Event] = (),
 ) -> float:
     """The smallest σ, to 5 significant digits rounded up, whose PLD ε is at most the target.
 
