@@ -78,22 +78,27 @@ class ReleaseCost:
 
 
 def _least(event_fn: Callable[[float], Event], target: float, delta: float, *, owner: str) -> float:
-    """The smallest σ between .001 and 10,000, rounded up in the fourth digit, for the target."""
+    """The smallest σ from .05 to 10,000, to four digits rounded up, for the target."""
 
     def excess(log_sigma: float) -> float:
         return min(epsilon_pld([event_fn(math.exp(log_sigma))], delta), 2 * target) - target
 
-    low, high = math.log(1e-3), math.log(1e4)
-    if excess(high) > 0:
-        raise ValueError(
-            f"{owner}.budget_share leaves ε = {target:.4g} to a release that can't be had for so little, "
-            "whatever its noise: give it a larger share, or its noise_multiplier"
-        )
+    least, most = math.log(0.05), math.log(1e4)
+    low = high = 0.0
+    while low > least and excess(low) <= 0:
+        low, high = max(low - math.log(2), least), low
     if excess(low) <= 0:
-        return 1e-3
-    best = math.exp(brentq(excess, low, high, xtol=1e-6))
-    digits = 4 - math.floor(math.log10(best))
+        return math.exp(least)
+    while excess(high) > 0:
+        low, high = high, high + math.log(2)
+        if high > most:
+            raise ValueError(
+                f"{owner}.budget_share leaves ε = {target:.4g} to a release that can't be had for so little, "
+                "whatever its noise: give it a larger share, or its noise_multiplier"
+            )
+    best = math.exp(brentq(excess, low, high, xtol=1e-5))
+    digits = 3 - math.floor(math.log10(best))
     rounded = math.ceil(best * 10**digits) / 10**digits
     while excess(math.log(rounded)) > 0:  # the root is approached from either side, and ε is on a grid
-        rounded *= 1 + 1e-4
+        rounded *= 1 + 1e-3
     return rounded

@@ -128,6 +128,11 @@ def test_one_shot_has_the_distribution_of_draws_one_after_the_other(monkeypatch)
     assert far(frequencies(mechanism, sums), expected), "planted: half the noise"
 
 
+def test_with_little_noise_the_largest_are_chosen():
+    sums = np.array([5.0, 1.0, 9.0, 2.0])
+    assert frequencies(exponential(0.01), sums, 20) == {frozenset({0, 2}): pytest.approx(1.0)}
+
+
 def test_gumbel_values_are_such():
     values = top_k._gumbel(200_000)
     assert float(values.mean()) == pytest.approx(0.5772, abs=0.01)
