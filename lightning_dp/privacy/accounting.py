@@ -17,8 +17,7 @@ from typing import Any, get_args
 
 import numpy as np
 from dp_accounting import dp_event
-from dp_accounting.pld import pld_pmf
-from dp_accounting.pld import privacy_loss_distribution as pld_lib
+from dp_accounting.pld import pld_pmf, privacy_loss_distribution as pld_lib
 from dp_accounting.pld.common import DifferentialPrivacyParameters
 from dp_accounting.rdp import RdpAccountant
 from scipy.stats import binom, norm
