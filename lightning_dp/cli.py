@@ -23,6 +23,7 @@ _COMMANDS = {
     "export": "write the weights of an image run as diffusers loads them",
     "ledger": "what has been spent on each data set",
     "evolve": "make synthetic data by Private Evolution: noisy votes, no training",
+    "public": "make a run folder of a public model as it is, for sample and evaluate",
     "evaluate": "measure the samples of image runs: distances, downstream accuracy, memorisation",
 }
 _LIGHTNING = {

@@ -87,6 +87,18 @@ def instantiate_fit(options: list[str]) -> "Cli":
     return cli
 
 
+def instantiate_untrained(options: list[str]) -> tuple["Cli", str]:
+    """The parts of a fit as `instantiate` makes them, and their configuration as YAML.
+
+    Raises:
+        ValueError: as `run`.
+    """
+    cli = _build(_Unstarted, ["fit", *options])
+    assert isinstance(cli, Cli)
+    text = cli._parser("fit").dump(cli.config["fit"], skip_link_targets=True, skip_none=False)
+    return cli, text
+
+
 def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
     strict = {"allow_abbrev": False, "exit_on_error": False}
     options = {"parser_mode": "omegaconf", **strict}

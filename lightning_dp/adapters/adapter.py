@@ -68,6 +68,10 @@ class Adapter(ABC):
         """What was chosen by score, JSON-ready; {} for an adapter that chooses otherwise."""
         return {}
 
+    def replaced(self) -> list[str]:
+        """Names of frozen parameters that are no longer what they were when the network was made."""
+        return []
+
     def facts(self) -> dict[str, str | float | int]:
         """Plain names for tables of results."""
         facts: dict[str, str | float | int] = {"adapter": type(self).__name__}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_dp.adapters.lora import Matrix
 from lightning_dp.adapters.roles import fused_layers
 from lightning_dp.adapters.scores.score import Denoiser
+from lightning_dp.adapters.unchosen import weight_name
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.observing import UnitNorms
@@ -31,7 +32,7 @@ def gradient_norms(
 
     Args:
         module: its own losses are differentiated, with its low-rank pairs in place.
-        matrices: M weights of `module.net` that have such pairs.
+        matrices: M weights of `module.net`, with such pairs or without.
         batches: of units, collated as for training, with `rows_per_unit` consecutive rows each.
         rows_per_unit: λ ≥ 1.
         noise_draws: K ≥ 1 timesteps and noises a row; a unit's gradient is the mean over all of its rows.
@@ -99,22 +100,26 @@ class _Rows(nn.Module):
 @contextmanager
 def _probes(net: nn.Module, matrices: Sequence[Matrix]) -> Iterator[list[nn.Parameter]]:
     """Parameters that stand for the matrices' pretrained weights and require a gradient, for a time."""
-    fused = fused_layers(net)
-    bases = {f"{matrix.path}.base_layer": fused.get(matrix.path, ("",)) for matrix in matrices}
-    layers = {path: net.get_submodule(path) for path in bases}
+    fused, names = fused_layers(net), {matrix: weight_name(net, matrix) for matrix in matrices}
+    paths = {names[matrix].removesuffix(".weight"): matrix.path for matrix in matrices if matrix.part}
+    layers = {path: net.get_submodule(path) for path in paths}
+    found: list[nn.Parameter] = []
     try:
-        for path, parts in bases.items():
+        for path, whole in paths.items():
             layer = layers[path]
             assert isinstance(layer, nn.Linear)
-            net.set_submodule(path, _Rows(layer, parts=len(parts)))
-        found = []
-        for matrix in matrices:
-            path = f"{matrix.path}.base_layer"
-            number = bases[path].index(matrix.part)
-            found.append(net.get_parameter(f"{path}.layers.{number}.weight"))
+            net.set_submodule(path, _Rows(layer, parts=len(fused[whole])))
+        for matrix, name in names.items():
+            if matrix.part:
+                number = list(fused[matrix.path]).index(matrix.part)
+                found.append(net.get_parameter(f"{name.removesuffix('weight')}layers.{number}.weight"))
+            else:
+                found.append(net.get_parameter(name))
             found[-1].requires_grad_(True)
         yield found
     finally:
+        for probe in found:
+            probe.requires_grad_(False)
         for path, layer in layers.items():
             net.set_submodule(path, layer)
 

@@ -60,6 +60,7 @@ class LoRA(Adapter):
         targets: linear layers to adapt: one regular expression that has to match the whole path
             ("blocks\\..*\\.qkv"), or a list of last path components (["qkv", "out"]). A part of a fused
             layer goes by the layer's path and by its own, as if it were a layer (["q", "v"]).
+        convolutions: whether convolutions of two dimensions whose path matches are adapted as well.
 
     Raises:
         ValueError: an argument is out of range, or `targets` is no regular expression.
@@ -71,6 +72,7 @@ class LoRA(Adapter):
         rank: int = 4,
         scale: float | None = None,
         targets: str | Sequence[str] = USUAL_TARGETS,
+        convolutions: bool = False,
     ) -> None:
         super().__init__()
         if rank < 1:
@@ -86,21 +88,26 @@ class LoRA(Adapter):
         self.rank = rank
         self.scale = float(rank) if scale is None else scale
         self.targets = targets
+        self._kinds = (nn.Linear, nn.Conv2d) if convolutions else (nn.Linear,)
 
     def choose(self, module: nn.Module) -> Iterable[nn.Parameter]:
         return [weight for pair in self.inject(module, self.candidates(module)) for weight in pair]
 
-    def candidates(self, module: nn.Module) -> list[Matrix]:
+    def candidates(self, module: nn.Module, *, split: bool = True) -> list[Matrix]:
         """The matrices that `targets` matches, in the module's order.
+
+        Args:
+            module: the network.
+            split: whether each part of a fused layer is one by itself.
 
         Raises:
             ValueError: there are none.
         """
-        fused, found = fused_layers(module), []
-        linear = {path: layer for path, layer in module.named_modules() if type(layer) is nn.Linear}
-        for path, layer in linear.items():
+        fused, found = fused_layers(module) if split else {}, []
+        layers = {path: layer for path, layer in module.named_modules() if type(layer) in self._kinds}
+        for path, layer in layers.items():
             parts = fused.get(path, ("",))
-            size = layer.weight.numel() // len(parts)
+            size = layer.get_parameter("weight").numel() // len(parts)
             for part in parts:
                 matrix = Matrix(path=path, part=part, layer=_holder(module, path), size=size)
                 if self._pattern.fullmatch(path) or self._pattern.fullmatch(matrix.name):
@@ -108,7 +115,7 @@ class LoRA(Adapter):
         if not found:
             raise ValueError(
                 f"LoRA.targets={self.targets!r} matches none of the linear layers of "
-                f"{type(module).__name__}: {', '.join([*linear][:8]) or 'there are none'}"
+                f"{type(module).__name__}: {', '.join([*layers][:8]) or 'there are none'}"
             )
         return found
 

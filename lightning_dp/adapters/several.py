@@ -37,6 +37,9 @@ class Several(Adapter):
         for adapter in self.adapters:
             adapter.begin_fit(module)
 
+    def replaced(self) -> list[str]:
+        return [name for adapter in self.adapters for name in adapter.replaced()]
+
     def report(self) -> dict[str, Any]:
         return {name: value for adapter in self.adapters for name, value in adapter.report().items()}
 

@@ -55,7 +55,7 @@ from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.privacy.loading import Reading
 from lightning_dp.privacy.noise import GaussianNoise, NoiseSource
 from lightning_dp.privacy.own_generators import find_generators
-from lightning_dp.privacy.plan import PrivacyPlan
+from lightning_dp.privacy.plan import DeltaRule, PrivacyPlan, check_delta_or_rule, delta_of
 from lightning_dp.privacy.preflight import Accepted, check_accept
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.randomness import SecretRandomness
@@ -94,7 +94,7 @@ class DifferentialPrivacy(Callback):
 
     Args:
         target_epsilon: ε > 0 to calibrate the noise to, or None if `noise_multiplier` is given.
-        delta: δ in (0, 1), at most 1 / number of units to mean anything.
+        delta: δ in (0, 1), at most 1 / number of units to mean anything; or "1/(N ln N)", of their number.
         noise_multiplier: σ > 0, or None if `target_epsilon` is given.
         max_grad_norm: C > 0, bound on one unit's contribution to the summed gradient.
         expected_batch_size: B, units in an average batch; B / N is the sampling rate.
@@ -128,7 +128,7 @@ class DifferentialPrivacy(Callback):
         self,
         *,
         target_epsilon: float | None = None,
-        delta: float,
+        delta: float | DeltaRule,
         noise_multiplier: float | None = None,
         max_grad_norm: float = 1.0,
         expected_batch_size: int,
@@ -154,10 +154,7 @@ class DifferentialPrivacy(Callback):
                 f"privacy.target_epsilon must be above 0, not {target_epsilon}; to train without privacy "
                 "write 'privacy: null'"
             )
-        if not 0 < delta < 1:
-            raise ValueError(
-                f"privacy.delta must be above 0 and below 1, not {delta}; take at most 1 / number of units"
-            )
+        check_delta_or_rule(delta)
         for name, value in (("max_grad_norm", max_grad_norm), ("noise_multiplier", noise_multiplier)):
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"privacy.{name} must be a number above 0, not {value}")
@@ -390,8 +387,9 @@ class DifferentialPrivacy(Callback):
 
     def _make_plan(self, unit: PrivacyUnit, module: LightningModule, *, num_steps: int) -> PrivacyPlan:
         prepare = getattr(module, "preparations", None)
+        delta = delta_of(self.delta, num_units=unit.num_units)
         self._preparations = (
-            prepare(unit=unit, target_epsilon=self.target_epsilon, delta=self.delta) if prepare else []
+            prepare(unit=unit, target_epsilon=self.target_epsilon, delta=delta) if prepare else []
         )
         return PrivacyPlan.make(
             unit,
@@ -400,7 +398,7 @@ class DifferentialPrivacy(Callback):
             target_epsilon=self.target_epsilon,
             noise_multiplier=self.noise_multiplier,
             max_grad_norm=self.max_grad_norm,
-            delta=self.delta,
+            delta=delta,
             prior=[preparation.mechanism.event for preparation in self._preparations],
         )
 
@@ -473,7 +471,10 @@ class DifferentialPrivacy(Callback):
     def _prepare(self, preparation: Preparation) -> None:
         assert self._charges is not None
         assert self._loader is not None
-        batches = self._loader.in_order(units_per_batch=preparation.units_per_batch)
+        batches = self._loader.in_order(
+            units_per_batch=preparation.units_per_batch,
+            sampling_rate=preparation.mechanism.sampling_rate,
+        )
         answer = self._charges.release(
             preparation.mechanism,
             lambda: preparation.values(batches),

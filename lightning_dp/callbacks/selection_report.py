@@ -14,8 +14,8 @@ from lightning_dp.tracking.selection_figure import selection_figure
 class SelectionReport(Callback):
     """Writes `saliency.json` and `plots/saliency.png` once the choice is made.
 
-    Both are made of what the release published, or of nothing private. Does nothing where the module's
-    adapter chooses by no score.
+    Both are made of what the release published, or of nothing private; where a fit without privacy chose by
+    sums without noise they are in `nonprivate/`. Does nothing where the module's adapter chooses by no score.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -26,6 +26,8 @@ class SelectionReport(Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # ranks agree on it together
         if not trainer.is_global_zero:
             return
+        if "nonprivate" in report:
+            folder = folder / "nonprivate"
         (folder / "plots").mkdir(parents=True, exist_ok=True)
-        replace_text(folder / "saliency.json", json.dumps(report, indent=2) + "\n")
+        replace_text(folder / "saliency.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         selection_figure(report).savefig(folder / "plots" / "saliency.png")

@@ -2,8 +2,9 @@
 
 import argparse
 import json
+from typing import get_args
 
-from lightning_dp.privacy.plan import PrivacyPlan
+from lightning_dp.privacy.plan import DeltaRule, PrivacyPlan, delta_of
 from lightning_dp.privacy.units import PrivacyUnit
 
 _EPILOG = """examples:
@@ -28,7 +29,11 @@ def main(argv: list[str]) -> int:
     noise.add_argument("--epsilon", type=float, metavar="E", help="target ε > 0: calibrates the noise")
     noise.add_argument("--noise_multiplier", type=float, metavar="S", help="σ > 0: noise std ÷ clipping norm")
     parser.add_argument(
-        "--delta", type=float, required=True, metavar="D", help="δ in (0, 1), at most 1/units"
+        "--delta",
+        type=delta,
+        required=True,
+        metavar="D",
+        help="δ in (0, 1), at most 1/units; or '1/(N ln N)', of the units",
     )
     parser.add_argument(
         "--units", type=int, required=True, metavar="N", help="privacy units in the train set"
@@ -60,7 +65,7 @@ def main(argv: list[str]) -> int:
         target_epsilon=arguments.epsilon,
         noise_multiplier=arguments.noise_multiplier,
         max_grad_norm=1.0,
-        delta=arguments.delta,
+        delta=delta_of(arguments.delta, num_units=arguments.units),
     )
     facts = plan.to_dict()
     del facts["max_grad_norm"]  # ε does not depend on it
@@ -77,3 +82,8 @@ def main(argv: list[str]) -> int:
     if plan.delta > 1 / arguments.units:
         print(f"warning: delta is above 1/{arguments.units}; take a smaller one")
     return 0
+
+
+def delta(text: str) -> float | DeltaRule:
+    """A number, or a rule that makes one of the number of units."""
+    return text if text in get_args(DeltaRule) else float(text)  # type: ignore[return-value]

@@ -7,6 +7,9 @@ from typing import Any
 from lightning_dp.privacy.report import REPORT_NAME
 from lightning_dp.tracking.layout import CHECKPOINT
 
+UNTRAINED = "lightning_dp_untrained"
+"""In checkpoint and privacy report of a public model that no data was shown to, see `commands.public`."""
+
 
 def read_run(folder: Path) -> dict[str, Any]:
     """The privacy report of a complete run folder.
@@ -37,6 +40,8 @@ def check_account(folder: Path, *, report: dict[str, Any]) -> None:
 
     checkpoint = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
     saved = checkpoint.get("callbacks", {}).get("DifferentialPrivacy")
+    if checkpoint.get(UNTRAINED) is True and report.get(UNTRAINED) is True and not saved:
+        return
     private = report.get("epsilon_spent") != "inf"
     if private != bool(saved):
         raise ValueError(

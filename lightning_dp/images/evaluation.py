@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_dp.images.data.dataset import ImageDataset
 from lightning_dp.images.data.image_data import ImageData
+from lightning_dp.images.data.pixels import shrunk
 from lightning_dp.images.downstream import SmallCNN, WideResNet, accuracy, train_classifier
 from lightning_dp.images.export import balanced_labels, draw
 from lightning_dp.images.features import Inception, available_extractor
@@ -100,13 +101,19 @@ def evaluate_run(run: Path, *, evaluation: Evaluation) -> dict[str, float]:
     data = load_data(run)
     clock = _Clock(metrics)
     samples, labels, num_classes = _samples_of(run, data=data, evaluation=evaluation)
+    samples = shrunk(samples, size=data.judged_size)
     clock.note("sampling")
     metrics |= measure(samples, labels, num_classes=num_classes, data=data, evaluation=evaluation)
     names = list(data.class_names[:num_classes])
     if names:
         grid_of_classes(samples, labels, class_names=names, path=run / "plots" / "sample_grid.png")
     _add_to_results(
-        run, metrics=metrics, dataset=data.dataset_id, evaluation=evaluation, num_samples=len(samples)
+        run,
+        metrics=metrics,
+        dataset=data.dataset_id,
+        evaluation=evaluation,
+        num_samples=len(samples),
+        size=samples.shape[-1],
     )
     return metrics
 
@@ -137,7 +144,8 @@ def measure(
     """The metrics of samples (N, C, S, S) uint8 with labels (N,)."""
     metrics: dict[str, float] = {}
     clock = _Clock(metrics)
-    test, test_labels = _pixels(data.test_dataset), data.test_dataset.pixels.labels
+    judged = data.judged_pixels()
+    test, test_labels = judged.get(np.arange(len(judged))), judged.labels
     if "distances" in evaluation.parts:
         extractor = available_extractor()
         real = cached_features(test, extractor=extractor)
@@ -165,7 +173,7 @@ def measure(
             clock.note(name)
     if "memorisation" in evaluation.parts:
         rows = slice(_MEMORISATION_ROWS)
-        train = _pixels(data.train_dataset)
+        train = shrunk(_pixels(data.train_dataset), size=data.judged_size)
         metrics |= memorisation(samples[rows], train=train, test=test[rows])
         clock.note("memorisation")
     if "train_distances" in evaluation.parts:
@@ -197,7 +205,7 @@ def _pixels(dataset: ImageDataset) -> np.ndarray:
 
 
 def _add_to_results(
-    run: Path, *, metrics: dict[str, float], dataset: str, evaluation: Evaluation, num_samples: int
+    run: Path, *, metrics: dict[str, float], dataset: str, evaluation: Evaluation, num_samples: int, size: int
 ) -> None:
     path = run / "results.json"
     report = read_privacy_report(run)
@@ -217,6 +225,7 @@ def _add_to_results(
     results["evaluation"] = {
         "compared_with": f"the test split of {dataset}",
         "samples": num_samples,
+        "size": size,
         "distance_samples": min(evaluation.distance_samples, num_samples),
         "epochs": evaluation.epochs,
         "guidance": evaluation.guidance,

@@ -416,10 +416,13 @@ class LatentDiffusion(LightningModule):
     def _in_other_files(self) -> dict[str, Tensor]:
         whole = [] if self.autoencoder.in_checkpoints else ["autoencoder."]
         whole += ["text_encoder."]
+        replaced = set() if self.adapter is None else set(self.adapter.replaced())
         frozen = {
             f"net.{name}"
             for name, parameter in self.net.named_parameters()
-            if name.replace(BASE, "") in self._pretrained and not parameter.requires_grad
+            if name.replace(BASE, "") in self._pretrained
+            and not parameter.requires_grad
+            and name not in replaced
         }
         return {
             name: value

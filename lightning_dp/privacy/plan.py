@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from typing import Self
+from typing import Literal, Self, get_args
 
 from scipy.optimize import brentq
 
@@ -24,6 +24,9 @@ from lightning_dp.privacy.accounting import (
     group_epsilon,
 )
 from lightning_dp.privacy.units import PrivacyUnit
+
+DeltaRule = Literal["1/(N ln N)"]
+"""A δ that follows from N, which is public: smaller than 1 / N, and the usual one in image synthesis."""
 
 _LARGEST_NOISE_MULTIPLIER = 1e4
 _SMALLEST_NOISE_MULTIPLIER = 0.05
@@ -52,7 +55,7 @@ class PrivacyPlan:
     noise_multiplier: float
     max_grad_norm: float
     delta: float
-    prior: tuple[GaussianEvent, ...] = ()
+    prior: tuple[Event, ...] = ()
     earlier: tuple[Event, ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,7 +77,7 @@ class PrivacyPlan:
         noise_multiplier: float | None,
         max_grad_norm: float,
         delta: float,
-        prior: Sequence[GaussianEvent] = (),
+        prior: Sequence[Event] = (),
     ) -> Self:
         """The plan with a given noise multiplier or, for None, with the least that meets the target.
 
@@ -112,7 +115,7 @@ class PrivacyPlan:
             noise_multiplier=self.noise_multiplier, sampling_rate=self.sampling_rate, steps=steps
         )
 
-    def events(self, steps: int) -> list[GaussianEvent]:
+    def events(self, steps: int) -> list[Event]:
         """Everything that is released up to the end of `steps` steps."""
         return [*self.prior, self.event(steps)]
 
@@ -143,7 +146,7 @@ class PrivacyPlan:
             event = (
                 group_epsilon(gaussian, self.delta, group_size=self.unit.windows_per_event)
                 if len(gaussian) == len(events)
-                else math.inf  # of an earlier run's Laplace release no bound for groups is known here
+                else math.inf  # of other releases no bound for groups is known here
             )
         by_name: dict[str, float | None] = {"record": None, "window": None, "event": event, "user": None}
         by_name[self.unit.name] = self.epsilon
@@ -204,13 +207,39 @@ def check_sampling(unit: PrivacyUnit, expected_batch_size: int, num_steps: int) 
         raise ValueError(f"num_steps must be ≥ 1, not {num_steps}; set trainer.max_steps")
 
 
+def check_delta_or_rule(delta: float | DeltaRule) -> None:
+    """Raise ValueError unless it is in (0, 1), or a rule that makes it of the number of units."""
+    if isinstance(delta, str) and delta not in get_args(DeltaRule):
+        raise ValueError(
+            f"privacy.delta is {delta!r}, which is neither a number nor '{get_args(DeltaRule)[0]}': give one "
+            "of the two"
+        )
+    if not isinstance(delta, str) and not 0 < delta < 1:
+        raise ValueError(
+            f"privacy.delta must be above 0 and below 1, not {delta}; take at most 1 / number of units"
+        )
+
+
+def delta_of(delta: float | DeltaRule, *, num_units: int) -> float:
+    """δ for N units: as it is given, or by its rule.
+
+    Raises:
+        ValueError: the rule gives none for so few.
+    """
+    if not isinstance(delta, str):
+        return delta
+    if num_units < 2:
+        raise ValueError(f"privacy.delta={delta} needs at least 2 units, not {num_units}: give a number")
+    return 1 / (num_units * math.log(num_units))
+
+
 def calibrate_noise_multiplier(
     *,
     target_epsilon: float,
     delta: float,
     sampling_rate: float,
     num_steps: int,
-    prior: Sequence[GaussianEvent] = (),
+    prior: Sequence[Event] = (),
 ) -> float:
     """The smallest σ, to 5 significant digits rounded up, whose PLD ε is at most the target.
 

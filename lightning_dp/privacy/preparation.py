@@ -37,8 +37,8 @@ class Preparation(ABC, Generic[Value]):
         alone does this, so nothing has to be summed.
 
         Args:
-            batches: every unit of the train split once, in order, collated as for training, with
-                `rows_per_unit` consecutive rows each.
+            batches: every unit of the train split once, in order, or a Poisson sample of them at the
+                mechanism's rate; collated as for training, with `rows_per_unit` consecutive rows each.
         """
 
     @abstractmethod

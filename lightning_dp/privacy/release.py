@@ -1,9 +1,10 @@
 """One-off releases about private data: means, variances, histograms, votes and sums, each paid for first.
 
-Every mechanism bounds what one privacy unit adds to a vector of sums, adds Gaussian noise to it and
-works out its answer from the noisy sums alone. Values come one array a unit, or as one array whose first
-axis counts units; a unit with many values has no more influence than one with a single value. Missing
-values (NaN) are left out. The number of units is a public fact, as in the plan, and is never counted.
+Every mechanism bounds what one privacy unit adds to a vector of sums, adds noise to it, Gaussian unless it
+says otherwise, and works out its answer from the noisy sums alone. Values come one array a unit, or as one
+array whose first axis counts units; a unit with many values has no more influence than one with a single
+value. Missing values (NaN) are left out. The number of units is a public fact, as in the plan, and is never
+counted.
 
 Scope: the ledger's relation, adding or removing one unit. What the values were computed from is the
 caller's claim: a normalised or selected input has a cost of its own.
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from lightning_dp.privacy.accounting import GaussianEvent
+from lightning_dp.privacy.accounting import Event, GaussianEvent
 from lightning_dp.privacy.ledger import Lease
 from lightning_dp.privacy.noise import NoiseSource
 from lightning_dp.privacy.secure_noise import SecureGaussianNoise, check_margin
@@ -53,12 +54,19 @@ class Mechanism(ABC, Generic[Value]):
 
     Attributes:
         noise_multiplier: σ > 0.
+        sampling_rate: r in (0, 1], each unit's chance to be among the values, drawn independently and
+            secretly: whoever reads them draws so. 1 is every unit.
     """
 
     noise_multiplier: float
+    sampling_rate: float = 1.0
 
     def __post_init__(self) -> None:
         _check_positive("noise_multiplier", self.noise_multiplier)
+        if not 0 < self.sampling_rate <= 1:
+            raise ValueError(
+                f"sampling_rate is {self.sampling_rate}; it is a chance in (0, 1], 1 for all units"
+            )
 
     @property
     @abstractmethod
@@ -74,9 +82,17 @@ class Mechanism(ABC, Generic[Value]):
         """The answer from noisy sums and public facts alone."""
 
     @property
-    def event(self) -> GaussianEvent:
-        """What the release costs: one Gaussian release without sampling."""
-        return GaussianEvent(noise_multiplier=self.noise_multiplier, sampling_rate=1.0, steps=1)
+    def event(self) -> Event:
+        """What the release costs: one Gaussian release, of a Poisson sample where the rate is below 1."""
+        return GaussianEvent(
+            noise_multiplier=self.noise_multiplier, sampling_rate=self.sampling_rate, steps=1
+        )
+
+    def perturbed(self, sums: torch.Tensor, noise: NoiseSource | None) -> torch.Tensor:
+        """What of the sums (k,) is published: all of them, with Gaussian noise."""
+        if noise is None:
+            check_margin(noise_multiplier=self.noise_multiplier, num_values=len(sums))
+        return (noise or SecureGaussianNoise()).add_to(sums, scale=self.noise_multiplier * self.sensitivity)
 
     @final
     def release(
@@ -103,9 +119,7 @@ class Mechanism(ABC, Generic[Value]):
         """
         entry = lease.reserve(self.event, kind="release", note=f"{note}: {self}" if note else str(self))
         sums = torch.from_numpy(self.sums(values() if callable(values) else values))
-        if noise is None:
-            check_margin(noise_multiplier=self.noise_multiplier, num_values=len(sums))
-        noisy = (noise or SecureGaussianNoise()).add_to(sums, scale=self.noise_multiplier * self.sensitivity)
+        noisy = self.perturbed(sums, noise)
         return Released(value=self.answer(noisy.numpy()), seq=entry.seq, hash=entry.hash)
 
 

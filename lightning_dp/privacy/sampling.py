@@ -161,9 +161,33 @@ class PoissonLoader:
         items = fetch(list(indices)) if fetch else [self.dataset[index] for index in indices]
         return (self._reading.collate_fn or default_collate)(items)
 
-    def in_order(self, *, units_per_batch: int) -> DataLoader:
-        """Every unit of the data set once, in order, collated as for training."""
-        return self._reading.loader(self.dataset, batch_size=units_per_batch)
+    def in_order(self, *, units_per_batch: int, sampling_rate: float = 1.0) -> DataLoader:
+        """Every unit of the data set once, or a Poisson sample of them, in order, collated as for training.
+
+        The sample is drawn when the loader is iterated: in the process that reads, anew each time.
+        """
+        if sampling_rate == 1:
+            return self._reading.loader(self.dataset, batch_size=units_per_batch)
+        sample = _Sample(
+            num_units=len(self.dataset),  # type: ignore[arg-type]
+            sampling_rate=sampling_rate,
+            units_per_batch=units_per_batch,
+        )
+        return self._reading.loader(self.dataset, batch_sampler=sample)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """One Poisson sample, cut into batches."""
+
+    num_units: int
+    sampling_rate: float
+    units_per_batch: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        drawn = PoissonSampler(num_units=self.num_units, sampling_rate=self.sampling_rate).draw()
+        for start in range(0, len(drawn), self.units_per_batch):
+            yield drawn[start : start + self.units_per_batch]
 
 
 @dataclass(frozen=True)

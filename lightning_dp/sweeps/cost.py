@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.privacy.accounting import Event, epsilon_pld
 from lightning_dp.privacy.ledger import Ledger, LedgerMissing, filter_epsilon
-from lightning_dp.privacy.plan import PrivacyPlan
+from lightning_dp.privacy.plan import PrivacyPlan, delta_of
 from lightning_dp.privacy.units import PrivacyUnit
 
 
@@ -47,11 +47,12 @@ def cost_of_trial(
         ValueError: the plan is impossible.
     """
     unit = _unit(privacy, data)
+    delta = delta_of(privacy.delta, num_units=unit.num_units)
     prepare: Any = getattr(module, "preparations", None)
     prior = (
         [
             preparation.mechanism.event
-            for preparation in prepare(unit=unit, target_epsilon=privacy.target_epsilon, delta=privacy.delta)
+            for preparation in prepare(unit=unit, target_epsilon=privacy.target_epsilon, delta=delta)
         ]
         if prepare
         else []
@@ -63,13 +64,13 @@ def cost_of_trial(
         target_epsilon=privacy.target_epsilon,
         noise_multiplier=privacy.noise_multiplier,
         max_grad_norm=privacy.max_grad_norm,
-        delta=privacy.delta,
+        delta=delta,
         prior=prior,
     )
     return TrialCost(
         dataset=privacy.dataset or getattr(data, "dataset_id", None) or type(data).__name__,
         unit=unit.name,
-        delta=privacy.delta,
+        delta=delta,
         epsilon=plan.epsilon,
         events=tuple(plan.events(num_steps)),
         ledger=privacy.ledger,

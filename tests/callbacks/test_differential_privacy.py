@@ -444,6 +444,7 @@ def test_wrong_unit_count_and_own_sampler_are_refused(tmp_path):
         ({"noise_multiplier": 0.0}, "noise_multiplier must be"),
         ({"delta": 1.0}, "delta must be"),
         ({"delta": 0.0}, "delta must be"),
+        ({"delta": "1/N"}, "neither a number nor '1/\\(N ln N\\)'"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be"),
         ({"expected_batch_size": 0}, "expected_batch_size must be"),
         ({"physical_batch_size": 0}, "physical_batch_size must be"),

@@ -92,6 +92,7 @@ def test_plan_command_prints_every_unit(capsys):
         ({"--epsilon": "nan"}, "target_epsilon must be"),
         ({"--delta": "1"}, "delta must be"),
         ({"--delta": "0"}, "delta must be"),
+        ({"--delta": "1/(N ln N)", "--units": "1"}, "needs at least 2 units, not 1"),
         ({"--batch": "499"}, "between 1 and the 498 units"),
         ({"--batch": "0"}, "between 1 and the 498 units"),
         ({"--steps": "0"}, "num_steps must be"),
@@ -113,6 +114,12 @@ def test_impossible_plans_are_refused_in_one_sentence(capsys, change, message):
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert not captured.out
+
+
+def test_a_delta_of_the_number_of_units(capsys):
+    command = ["plan", "--noise_multiplier", "1", "--units", "50000", "--batch", "4096", "--steps", "3"]
+    assert main([*command, "--delta", "1/(N ln N)", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["delta"] == 1 / (50_000 * math.log(50_000))
 
 
 def test_epsilon_on_the_way_is_an_upper_bound_that_ends_exactly():

@@ -45,7 +45,7 @@ class PrivateScore(ABC):
 
     @abstractmethod
     def contributions(self, norms: Tensor, *, number: int) -> Tensor:
-        """What each unit adds: (U, M), rows of an ℓ2 norm of at most `sensitivity`.
+        """What each unit adds: (U, M) ≥ 0, rows of an ℓ2 norm of at most `sensitivity`.
 
         Args:
             norms: (U, M) ≥ 0 and finite, the norm of each unit's gradient by matrix.
@@ -55,6 +55,10 @@ class PrivateScore(ABC):
     @abstractmethod
     def sensitivity(self, *, number: int) -> float:
         """> 0, the most that one unit moves the sum, in ℓ2."""
+
+    def largest(self, *, number: int) -> float:
+        """The most that one unit adds to any one matrix; by ℓ2 at most as much as to all."""
+        return self.sensitivity(number=number)
 
 
 class FreeScore(ABC):

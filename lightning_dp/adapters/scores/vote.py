@@ -32,5 +32,8 @@ class Vote(PrivateScore):
     def sensitivity(self, *, number: int) -> float:
         return math.sqrt(self.votes or number)
 
+    def largest(self, *, number: int) -> float:
+        return 1.0
+
     def _on_ballot(self, number: int, *, of: int) -> int:
         return min(self.votes or number, of)

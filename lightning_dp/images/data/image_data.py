@@ -1,5 +1,6 @@
 """The data module of the image half: a source, its checks, and the privacy unit."""
 
+from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -30,6 +31,7 @@ class ImageData(LightningDataModule):
         num_classes: their number.
         has_captions: whether each image has a text of its own.
         public: whether no image is private.
+        judged_size: side in pixels at which samples and test images are compared.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class ImageData(LightningDataModule):
         source: ImageSource,
         *,
         size: int = 28,
+        judged_size: int | None = None,
         mode: Mode = "grey",
         unit: Unit = "image",
         images_per_user: int = 4,
@@ -55,6 +58,8 @@ class ImageData(LightningDataModule):
         Args:
             source: where the images come from.
             size: side in pixels, 8 to 1024.
+            judged_size: side at which samples are judged, at most `size`; None for `size`. Images that were
+                made larger for a public model are small again for that, and test images as they came.
             mode: `grey` or `rgb`.
             unit: what one unit of privacy is: an `image`, or a `user` with all of their images.
             images_per_user: λ ≥ 1 images of a user in one step, for `unit: user`.
@@ -94,6 +99,13 @@ class ImageData(LightningDataModule):
             unreadable=unreadable,
             memory_gb=memory_gb,
         )
+        self.judged_size = size if judged_size is None else judged_size
+        if self.judged_size > size:
+            raise ValueError(
+                f"ImageData.judged_size is {judged_size}, above data.size={size}: samples are only made "
+                "smaller; leave it out to judge them as they are."
+            )
+        self._judged_rules = replace(self.rules, size=self.judged_size)
         self.source = source
         self.unit = unit
         self.images_per_user = images_per_user
@@ -140,6 +152,12 @@ class ImageData(LightningDataModule):
         self.setup("test")
         assert self._test is not None
         return self._test
+
+    def judged_pixels(self) -> Pixels:
+        """The test split at the size at which samples are judged, read from its files and not from `size`."""
+        if self.judged_size == self.size:
+            return self.test_dataset.pixels
+        return self._checked("test", rules=self._judged_rules)
 
     def privacy_unit(self) -> PrivacyUnit:
         """The image, or the user with all of their images."""
@@ -224,7 +242,7 @@ class ImageData(LightningDataModule):
     def _open_test(self) -> ImageDataset:
         return ImageDataset(self._checked("test"), tokenizer=self.tokenizer)
 
-    def _checked(self, split: Split) -> Pixels:
+    def _checked(self, split: Split, *, rules: PixelRules | None = None) -> Pixels:
         table = self.source.open(split)
         if table is None:
             raise ValueError(
@@ -238,7 +256,7 @@ class ImageData(LightningDataModule):
                 f"{self.num_classes} classes, counted from 0 ({len(bad)} such label(s)): correct it, or the "
                 "list of classes."
             )
-        return Pixels(table, rules=self.rules)
+        return Pixels(table, rules=rules or self.rules)
 
     def _loader(self, dataset: ImageDataset, **order: Any) -> DataLoader[ImageBatch]:
         return DataLoader(

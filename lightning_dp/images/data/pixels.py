@@ -160,6 +160,18 @@ class Pixels:
         )
 
 
+def shrunk(images: np.ndarray, *, size: int) -> np.ndarray:
+    """Square images (N, C, S, S) uint8, made (N, C, size, size) by Lanczos' filter; unchanged at S."""
+    if images.shape[-1] == size:
+        return images
+    small = np.empty((*images.shape[:2], size, size), dtype=np.uint8)
+    for number, image in enumerate(images):
+        for channel, plane in enumerate(image):
+            resized = Image.fromarray(plane).resize((size, size), Image.Resampling.LANCZOS)
+            small[number, channel] = np.asarray(resized)
+    return small
+
+
 def _depth(array: np.ndarray) -> int:
     """Channels of (N, H, W) or (N, H, W, 3)."""
     return 1 if array.ndim == 3 else int(array.shape[3])
