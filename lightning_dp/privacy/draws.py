@@ -28,7 +28,7 @@ def generators_put_back(device: torch.device, *, seed: int | None = 0) -> Iterat
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             if seed is not None:
-                torch.manual_seed(seed)
+                _seed(device, seed)
                 np.random.seed(seed)
                 random.seed(seed)
             yield
@@ -37,10 +37,25 @@ def generators_put_back(device: torch.device, *, seed: int | None = 0) -> Iterat
         random.setstate(python_state)
 
 
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed the CPU's generator and that of one device, whose states somebody keeps.
+
+    `torch.manual_seed` would reach those of all other devices, which in a private fit hold secret seeds.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.init()  # where nothing was computed yet, there are no generators
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+    elif device.type != "cpu":
+        torch.manual_seed(seed)
+
+
 class Draws(TorchDispatchMode):
     """Sees every random operator below autograd.
 
     Attributes:
+        device: whose generator is seeded beside the CPU's.
         log: operators and shapes so far.
         foreign: what drew random numbers that could not be seen or lined up.
         own: operators that were given a generator.
@@ -63,7 +78,7 @@ class Draws(TorchDispatchMode):
             yield
         finally:
             draws.repeating = False
-            torch.manual_seed(draws.seed)
+            _seed(draws.device, draws.seed)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -74,6 +89,7 @@ class Draws(TorchDispatchMode):
         self.seed = seed
         self.watched = watched
         self.repeating = False
+        self.device = torch.device("cpu")
         self.log: list[tuple[str, tuple[int, ...]]] = []
         self.foreign: set[str] = set()
         self.own: set[str] = set()
@@ -102,7 +118,7 @@ class Draws(TorchDispatchMode):
                 "generator": None,
             }  # one of the user's own would move on, and differ next time
         if self.repeating:
-            torch.manual_seed(self.seed)
+            _seed(self.device, self.seed)
         before = _states() if self.watched else {}
         result = self.draw(func, args, kwargs)
         first = result[0] if isinstance(result, tuple) else result
@@ -114,6 +130,7 @@ class Draws(TorchDispatchMode):
     @contextmanager
     def at_work(self, device: torch.device) -> Iterator[None]:
         """Seed everything, draw inside, and leave all generators as they were found."""
+        self.device = device
         # Backward on a GPU has a thread of its own, in which no mode is set.
         with generators_put_back(device, seed=self.seed), torch.autograd.set_multithreading_enabled(False):
             before = _position()

@@ -47,7 +47,8 @@ class DiffusionAPI(SampleAPI):
         generator, module = self._generator(rng), self._module
         parts = []
         for rows in torch.arange(len(samples)).split(self._images_at_once):
-            latents = module.autoencoder.encode(to_floats(samples[rows.numpy()]))  # (b, c, s, s)
+            images = to_floats(samples[rows.numpy()]).to(module.device)
+            latents = module.autoencoder.encode(images)  # (b, c, s, s)
             edited = self._edit(latents, self._known(labels)[rows], degree=degree, generator=generator)
             parts.append(to_bytes(module.autoencoder.decode(edited).clamp(-1, 1)))
         return np.concatenate(parts)
@@ -60,9 +61,9 @@ class DiffusionAPI(SampleAPI):
         schedule, prediction = self._module.schedule, self._module.prediction
         start = round(degree * (schedule.num_steps - 1))
         steps = max(1, round(degree * self._num_steps))
-        times = torch.linspace(start, 0, steps + 1).round().long()[:-1]  # (steps,), the noisiest first
+        times = torch.linspace(start, 0, steps + 1).round().long()[:-1].to(clean.device)  # the noisiest first
         alpha, sigma = schedule.alpha_sigma(times, ndim=1)  # (steps,)
-        noise = torch.randn(clean.shape, generator=generator)
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         x = alpha[0] * clean + sigma[0] * noise  # (b, c, s, s)
         for number, time in enumerate(times):
             output = self._denoise(x, time.expand(len(x)), labels)
@@ -83,11 +84,11 @@ class DiffusionAPI(SampleAPI):
 
     def _known(self, labels: np.ndarray) -> Tensor:
         """The labels as the net knows them: none, where it knows no classes."""
-        return torch.from_numpy(labels if self._module.net.num_classes else np.full_like(labels, -1))
+        known = torch.from_numpy(labels if self._module.net.num_classes else np.full_like(labels, -1))
+        return known.to(self._module.device)
 
-    @staticmethod
-    def _generator(rng: np.random.Generator) -> torch.Generator:
-        return torch.Generator().manual_seed(int(rng.integers(2**63)))
+    def _generator(self, rng: np.random.Generator) -> torch.Generator:
+        return torch.Generator(self._module.device).manual_seed(int(rng.integers(2**63)))
 
 
 def _check_public(run: Path) -> None:

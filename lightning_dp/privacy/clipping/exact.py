@@ -4,12 +4,10 @@ A norm or a clipped sum computed in bf16 or TF32 would break the sensitivity: on
 cancelling tokens was measured at 110 times the bound when its T×T Gram matrices were bf16.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from lightning_dp.privacy.fp32_precision import full_precision, products_reduced
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -22,33 +20,25 @@ class exact_products:
 
     def __enter__(self) -> None:
         self._grad = torch.is_grad_enabled()
-        self._precision = torch.get_float32_matmul_precision()
+        self._full = full_precision(convolutions=False) if products_reduced() else None
         self._autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
         torch.set_grad_enabled(False)
-        if self._precision != "highest":
-            torch.set_float32_matmul_precision("highest")
+        if self._full is not None:
+            self._full.__enter__()
         for kind in self._autocast:
             torch.set_autocast_enabled(kind, False)
 
     def __exit__(self, *_: object) -> None:
         torch.set_grad_enabled(self._grad)
-        if self._precision != "highest":
-            torch.set_float32_matmul_precision(self._precision)
+        if self._full is not None:
+            self._full.__exit__()
         for kind in self._autocast:
             torch.set_autocast_enabled(kind, True)
 
 
-@contextmanager
-def exact_convolutions() -> Iterator[None]:
+def exact_convolutions() -> full_precision:
     """The same for convolutions, whose precision has settings of its own."""
-    onednn: Any = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
-    before = onednn.fp32_precision
-    onednn.fp32_precision = "ieee"
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        onednn.fp32_precision = before
+    return full_precision(products=False)
 
 
 def _native(left: Tensor, right: Tensor) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 @dataclass(frozen=True, kw_only=True)
 class UnitNorms:
     """One physical batch of U units, by parameter name; parameters that no unit reached may be missing.
+    All on the device of the parameters.
 
     Attributes:
         norms: (U,) fp32 norms of the units' unclipped gradients; NaN or Inf where not finite.

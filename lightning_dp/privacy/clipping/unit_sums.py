@@ -111,6 +111,7 @@ class UnitSums:
         if self._weights is None:
             raise RuntimeError("No batch was announced: call expect() before the forward pass.")
         device = next(iter(self.parameters.values())).device
+        weights = self._weights.to(device)
         squares = torch.zeros(self.units, self.num_groups, dtype=torch.float64, device=device)
         for name, square in squared_norms.items():
             squares[:, self.groups[name]] += square.to(device)
@@ -120,16 +121,19 @@ class UnitSums:
         norms = torch.where(finite[:, None], norms, 0.0)
         factors = self._factors(norms)
         coefficients = torch.where(finite[:, None], factors, 0.0) * (
-            self._weights.to(device).double() * self._scale
+            weights.double() * self._scale
         ).unsqueeze(1)
         self.pending = True
         if self.observer is not None:
             shown = torch.where(finite[:, None], factors, 0.0).float()
             self.observer(
                 UnitNorms(
-                    norms={n: (square.sqrt() * self._scale).float() for n, square in squared_norms.items()},
+                    norms={
+                        n: (square.to(device).sqrt() * self._scale).float()
+                        for n, square in squared_norms.items()
+                    },
                     factors={name: shown[:, self.groups[name]] for name in squared_norms},
-                    weights=self._weights,
+                    weights=weights,
                 )
             )
         shown_total = torch.where(finite, total, torch.nan).float()

@@ -23,6 +23,7 @@ from lightning_dp.privacy.clipping.following import Followed
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.sites import Sites
 from lightning_dp.privacy.draws import Draws, generators_put_back
+from lightning_dp.privacy.fp32_precision import full_precision
 from lightning_dp.privacy.preflight.gradient import Gradient
 from lightning_dp.privacy.preflight.made_up import Uncollated
 
@@ -155,12 +156,10 @@ class TrainingStep:
     @contextmanager
     def running(self, draws: Draws) -> Iterator[None]:
         """Random numbers from `draws`, exact products, no advice from anybody."""
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
         try:
             with (
                 warnings.catch_warnings(),
-                torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False),
+                full_precision(),
                 torch.enable_grad(),
                 torch.compiler.set_stance("force_eager"),
                 self.moment.lived(),
@@ -169,7 +168,6 @@ class TrainingStep:
                 warnings.simplefilter("ignore")
                 yield
         finally:
-            torch.set_float32_matmul_precision(precision)
             self.foreign |= draws.foreign
 
     def loss(self, module: nn.Module, batch: Any) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_dp.privacy.draws import Draws
+from lightning_dp.privacy.fp32_precision import is_reduced
 from lightning_dp.privacy.spot_check.rerun import Rerun
 
 _SHARE = 2e-3
@@ -51,10 +52,7 @@ class Tolerance:
             norms: of the units, more than none.
             max_grad_norm: C > 0.
         """
-        reduced = torch.get_float32_matmul_precision() != "highest" or (
-            device.type == "cuda" and torch.backends.cudnn.allow_tf32
-        )
-        rounding = 2.0**-9 if half else 2.0**-11 if reduced else 0.0
+        rounding = 2.0**-9 if half else 2.0**-11 if is_reduced(device) else 0.0
         share = _SHARE + _ROUNDINGS * rounding
         usual = (share if rounding else _USUAL) * float(norms.median())
         return cls(share=share, usual=usual, floor=_FLOOR * max_grad_norm)

@@ -37,7 +37,7 @@ def synthetic_windows(
     observed = torch.rand(values.shape, generator=generator) >= share  # (B, L, C)
     # A task draws from torch's global generator, as in training: seeded here, and put back.
     with torch.random.fork_rng([]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # not those of devices
         target = (task or Forecast(horizon)).draw(num_windows, length=length, num_channels=num_channels)
     return Batch(
         values=torch.where(observed, values, 0.0),
