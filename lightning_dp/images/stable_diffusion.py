@@ -12,7 +12,9 @@ from lightning_dp.images.diffusers_autoencoder import DiffusersAutoencoder
 from lightning_dp.images.diffusers_files import load_weights, read_config
 from lightning_dp.images.pretrained import Companions, PretrainedNet
 from lightning_dp.images.text_encoder import TextEncoder
+from lightning_dp.nets.conditioning.path import ConditionPath
 from lightning_dp.nets.image_net import class_rows
+from lightning_dp.nets.unet import unet_paths
 
 _PARTS = {"unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
 
@@ -75,8 +77,12 @@ class StableDiffusionUNet(PretrainedNet):
         self.register_buffer("prompts", text_encoder([*prompts, ""]), persistent=False)
 
     def condition_modules(self) -> list[nn.Module]:
-        """What makes the condition, as `nets.conditioning.path` asks for it; the text encoder is frozen."""
+        """What makes the condition; the text encoder is frozen."""
         return [self.unet.time_embedding]
+
+    def condition_paths(self) -> dict[ConditionPath, list[nn.Module]]:
+        """Every way of time and text, as `nets.conditioning.path` asks for them."""
+        return {ConditionPath.ENCODER: self.condition_modules(), **unet_paths(self.unet)}
 
     def output_modules(self) -> list[nn.Module]:
         """The last layers, as adapters ask for them."""

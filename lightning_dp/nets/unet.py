@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from lightning_dp.nets.conditioning.path import ConditionPath
 from lightning_dp.nets.image_net import ImageNet, class_rows
 
 
@@ -52,8 +55,12 @@ class UNet(ImageNet):
         )
 
     def condition_modules(self) -> list[nn.Module]:
-        """What makes the condition, as `nets.conditioning.path` asks for it."""
+        """What makes the condition."""
         return [self.unet.time_embedding, self.unet.class_embedding]
+
+    def condition_paths(self) -> dict[ConditionPath, list[nn.Module]]:
+        """Every way of time and class, as `nets.conditioning.path` asks for them."""
+        return {ConditionPath.ENCODER: self.condition_modules(), **unet_paths(self.unet)}
 
     def embedder_modules(self) -> list[nn.Module]:
         """What embeds the class, as adapters ask for it."""
@@ -116,8 +123,12 @@ class CrossAttentionUNet(ImageNet):
         )
 
     def condition_modules(self) -> list[nn.Module]:
-        """What makes the condition, as `nets.conditioning.path` asks for it."""
+        """What makes the condition."""
         return [self.unet.time_embedding, self.label]
+
+    def condition_paths(self) -> dict[ConditionPath, list[nn.Module]]:
+        """Every way of time and class, as `nets.conditioning.path` asks for them."""
+        return {ConditionPath.ENCODER: self.condition_modules(), **unet_paths(self.unet)}
 
     def embedder_modules(self) -> list[nn.Module]:
         """What embeds the class, as adapters ask for it."""
@@ -153,3 +164,15 @@ def _check_levels(
             f"{name}.norm_groups is {norm_groups}, which does not divide the width {wrong[0]} of "
             "block_out_channels: choose a common divisor."
         )
+
+
+def unet_paths(unet: nn.Module) -> dict[ConditionPath, list[nn.Module]]:
+    """How a condition acts in a UNet of diffusers, after what makes it: by residual blocks and attentions."""
+    modulations: list[nn.Module] = []
+    attentions: list[nn.Module] = []
+    for layer in unet.modules():
+        if isinstance(layer, ResnetBlock2D) and layer.time_emb_proj is not None:
+            modulations.append(layer.time_emb_proj)
+        elif isinstance(layer, Attention) and layer.is_cross_attention:
+            attentions += [layer.to_k, layer.to_v]
+    return {ConditionPath.MODULATION: modulations, ConditionPath.ATTENTION: attentions}
