@@ -245,7 +245,7 @@ class _Gradients(Callback):
 
 
 @pytest.mark.parametrize("private", [False, True])
-def test_norms_eta_and_bias_equal_a_direct_computation(tmp_path, private):
+def test_norms_eta_and_bias_equal_a_direct_computation(tmp_path, private, capsys):
     truth = _Gradients()
     diagnostics = GradientDiagnostics(max_grad_norm=2.0, bias_every_n_steps=1)
     _fit(tmp_path, truth, diagnostics, steps=1, engine=BookKeeping() if private else None)
@@ -291,6 +291,13 @@ def test_norms_eta_and_bias_equal_a_direct_computation(tmp_path, private):
     assert bias["all"]["unbiased_square"] == pytest.approx(np.mean(pairs), rel=1e-3, abs=1e-4)
     layers = report["layers"]
     assert sum(layer["mean"] for layer in layers.values()) == pytest.approx(1, rel=1e-4)
+    paths = report["paths"]
+    assert set(paths) == {"encoder", "modulation", "other"}
+    assert paths["other"]["mean"] == pytest.approx(1 - share.mean(), rel=1e-3)
+    encoder = [sum(float(g[n].double().square().sum()) for n in g if "encoder" in n) for g in truth.found]
+    assert paths["encoder"]["mean"] == pytest.approx((np.array(encoder) / norms**2).mean(), rel=1e-3)
+    assert paths["encoder"]["parameters"] == 3 * 4 + 4
+    assert f"encoder {100 * paths['encoder']['mean']:.1f} %" in capsys.readouterr().out
 
 
 def test_files_are_written_and_steps_counted(tmp_path):
