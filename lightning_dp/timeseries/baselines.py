@@ -117,8 +117,8 @@ def evaluate_baselines(datamodule: EvaluationData) -> dict[str, dict[str, float]
         datamodule: anything with `setup`, `test_dataloader`, `steps_per_day` and `metric_std`.
 
     Returns:
-        name → {"mse", "rmse", "mae", "r2", "crps"}; CRPS in original units, the others on standardised values;
-        r2 where it is defined.
+        name → {"mse", "rmse", "mae", "r2", "crps"}; CRPS in original units, the others on standardised
+        values; r2 where it is defined.
     """
     datamodule.setup("test")
     scale = datamodule.metric_std

@@ -194,7 +194,7 @@ class MAE(_MaskedError):
 
 
 class R2(Metric):
-    """1 − Σ(y − ŷ)² ÷ Σ(y − ȳ)², both over all scored positions, ȳ the mean of the scored values of a channel.
+    """1 − Σ(y − ŷ)² ÷ Σ(y − ȳ)² over all scored positions, ȳ the mean of the scored values of a channel.
 
     What is explained is the variance of the test values that are scored, within channels: differences between
     channels' levels count for nothing, and channels weigh by their variance in the units they are given
@@ -224,7 +224,7 @@ class R2(Metric):
     def update(self, prediction: Tensor, values: Tensor, mask: Tensor) -> None:
         """Add a batch: prediction and values (B, L, C), standardised as the protocol asks; mask bool."""
         error, _ = masked_error_update(prediction, values, mask=mask, power=2)
-        # Values of standard deviation 1: in float64 the difference of squares below loses nothing that counts.
+        # Of values with a standard deviation of 1 the difference of squares loses nothing that counts.
         scored = torch.where(mask, values, 0.0).double().flatten(0, 1)  # (B·L, C)
         self.error += error
         self.count += mask.flatten(0, 1).sum(dim=0)

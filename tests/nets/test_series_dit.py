@@ -186,7 +186,10 @@ def test_a_path_that_nobody_declared_would_be_seen():
 
 def test_a_parameter_on_two_paths_is_refused():
     net = _net()
-    net.condition_paths = lambda: {ConditionPath.ENCODER: [net.context], ConditionPath.SKIP: [net.context.inner]}
+    net.condition_paths = lambda: {
+        ConditionPath.ENCODER: [net.context],
+        ConditionPath.SKIP: [net.context.inner],
+    }
     with pytest.raises(ValueError, match="on the paths encoder and skip"):
         condition_paths(net)
 
@@ -197,7 +200,9 @@ def test_condition_by_adaln_alone_reaches_nothing_else():
     for layer in modulation_modules(net):
         nn.init.zeros_(layer.linear.weight)
     inputs = _inputs(3)
-    changed = {name: value + 1 if name not in ("noisy", "target") else value for name, value in inputs.items()}
+    changed = {
+        name: value + 1 if name not in ("noisy", "target") else value for name, value in inputs.items()
+    }
     assert torch.equal(net(**inputs), net(**changed))
 
 
