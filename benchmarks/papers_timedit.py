@@ -3,9 +3,9 @@
     LIGHTNING_DP_DATA=… python benchmarks/papers_timedit.py --out runs/papers_timedit \
         --json docs/results/papers_timedit.json
 
-Vanilla and Medium at σ = .05, as published, and at ε = 8, three seeds each: 12 private runs, one after the other,
-each the public command in a process of its own. A run that has its result is not repeated, so a study that was
-stopped goes on by the same command; --collect runs nothing and writes what there is.
+Vanilla and Medium at σ = .05, as published, and at ε = 8, three seeds each: 12 private runs, one after the
+other, each the public command in a process of its own. A run that has its result is not repeated, so a study
+that was stopped goes on by the same command; --collect runs nothing and writes what there is.
 """
 
 import argparse
