@@ -84,7 +84,7 @@ def _run(folder: Path, *, seed: int, options: list[str]) -> None:
         "--trainer.enable_progress_bar=false",
         f"--model.init_args.lr_scheduler.init_args.total_iters={STEPS // 20}",  # as the paper: a twentieth
         "--model.init_args.num_samples=10",
-        "--model.init_args.sampler.init_args.num_steps=10",
+        "--model.init_args.sampler.init_args.num_steps=20",
         "--run.wandb=disabled",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

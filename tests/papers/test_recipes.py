@@ -81,6 +81,22 @@ def test_a_recipe_runs_from_its_first_stage_to_its_report(name, data, tmp_path, 
     assert "|" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", [name for name, recipe in sorted(RECIPES.items()) if recipe.private])
+def test_the_dry_run_of_a_recipe_says_what_its_fit_would_need(name, data, tmp_path, ledger_path, capsys):
+    more = RECIPES[name].files(data)
+    for stage in RECIPES[name].before:
+        assert main([part.replace("{place}", str(tmp_path)) for part in stage]) == 0, stage
+    capsys.readouterr()
+    configs = [one.removeprefix("--config=") for one in _configs(name)]
+    batch = ["--privacy.expected_batch_size=8"]
+    assert main(["check", *configs, "--needs", *_overrides(name, tmp_path), *batch, *more]) == 0
+    said = capsys.readouterr().out
+    for what in ("time     about", "memory   about", "weights  ", "data     "):
+        assert what in said
+    assert not ledger_path.exists()
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_trial_of_a_sweep_runs_from_its_fit_to_its_report(path, data, tmp_path, capsys):
     """The last one of its grid; what each value makes is tests/sweeps' business."""
