@@ -200,8 +200,8 @@ class SeriesDiT(DenoisingNet):
 
     def condition_paths(self) -> dict[ConditionPath, list[nn.Module]]:
         """Every way of what is known, diffusion time included, but for the blocks' and final layer's own."""
-        ways = {
-            ConditionPath.ENCODER: self.condition_modules(),
+        ways: dict[ConditionPath, list[nn.Module | None]] = {
+            ConditionPath.ENCODER: [*self.condition_modules()],
             ConditionPath.TOKENS: [self.embed_known],
             ConditionPath.SKIP: [self.skip],
             ConditionPath.GAINS: [self.gains],

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lightning_dp.tracking.figures import _LABEL_SIZE, _TICK_SIZE, _figure, _legend_below, _style
-from lightning_dp.tracking.gradient_ratios import NAMES, gradient_ratios, ratio_by_step
+from lightning_dp.tracking.gradient_ratios import NAMES, gradient_ratios, paths_of, ratio_by_step
 from lightning_dp.tracking.palette import INK, MUTED, method_styles, style_of_curve
 
 _HEADINGS = {"all": "all parameters", "cond": "θ_cond: the condition's path", "other": "θ_other: all else"}
@@ -97,7 +96,11 @@ def norms_ratio(reports: Reports) -> Figure:
     note = "  (raw private statistics: no ε covers them)" if private else ""
     figure = _figure(width=11.0, height=4.2, title=f"Unit gradients, {other} over {one}{note}")
     over_steps, shares = figure.subplots(1, 2, width_ratios=[3, 2])
-    pooled = {r.partition: r.pooled for r in gradient_ratios(first, second) if r.level == "p99"}
+    pooled = {
+        r.partition: r.pooled
+        for r in gradient_ratios(first, second)
+        if r.level == "p99" and r.partition != "other"
+    }
     for number, (partition, value) in enumerate(pooled.items()):
         steps, ratio = ratio_by_step(first, second, partition=partition, level="p99")
         color = style_of_curve(number).light
@@ -105,14 +108,9 @@ def norms_ratio(reports: Reports) -> Figure:
         label = f"{NAMES[partition]}, {_HEADINGS[partition].partition(':')[0]}: {value:.3f} over all steps"
         over_steps.plot(steps, ratio, color=color, linewidth=1.6, label=label, **marker)
     over_steps.axhline(1, color=MUTED, linewidth=1.1, linestyle=(0, (1, 1.5)))
-    over_steps.set_yscale("log")
-    over_steps.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    over_steps.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    over_steps.yaxis.set_minor_formatter(NullFormatter())
     over_steps.set_xlabel("optimizer step", fontsize=_LABEL_SIZE, color=INK)
     over_steps.set_ylabel("ratio of the 99 % quantiles", fontsize=_LABEL_SIZE, color=INK)
-    over_steps.legend(frameon=False, fontsize=_TICK_SIZE, labelcolor=INK)
-    paths = list(dict.fromkeys([*first["paths"], *second["paths"]]))
+    paths = paths_of(first, second)
     styles = method_styles(reports)
     for number, (name, report) in enumerate(reports.items()):
         values = [100 * report["paths"].get(path, {"mean": 0.0})["mean"] for path in paths]
@@ -123,9 +121,10 @@ def norms_ratio(reports: Reports) -> Figure:
     shares.invert_yaxis()
     shares.margins(x=0.12)
     shares.set_xlabel("share of ‖g‖² by path, %", fontsize=_LABEL_SIZE, color=INK)
-    shares.legend(frameon=False, fontsize=_TICK_SIZE, labelcolor=INK)
     for axis in (over_steps, shares):
         _style(axis)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+        axis.legend(frameon=False, fontsize=_TICK_SIZE, labelcolor=INK, **below)
     return figure
 
 

@@ -27,7 +27,7 @@ class Ratio:
         partition: all, cond or other.
         level: of the quantile, p95 or p99.
         pooled: over the units of all observed steps together.
-        steps: how many steps both runs observed.
+        steps: how many steps both runs observed where the first run's quantile is above 0.
         middle, low, high: median and 10 and 90 % quantiles of the ratio over these steps.
     """
 
@@ -82,15 +82,20 @@ def gradient_ratios(first: Mapping[str, Any], second: Mapping[str, Any]) -> list
     found = []
     for partition in (name for name in NAMES if name in sizes[0]):
         for level in _LEVELS:
-            over_steps = ratio_by_step(first, second, partition=partition, level=level)[1]
-            low, middle, high = np.quantile(over_steps, (0.1, 0.5, 0.9)).tolist()
+            steps, over_steps = ratio_by_step(first, second, partition=partition, level=level)
             whole = [one["partitions"][partition]["quantiles"][level] for one in (first, second)]
+            if not steps or not whole[0] > 0:
+                raise ValueError(
+                    f"the first run's {level} of {partition} is 0 at all observed steps, so that no ratio to "
+                    "it is defined: observe later steps."
+                )
+            low, middle, high = np.quantile(over_steps, (0.1, 0.5, 0.9)).tolist()
             found.append(
                 Ratio(
                     partition=partition,
                     level=level,
                     pooled=whole[1] / whole[0],
-                    steps=len(common),
+                    steps=len(steps),
                     middle=middle,
                     low=low,
                     high=high,
@@ -102,13 +107,22 @@ def gradient_ratios(first: Mapping[str, Any], second: Mapping[str, Any]) -> list
 def ratio_by_step(
     first: Mapping[str, Any], second: Mapping[str, Any], *, partition: str, level: str
 ) -> tuple[list[int], np.ndarray]:
-    """The steps that both runs observed, and the ratio at each, (S,)."""
+    """The steps that both runs observed with a quantile above 0, and the ratio at each, (S,).
+
+    Before a first step that starts behind a zero-initialised layer, θ_cond has no gradient in either.
+    """
     at = [
         dict(zip(one["steps"]["step"], one["steps"][partition][level], strict=True))
         for one in (first, second)
     ]
-    common = sorted(at[0].keys() & at[1].keys())
-    return common, np.array([at[1][step] / at[0][step] if at[0][step] else np.nan for step in common])
+    steps = sorted(step for step in at[0].keys() & at[1].keys() if at[0][step] > 0)
+    return steps, np.array([at[1][step] / at[0][step] for step in steps])
+
+
+def paths_of(*reports: Mapping[str, Any]) -> list[str]:
+    """The paths of the condition in all reports, θ_other last."""
+    found = dict.fromkeys(path for report in reports for path in report["paths"])
+    return [*(path for path in found if path != "other"), "other"]
 
 
 def ratio_tables(reports: Mapping[str, Mapping[str, Any]]) -> list[Table]:
@@ -148,7 +162,7 @@ def ratio_tables(reports: Mapping[str, Mapping[str, Any]]) -> list[Table]:
                     for r in (first, second)
                 ),
             ]
-            for path in dict.fromkeys([*first["paths"], *second["paths"]])
+            for path in paths_of(first, second)
         ],
         notes=note,
     )
