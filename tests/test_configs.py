@@ -11,11 +11,11 @@ from lightning_dp.cli import main
 
 ROOT = Path(__file__).parents[1]
 # Controls and adapters are laid over a whole recipe, in test_controls.py and adapters/test_fragments.py;
-# images have images/test_image_configs.py.
+# images have images/test_image_configs.py, the papers' recipes papers/test_recipes.py.
 RECIPES = sorted(
     path
     for path in ROOT.glob("conf/**/*.yaml")
-    if path.parent.name not in ("controls", "adapter", "ablation")
+    if path.parent.name not in ("controls", "adapter", "ablation", "papers", "timedit")
     and path.stem not in ("gpu", "gpus")
     and "lightning_dp.images" not in path.read_text()
 )

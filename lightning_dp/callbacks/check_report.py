@@ -6,6 +6,7 @@ from typing import Any, final
 
 from torch import nn
 
+from lightning_dp.callbacks.needs import Needs
 from lightning_dp.callbacks.preflight import Preflight
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.described import Cost, Described, describe
@@ -53,6 +54,7 @@ class CheckReport:
         rows: how the other trainable parameters are clipped, in the module's order.
         frozen: how many parameters are frozen, and how many numbers they hold.
         unreached: trainable parameters that no trial reached.
+        needs: time, memory and data of the fit, where that was asked for and the step runs.
     """
 
     module: str
@@ -67,6 +69,7 @@ class CheckReport:
     rows: tuple[Row, ...]
     frozen: tuple[int, int]
     unreached: tuple[str, ...]
+    needs: Needs | None = None
 
     @property
     def ok(self) -> bool:
@@ -91,6 +94,8 @@ class CheckReport:
             yield "ε        unknown without the number of steps"
         else:
             yield f"ε        {self.epsilon:.4g} at δ = {self.delta:g} after {self.num_steps:,} steps"
+        if self.needs is not None:
+            yield from self.needs.lines()
 
     def _parameters(self) -> Iterator[str]:
         table = [("parameters", "size", "cost", "clipped by")]
@@ -131,6 +136,7 @@ def report_of(
     accept: Mapping[str, str],
     engine: ClippingEngine,
     steps_are_given: bool,
+    needs: Needs | None = None,
 ) -> CheckReport:
     """The report of a check.
 
@@ -142,6 +148,7 @@ def report_of(
         accept: code → reason.
         engine: the fit's.
         steps_are_given: whether the plan's number of steps is the fit's.
+        needs: of the fit, where they were measured.
     """
     trial = seen.trial if seen is not None else None
     tried = trial.step.module if trial is not None else module
@@ -174,6 +181,7 @@ def report_of(
         rows=tuple(_rows(sizes, described)),
         frozen=(len(frozen), sum(p.numel() for p in frozen)),
         unreached=tuple(unreached),
+        needs=needs,
     )
 
 

@@ -31,6 +31,7 @@ from lightning_dp.callbacks.followed_batches import FollowedBatches
 from lightning_dp.callbacks.loggers import follow_fit
 from lightning_dp.callbacks.logical_batches import LogicalBatches
 from lightning_dp.callbacks.monitors import stopped_by_hand
+from lightning_dp.callbacks.needs import measure
 from lightning_dp.callbacks.norm_statistics import NormStatistics
 from lightning_dp.callbacks.planned_parameters import PlannedParameters
 from lightning_dp.callbacks.preflight import look, run_preflight
@@ -269,6 +270,7 @@ class DifferentialPrivacy(Callback):
         data: LightningDataModule | DataLoader,
         *,
         trainer: Trainer | None = None,
+        needs: bool = False,
     ) -> CheckReport:
         """Everything that `setup` checks, without a fit: nothing is charged, written or left behind.
 
@@ -278,6 +280,7 @@ class DifferentialPrivacy(Callback):
             module: of the fit.
             data: the data module, whose `prepare_data` and `setup("fit")` run, or the train loader.
             trainer: of the fit, for its settings and the ε at its end; None is a plain one of 1000 steps.
+            needs: whether clipped steps on made-up units are timed, for the time and memory of the fit.
 
         Raises:
             RuntimeError: a fit is running.
@@ -288,12 +291,16 @@ class DifferentialPrivacy(Callback):
             )
         refused = Refusals()
         chosen = trainer if trainer is not None else plain_trainer(self)
-        plan, seen = None, None
+        plan, seen, needed = None, None, None
         with without_fit(chosen, module, data, beside=(self, self.clipping_engine)):
             self._ranks = Ranks()
             with refused.kept():
                 loader, plan = self._checked(chosen, module, attempt=refused.kept)
                 seen = look(chosen, module, **self._for_preflight(loader, plan))
+                # A step that the preflight refuses may not even run.
+                if needs and seen.trial is not None and not seen.findings:
+                    physical = self.physical_batch_size
+                    needed = measure(seen.trial, plan=plan, physical_batch_size=physical, data=data)
             return report_of(
                 module,
                 plan=plan,
@@ -302,6 +309,7 @@ class DifferentialPrivacy(Callback):
                 accept=self.accept,
                 engine=self.clipping_engine,
                 steps_are_given=trainer is not None,
+                needs=needed,
             )
 
     def _for_preflight(self, loader: DataLoader, plan: PrivacyPlan) -> dict[str, Any]:

@@ -12,8 +12,9 @@ shown to anyone, run it on public or simulated data with `privacy: null`.
         parameters, mean, quantiles {p50 … p99}, tail_ratio (p99 / p50),
         ecdf {share [], norm []}, tail_index, tail_index_within_steps
             {alpha, low, high, interval, k, n, threshold, alpha_half_k, alpha_twice_k} or null
-    layers.<path> {mean, largest}: share of ‖g‖² that a layer has, in the mean over units and over the units
-        beyond their step's p99
+    paths.<path> {parameters, mean, largest}: share of ‖g‖² that a `ConditionPath` has, or other (θ_other), in
+        the mean over units and over the units beyond their step's p99; {} where there is no θ_cond
+    layers.<path> {mean, largest}: the same of a layer
     clip_fraction, eta {mean, p10 … p99}, cond_share {mean, clipped, not_clipped} or null
     bias [{step, units, gradient, <partition> {norm, unbiased_square}}]: ‖E[clip g] − E[g]‖ in a batch of
         that many units, its square without what chance adds, and ‖E[g]‖ as gradient
@@ -22,7 +23,7 @@ shown to anyone, run it on public or simulated data with `privacy: null`.
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast, final
@@ -34,7 +35,7 @@ from torch import Tensor
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.preflight import silent, undisturbed
-from lightning_dp.nets.conditioning.path import condition_parameters
+from lightning_dp.nets.conditioning.path import condition_paths
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.functions import ClippingFunction, Flat
 from lightning_dp.privacy.clipping.observing import UnitNorms
@@ -68,7 +69,8 @@ class GradientDiagnostics(Callback):
     privacy cost, on data that is public.
 
     η is ‖clip(g)‖ / ‖g‖, for flat clipping min(1, C / ‖g‖); a unit is clipped if any factor is below 1. ρ of
-    two runs (arXiv 2602.22610, diagnostics) is the ratio of their p99, over all parameters or over θ_cond.
+    two runs (arXiv 2602.22610, diagnostics) is the ratio of their p99, over all parameters or over θ_cond:
+    `lightning-dp report A B --gradients FILE`. The share of each path of the condition is printed at the end.
     Cost: a private fit's norms about 6 % of an observed step on a CPU; a public fit's one clipped pass for
     each observed step; a bias one ordinary pass more, and in a private fit a clipped one as well.
 
@@ -127,10 +129,13 @@ class GradientDiagnostics(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # the ranks agree on it together
         names = {name for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
-        cond = condition_parameters(pl_module) & names
+        paths = {str(path): own & names for path, own in condition_paths(pl_module).items() if own & names}
+        cond = set().union(*paths.values())
         self._partitions = {"all": names}
         if cond and cond != names:
             self._partitions |= {"cond": cond, "other": names - cond}
+        self._paths = {**paths, "other": names - cond} if cond else {}
+        self._path_of = {name: path for path, own in self._paths.items() for name in own}
         self._record = _Record(tuple(self._partitions), max_units=self.max_units)
         self._seen: list[UnitNorms] = []
         self._sites: Sites | None = None
@@ -165,7 +170,12 @@ class GradientDiagnostics(Callback):
     ) -> None:
         if trainer.global_step == self._at or not self._seen:
             return
-        latest = self._record.add(self._at, self._unit_arrays(self._seen), layers=_layer_squares(self._seen))
+        latest = self._record.add(
+            self._at,
+            self._unit_arrays(self._seen),
+            layers=_squares_of(self._seen, lambda name: name.rpartition(".")[0]),
+            paths=_squares_of(self._seen, self._path_of.get),
+        )
         self._seen = []
         if latest:
             pl_module.log_dict({f"nonprivate/gradient_{name}": value for name, value in latest.items()})
@@ -283,18 +293,21 @@ class GradientDiagnostics(Callback):
     def _write(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero or not self._record.steps["step"]:
             return
-        counts = {
-            name: sum(p.numel() for n, p in trainer.lightning_module.named_parameters() if n in names)
-            for name, names in self._partitions.items()
-        }
+        sizes = {name: p.numel() for name, p in trainer.lightning_module.named_parameters()}
+        counts = {part: sum(sizes[n] for n in names) for part, names in self._partitions.items()}
+        found = self._record.summary(counts)
+        for path, shares in found["paths"].items():
+            shares["parameters"] = sum(sizes[name] for name in self._paths[path])
         report = {
             "nonprivate": "raw statistics of the training data; no ε covers them",
             "mode": "public" if self._private is None else "private",
             "max_grad_norm": self._bound,
             "clipping_function": type(self._function).__name__,
             "every_n_steps": self.every_n_steps,
-            **self._record.summary(counts),
+            **found,
         }
+        if report["paths"]:
+            print(shares_text(report))
         folder = self._folder
         (folder / "plots").mkdir(parents=True, exist_ok=True)
         replace_text(folder / FILE, json.dumps(report, allow_nan=False) + "\n")
@@ -311,20 +324,58 @@ class GradientDiagnostics(Callback):
                     share(f"gradient_{name}", path)
 
 
-def _layer_squares(seen: list[UnitNorms]) -> dict[str, np.ndarray]:
-    """By the path of each layer: (units,) squared norms over its parameters, of the units with a weight."""
-    layers: dict[str, np.ndarray] = {}
+def shares_text(report: dict[str, Any]) -> str:
+    """Which share of ‖g‖² each path of the condition has, for the console."""
+    shares = [f"{path} {100 * own['mean']:.1f} %" for path, own in report["paths"].items()]
+    note = " (raw private statistics: no ε covers them)" if report["mode"] == "private" else ""
+    return f"share of ‖g‖² by path of the condition{note}: {', '.join(shares)}"
+
+
+def _squares_of(seen: list[UnitNorms], group_of: Callable[[str], str | None]) -> dict[str, np.ndarray]:
+    """By group of parameters: (units,) squared norms, of the units with a weight."""
+    groups: dict[str, np.ndarray] = {}
     for batch in seen:
         present = batch.weights > 0
         sums: dict[str, Tensor] = {}
         for name, norm in batch.norms.items():
-            path = name.rpartition(".")[0]
+            group = group_of(name)
+            if group is None:
+                continue
             square = norm[present.to(norm.device)].double().square()
-            sums[path] = sums[path] + square if path in sums else square
-        for path, square in sums.items():
+            sums[group] = sums[group] + square if group in sums else square
+        for group, square in sums.items():
             values = square.cpu().numpy()
-            layers[path] = np.concatenate([layers[path], values]) if path in layers else values
-    return layers
+            groups[group] = np.concatenate([groups[group], values]) if group in groups else values
+    return groups
+
+
+class _Shares:
+    """Summed shares of ‖g‖²: of all units, and of each step's largest."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, np.ndarray] = {}
+        self._units = np.zeros(2)
+
+    def add(
+        self, squares: dict[str, np.ndarray], *, norms: np.ndarray, finite: np.ndarray, largest: np.ndarray
+    ) -> dict[str, float]:
+        """Note one step's units; return the mean shares of that step."""
+        self._units += [len(norms), largest.sum()]
+        latest = {}
+        for name, own in squares.items():
+            if len(own) == len(finite):  # else of something that not every physical batch reached
+                share = own[finite] / np.where(norms > 0, np.square(norms), 1)
+                latest[name] = float(share.mean())
+                sums = np.array([share.sum(), share[largest].sum()])
+                self._sums[name] = self._sums.get(name, np.zeros(2)) + sums
+        return latest
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """{mean, largest} by name."""
+        return {
+            name: dict(zip(("mean", "largest"), (sums / self._units).tolist(), strict=True))
+            for name, sums in self._sums.items()
+        }
 
 
 class _Record:
@@ -335,10 +386,7 @@ class _Record:
         self.steps: dict[str, Any] = {"step": [], "clip_fraction": [], "eta_mean": [], "cond_share": []}
         self.steps |= {partition: {} for partition in partitions}
         self._partitions = partitions
-        self._layers: dict[
-            str, np.ndarray
-        ] = {}  # summed shares of ‖g‖²: of all units, of each step's largest
-        self._layer_units = np.zeros(2)
+        self._layers, self._paths = _Shares(), _Shares()
         self._max_units = max_units
         self._units = self._not_finite = 0
         self._pooled: dict[str, np.ndarray] = {}
@@ -346,7 +394,12 @@ class _Record:
         self._generator = np.random.default_rng(0)
 
     def add(
-        self, step: int, arrays: dict[str, np.ndarray], *, layers: dict[str, np.ndarray]
+        self,
+        step: int,
+        arrays: dict[str, np.ndarray],
+        *,
+        layers: dict[str, np.ndarray],
+        paths: dict[str, np.ndarray],
     ) -> dict[str, float]:
         """Note the units of one step; return what is worth logging of it, {} where there were none."""
         finite = np.isfinite(arrays["all"])
@@ -358,12 +411,9 @@ class _Record:
         self._units += n
         norms = arrays["all"]
         largest = norms >= np.quantile(norms, 0.99)
-        self._layer_units += [n, largest.sum()]
-        for path, squares in layers.items():
-            if len(squares) == len(finite):  # else a layer that not every physical batch reached
-                share = squares[finite] / np.where(norms > 0, np.square(norms), 1)
-                sums = np.array([share.sum(), share[largest].sum()])
-                self._layers[path] = self._layers.get(path, np.zeros(2)) + sums
+        which: dict[str, Any] = {"norms": norms, "finite": finite, "largest": largest}
+        self._layers.add(layers, **which)
+        shares = self._paths.add(paths, **which)
         arrays["eta"] = np.where(norms > 0, arrays.pop("clipped_norm") / np.where(norms > 0, norms, 1), 1.0)
         arrays["clipped"] = arrays.pop("factor") < 1
         if "cond" in arrays:
@@ -374,6 +424,7 @@ class _Record:
         }
         if "cond" in arrays:
             latest["cond_share"] = float(arrays["cond_share"].mean())
+        latest |= {f"share_{path}": share for path, share in shares.items()}
         self.steps["step"].append(step)
         for name in ("clip_fraction", "eta_mean", "cond_share"):
             self.steps[name].append(latest.get(name))
@@ -413,10 +464,8 @@ class _Record:
                 name: {"parameters": parameters[name], **_distribution(pooled[name], steps=steps)}
                 for name in self._partitions
             },
-            "layers": {
-                path: dict(zip(("mean", "largest"), (sums / self._layer_units).tolist(), strict=True))
-                for path, sums in self._layers.items()
-            },
+            "paths": self._paths.summary(),
+            "layers": self._layers.summary(),
             "clip_fraction": float(clipped.mean()),
             "eta": {"mean": float(pooled["eta"].mean()), **quantiles(pooled["eta"], _ETA_LEVELS)},
             "cond_share": None

@@ -12,8 +12,10 @@ from lightning_dp.images.diffusers_autoencoder import DiffusersAutoencoder
 from lightning_dp.images.diffusers_files import load_weights, read_config
 from lightning_dp.images.pretrained import Companions, PretrainedNet
 from lightning_dp.images.text_encoder import TextEncoder
+from lightning_dp.nets.conditioning.path import ConditionPath
 from lightning_dp.nets.image_net import class_rows
 from lightning_dp.nets.tokenizers import ClipTokens, Tokenizer
+from lightning_dp.nets.unet import unet_paths
 
 _PARTS = {"unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
 
@@ -92,6 +94,10 @@ class StableDiffusionUNet(PretrainedNet):
     def condition_modules(self) -> list[nn.Module]:
         """What makes the condition, as `nets.conditioning.path` asks for it."""
         return [self.unet.time_embedding, *([] if self.text is None else [self.text])]
+
+    def condition_paths(self) -> dict[ConditionPath, list[nn.Module]]:
+        """Every way of time and text, as `nets.conditioning.path` asks for them."""
+        return {ConditionPath.ENCODER: self.condition_modules(), **unet_paths(self.unet)}
 
     def output_modules(self) -> list[nn.Module]:
         """The last layers, as adapters ask for them."""

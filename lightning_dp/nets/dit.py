@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lightning_dp.nets.attention import SelfAttention
 from lightning_dp.nets.conditioning.modulation import Conditioning
+from lightning_dp.nets.conditioning.path import ConditionPath
 
 
 class FeedForward(nn.Module):
@@ -89,6 +90,10 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(hidden_size, output_size)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
+
+    def condition_paths(self) -> dict[ConditionPath, list[nn.Module]]:
+        """Its modulation, apart from those of the blocks; `linear` sees x_t as well."""
+        return {ConditionPath.FINAL: [self.modulation]}
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         (steering,) = self.modulation(condition)  # (B, 1, D)

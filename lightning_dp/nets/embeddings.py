@@ -42,6 +42,7 @@ class TimestepEmbedding(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         waves = sinusoids(timesteps, size=self.num_frequencies)  # (B, num_frequencies)
+        waves = waves.to(self.inner.weight.dtype)  # a net may be in fp64
         return self.outer(self.activation(self.inner(waves)))  # (B, size)
 
 

@@ -83,7 +83,7 @@ class ImageDiT(ImageNet):
         self.register_buffer("positions", torch.cat([down, across], dim=-1).flatten(0, 1), persistent=False)
 
     def condition_modules(self) -> list[nn.Module]:
-        """What makes the condition, as `nets.conditioning.path` asks for it."""
+        """What makes the condition; all else of it is modulation."""
         return [self.timestep, self.label]
 
     def embedder_modules(self) -> list[nn.Module]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dp.nets.conditioning.modulation import Conditioning
+from lightning_dp.nets.conditioning.path import ConditionPath
 from lightning_dp.nets.denoising_net import DenoisingNet
 from lightning_dp.nets.dit import DiTBlock, FinalLayer
 from lightning_dp.nets.embeddings import ContextEncoder, TimestepEmbedding, sinusoids
@@ -21,13 +22,13 @@ class Known(NamedTuple):
     """What `SeriesDiT.encode` hands to `denoise`.
 
     Attributes:
-        tokens: (B, T, D) embedded context.
+        tokens: (B, T, D) embedded context, or None where tokens hold x_t alone.
         condition: (B, condition_size) pooled context.
         line: (B, L, W) linear forecast, or None.
         asked: (t,) indices of the tokens whose output is needed.
     """
 
-    tokens: Tensor
+    tokens: Tensor | None
     condition: Tensor
     line: Tensor | None
     asked: Tensor
@@ -49,6 +50,10 @@ class SeriesDiT(DenoisingNet):
     learnt function of diffusion time alone: the first carries what a linear forecaster knows, the second
     the fine detail of x_t that velocity and noise targets contain.
 
+    With `token_context` and `linear_skip` off, what is known acts through the condition alone, which
+    modulates blocks and final layer: TimeDiT as arXiv 2602.22610 uses it, with `patch_size=1` and
+    `channel_independent=False`.
+
     Args:
         conditioning: how the condition steers blocks and final layer.
         length: L, steps of a window, context and horizon together.
@@ -64,6 +69,7 @@ class SeriesDiT(DenoisingNet):
         channel_independent: every channel is a row of its own under shared weights, and `rows_per_example`
             becomes C; otherwise a token holds all channels.
         linear_skip: whether these two paths exist.
+        token_context: whether a token holds what is known of its own steps, and not x_t alone.
     """
 
     positions: Tensor
@@ -84,6 +90,7 @@ class SeriesDiT(DenoisingNet):
         dropout: float = 0.0,
         channel_independent: bool = True,
         linear_skip: bool = True,
+        token_context: bool = True,
     ) -> None:
         super().__init__()
         if length % patch_size:
@@ -107,8 +114,8 @@ class SeriesDiT(DenoisingNet):
         self.timestep = TimestepEmbedding(condition_size)
         self.context = ContextEncoder(known_size, size=condition_size, num_tokens=num_tokens)
         # One linear map of [known, x_t] in two parts, so that sampling computes the larger part once.
-        self.embed_known = nn.Linear(known_size, hidden_size)
-        self.embed_noisy = nn.Linear(patch_size * width, hidden_size, bias=False)
+        self.embed_known = nn.Linear(known_size, hidden_size) if token_context else None
+        self.embed_noisy = nn.Linear(patch_size * width, hidden_size, bias=not token_context)
         self.blocks = nn.ModuleList(
             DiTBlock(
                 hidden_size,
@@ -152,7 +159,8 @@ class SeriesDiT(DenoisingNet):
         line = None
         if self.skip is not None:
             line = self.skip(series[..., 0].flatten(1)).unflatten(1, (self.length, -1))  # (B, L, W)
-        return Known(self.embed_known(tokens) + self.positions, self.context(tokens), line, asked)
+        embedded = None if self.embed_known is None else self.embed_known(tokens)  # (B, T, D)
+        return Known(embedded, self.context(tokens), line, asked)
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, *, known: Known) -> Tensor:
         if self.channel_independent:
@@ -163,20 +171,21 @@ class SeriesDiT(DenoisingNet):
             noisy = noisy.transpose(1, 2).flatten(0, 1)[..., None]  # (B, L, W)
         else:
             channels = 1
-        copies = len(noisy) // len(known.tokens)
+        copies = len(noisy) // len(known.condition)
         tokens, context, line = (_repeat(x, copies, block=channels) for x in known[:3])
-        assert tokens is not None
         assert context is not None
         moment = self.timestep(timesteps)  # (B or 1, condition_size)
         condition = moment + context  # (B, condition_size)
-        x = self.embed_noisy(self._patches(noisy)) + tokens  # (B, T, D)
+        x = self.embed_noisy(self._patches(noisy)) + self.positions  # (B, T, D)
+        if tokens is not None:
+            x = x + tokens  # (B, T, D)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             x = block(
                 x, condition, queries=known.asked if i == last else None
             )  # (B, T, D), at last (B, t, D)
         answers = self.final(x, condition)  # (B, t, p·W)
-        y = answers.new_zeros(len(x), tokens.shape[1], answers.shape[-1])  # (B, T, p·W)
+        y = answers.new_zeros(len(x), len(self.positions), answers.shape[-1])  # (B, T, p·W)
         y = y.index_copy(1, known.asked, answers).reshape(noisy.shape)  # (B, L, W)
         if line is not None and self.gains is not None:
             gains = self.gains(nn.functional.silu(moment))[:, :, None, None]  # (B or 1, 2, 1, 1)
@@ -186,8 +195,18 @@ class SeriesDiT(DenoisingNet):
         return y
 
     def condition_modules(self) -> list[nn.Module]:
-        """What makes the condition, part of θ_cond; `gains` see diffusion time alone and are θ_other."""
+        """What makes the condition vector."""
         return [self.timestep, self.context]
+
+    def condition_paths(self) -> dict[ConditionPath, list[nn.Module]]:
+        """Every way of what is known, diffusion time included, but for the blocks' and final layer's own."""
+        ways: dict[ConditionPath, list[nn.Module | None]] = {
+            ConditionPath.ENCODER: [*self.condition_modules()],
+            ConditionPath.TOKENS: [self.embed_known],
+            ConditionPath.SKIP: [self.skip],
+            ConditionPath.GAINS: [self.gains],
+        }
+        return {way: [part for part in parts if part is not None] for way, parts in ways.items()}
 
     def embedder_modules(self) -> list[nn.Module]:
         """What an attention adapter trains beside the blocks."""

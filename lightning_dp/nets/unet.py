@@ -5,9 +5,12 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from lightning_dp.nets.caption_transformer import CaptionTransformer
+from lightning_dp.nets.conditioning.path import ConditionPath
 from lightning_dp.nets.image_net import ImageNet, class_rows
 from lightning_dp.nets.residual_resampling import resample_by_residual_blocks
 from lightning_dp.nets.tokenizers import Tokenizer
@@ -72,8 +75,12 @@ class UNet(ImageNet):
         )
 
     def condition_modules(self) -> list[nn.Module]:
-        """What makes the condition, as `nets.conditioning.path` asks for it."""
+        """What makes the condition."""
         return [self.unet.time_embedding, self.unet.class_embedding]
+
+    def condition_paths(self) -> dict[ConditionPath, list[nn.Module]]:
+        """Every way of time and class, as `nets.conditioning.path` asks for them."""
+        return {ConditionPath.ENCODER: self.condition_modules(), **unet_paths(self.unet)}
 
     def embedder_modules(self) -> list[nn.Module]:
         """What embeds the class, as adapters ask for it."""
@@ -159,6 +166,10 @@ class CrossAttentionUNet(ImageNet):
         """What makes the condition, as `nets.conditioning.path` asks for it."""
         return [self.unet.time_embedding, *self.embedder_modules()]
 
+    def condition_paths(self) -> dict[ConditionPath, list[nn.Module]]:
+        """Every way of time and class, as `nets.conditioning.path` asks for them."""
+        return {ConditionPath.ENCODER: self.condition_modules(), **unet_paths(self.unet)}
+
     def embedder_modules(self) -> list[nn.Module]:
         """What embeds the class or the caption, as adapters ask for it."""
         return [module for module in (self.label, self.text) if module is not None]
@@ -204,3 +215,15 @@ def _check_levels(
             f"{name}.norm_groups is {norm_groups}, which does not divide the width {wrong[0]} of "
             "block_out_channels: choose a common divisor."
         )
+
+
+def unet_paths(unet: nn.Module) -> dict[ConditionPath, list[nn.Module]]:
+    """How a condition acts in a UNet of diffusers, after what makes it: by residual blocks and attentions."""
+    modulations: list[nn.Module] = []
+    attentions: list[nn.Module] = []
+    for layer in unet.modules():
+        if isinstance(layer, ResnetBlock2D) and layer.time_emb_proj is not None:
+            modulations.append(layer.time_emb_proj)
+        elif isinstance(layer, Attention) and layer.is_cross_attention:
+            attentions += [layer.to_k, layer.to_v]
+    return {ConditionPath.MODULATION: modulations, ConditionPath.ATTENTION: attentions}

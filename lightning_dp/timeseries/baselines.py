@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.imputation_baselines import IMPUTATIONS
 from lightning_dp.timeseries.masks import kind_of
-from lightning_dp.timeseries.metrics import CRPS, MAE, MSE, scored_positions
+from lightning_dp.timeseries.metrics import CRPS, MAE, MSE, R2, scored_positions
 
 
 class EvaluationData(Protocol):
@@ -117,31 +117,36 @@ def evaluate_baselines(datamodule: EvaluationData) -> dict[str, dict[str, float]
         datamodule: anything with `setup`, `test_dataloader`, `steps_per_day` and `metric_std`.
 
     Returns:
-        name → {"mse", "mae", "crps"}; MSE and MAE on standardised values, CRPS in original units.
+        name → {"mse", "rmse", "mae", "r2", "crps"}; CRPS in original units, the others on standardised
+        values; r2 where it is defined.
     """
     datamodule.setup("test")
     scale = datamodule.metric_std
-    scores: dict[str, tuple[MSE, MAE, CRPS]] = {}
+    scores: dict[str, tuple[MSE, MAE, R2, CRPS]] = {}
     baselines: dict[str, Callable[..., Tensor]] | None = None
     for batch in datamodule.test_dataloader():
         if baselines is None:
             baselines = _BASELINES_OF[kind_of(batch["target"])]
-            scores = {name: (MSE(), MAE(), CRPS()) for name in baselines}
+            scores = {name: (MSE(), MAE(), R2(len(scale)), CRPS()) for name in baselines}
         mask = scored_positions(batch)
         for name, baseline in baselines.items():
-            mse, mae, crps = scores[name]
+            mse, mae, r2, crps = scores[name]
             point = baseline(batch, steps_per_day=datamodule.steps_per_day)
             samples = point[:, None]
             if baseline is mean_of_days:
                 samples = sample_days(batch, steps_per_day=datamodule.steps_per_day)
             # The mean of the standardisation cancels in a difference.
-            mse.update(point / scale, batch["values"] / scale, mask)
-            mae.update(point / scale, batch["values"] / scale, mask)
+            for metric in (mse, mae, r2):
+                metric.update(point / scale, batch["values"] / scale, mask)
             crps.update(samples, batch["values"], mask)
-    return {
-        name: {"mse": float(mse.compute()), "mae": float(mae.compute()), "crps": float(crps.compute())}
-        for name, (mse, mae, crps) in scores.items()
-    }
+    return {name: _computed(*metrics) for name, metrics in scores.items()}
+
+
+def _computed(mse: MSE, mae: MAE, r2: R2, crps: CRPS) -> dict[str, float]:
+    error, explained = mse.compute(), r2.compute()
+    found = {"mse": error, "rmse": error.sqrt(), "mae": mae.compute(), "crps": crps.compute()}
+    found |= {} if explained.isnan() else {"r2": explained}
+    return {name: float(value) for name, value in found.items()}
 
 
 def _context(batch: Batch) -> Tensor:

@@ -68,27 +68,33 @@ class Mask(ABC):
 class Forecast(Mask):
     """The last `horizon` steps of all channels."""
 
-    def __init__(self, horizon: int) -> None:
+    def __init__(self, horizon: int | tuple[int, int]) -> None:
         """Define the task.
 
         Args:
-            horizon: ≥ 1 time steps, fewer than a window has.
+            horizon: ≥ 1 time steps, fewer than a window has; or [low, high]: uniform, one number per window.
         """
-        self.horizon = _count("horizon", horizon, least=1)
+        low, high = horizon if isinstance(horizon, tuple | list) else (horizon, horizon)
+        self._low = _count("horizon", low, least=1)
+        self._high = _count("horizon", high, least=low)
 
     def draw(
         self, num_windows: int, *, length: int, num_channels: int, generator: torch.Generator | None = None
     ) -> Tensor:
-        if self.horizon >= length:
+        if self._high >= length:
             raise ValueError(
-                f"horizon is {self.horizon} in windows of {length} steps; a forecast needs one known step or "
+                f"horizon is {self._high} in windows of {length} steps; a forecast needs one known step or "
                 "more: shorten the horizon, lengthen the window, or use Synthesis."
             )
-        steps = torch.arange(length) >= length - self.horizon  # (L,)
-        return _every_channel(steps[None], num_windows=num_windows, num_channels=num_channels)
+        horizon = torch.full((num_windows, 1), self._low)  # (B, 1)
+        if self._high > self._low:
+            horizon = torch.randint(self._low, self._high + 1, (num_windows, 1), generator=generator)
+        steps = torch.arange(length) >= length - horizon  # (B, L)
+        return _every_channel(steps, num_windows=num_windows, num_channels=num_channels)
 
     def __str__(self) -> str:
-        return f"forecast {self.horizon} steps"
+        steps = str(self._low) if self._low == self._high else f"{self._low}–{self._high}"
+        return f"forecast {steps} steps"
 
 
 class PointImputation(Mask):
@@ -110,6 +116,28 @@ class PointImputation(Mask):
 
     def __str__(self) -> str:
         return f"impute points {_percent(self._ratio)}"
+
+
+class StepImputation(Mask):
+    """Single steps, each missing in all channels at once, independently of the others."""
+
+    def __init__(self, ratio: float | tuple[float, float]) -> None:
+        """Define the task.
+
+        Args:
+            ratio: probability of a missing step, in (0, 1); or [low, high]: uniform, one per window.
+        """
+        self._ratio = _interval("ratio", ratio)
+
+    def draw(
+        self, num_windows: int, *, length: int, num_channels: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        ratio = _uniform(self._ratio, num_windows=num_windows, generator=generator)  # (B,)
+        steps = torch.rand(num_windows, length, generator=generator) < ratio[:, None]  # (B, L)
+        return _every_channel(steps, num_windows=num_windows, num_channels=num_channels)
+
+    def __str__(self) -> str:
+        return f"impute steps {_percent(self._ratio)}"
 
 
 class SubSequenceImputation(Mask):

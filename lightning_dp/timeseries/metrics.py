@@ -193,6 +193,52 @@ class MAE(_MaskedError):
     _power = 1
 
 
+class R2(Metric):
+    """1 − Σ(y − ŷ)² ÷ Σ(y − ȳ)² over all scored positions, ȳ the mean of the scored values of a channel.
+
+    What is explained is the variance of the test values that are scored, within channels: differences between
+    channels' levels count for nothing, and channels weigh by their variance in the units they are given
+    (standardised, as the protocol asks). scikit-learn's `r2_score(multioutput="variance_weighted")`. It
+    differs from 1 − MSE wherever those values don't vary as the standardisation says.
+    """
+
+    higher_is_better = True
+    full_state_update = False
+    error: Tensor
+    count: Tensor
+    total: Tensor
+    squares: Tensor
+
+    def __init__(self, num_channels: int, **metric_options: Any) -> None:
+        """Build the metric.
+
+        Args:
+            num_channels: C.
+            **metric_options: torchmetrics' own (`sync_on_compute`, …).
+        """
+        super().__init__(**metric_options)
+        self.add_state("error", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("count", "total", "squares"):
+            self.add_state(name, torch.zeros(num_channels, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, values: Tensor, mask: Tensor) -> None:
+        """Add a batch: prediction and values (B, L, C), standardised as the protocol asks; mask bool."""
+        error, _ = masked_error_update(prediction, values, mask=mask, power=2)
+        # Of values with a standard deviation of 1 the difference of squares loses nothing that counts.
+        scored = torch.where(mask, values, 0.0).double().flatten(0, 1)  # (B·L, C)
+        self.error += error
+        self.count += mask.flatten(0, 1).sum(dim=0)
+        self.total += scored.sum(dim=0)
+        self.squares += scored.square().sum(dim=0)
+
+    def compute(self) -> Tensor:
+        """A float32 scalar, at most 1; NaN where nothing was scored or nothing varies."""
+        around_mean = self.squares - self.total.square() / self.count.clamp_min(1)  # (C,)
+        varies = around_mean > 1e-12 * self.squares  # else it is rounding
+        variance = torch.where(varies, around_mean, 0.0).sum()
+        return torch.where(variance > 0, 1 - self.error / variance, torch.nan).float()
+
+
 class CRPS(Metric):
     """Continuous ranked probability score from samples: 19 quantiles, normalised by Σ|y| globally.
 

@@ -27,7 +27,15 @@ from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.units import PrivacyUnit
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.day_ensemble import DayEnsemble
-from lightning_dp.timeseries.metrics import CRPS, MAE, MSE, Coverage, scored_positions, sum_over_channels
+from lightning_dp.timeseries.metrics import (
+    CRPS,
+    MAE,
+    MSE,
+    R2,
+    Coverage,
+    scored_positions,
+    sum_over_channels,
+)
 from lightning_dp.timeseries.normalise import Frame, Normaliser, visible_mask
 from lightning_dp.timeseries.prediction_report import PredictionReport
 from lightning_dp.timeseries.synthesis_report import SynthesisReport
@@ -293,6 +301,7 @@ class TimeSeriesDiffusion(LightningModule):
         self._start_errors()
         self._crps, self._crps_sum = CRPS().to(self.device), CRPS().to(self.device)
         self._coverage = Coverage(_COVERAGE_LEVELS).to(self.device)
+        self._r2 = R2(len(self._metric_std)).to(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         samples = self.sample(batch)  # (B, n, L, C)
@@ -302,8 +311,8 @@ class TimeSeriesDiffusion(LightningModule):
             forecast = samples.mean(dim=1)  # (B, L, C)
         else:
             forecast = samples.median(dim=1).values  # (B, L, C)
-        self._update_errors(batch, forecast)
         mask = scored_positions(batch)  # (B, L, C)
+        self._r2.update(*self._update_errors(batch, forecast), mask=mask)
         self._crps.update(samples, batch["values"], mask=mask)
         self._coverage.update(samples, batch["values"], mask=mask)
         if mask.shape[2] > 1:
@@ -315,6 +324,9 @@ class TimeSeriesDiffusion(LightningModule):
         self.log("test/mse", mse)
         self.log("test/rmse", mse.sqrt())
         self.log("test/mae", self._mae.compute())
+        # Undefined where what is scored never changes.
+        if not (r2 := self._r2.compute()).isnan():
+            self.log("test/r2", r2)
         self.log("test/crps", self._crps.compute())
         for level, share in zip(_COVERAGE_LEVELS, self._coverage.compute(), strict=True):
             self.log(f"test/coverage_{level * 100:.0f}", share)
@@ -388,11 +400,12 @@ class TimeSeriesDiffusion(LightningModule):
         )
         self._mse, self._mae = MSE().to(self.device), MAE().to(self.device)
 
-    def _update_errors(self, batch: Batch, forecast: Tensor) -> None:
-        """Count a batch's errors on standardised values."""
+    def _update_errors(self, batch: Batch, forecast: Tensor) -> tuple[Tensor, Tensor]:
+        """Count a batch's errors on standardised values; return these, forecast and truth (B, L, C)."""
         forecast, values = ((x - self._metric_mean) / self._metric_std for x in (forecast, batch["values"]))
         for metric in (self._mse, self._mae):
             metric.update(forecast, values, mask=scored_positions(batch))
+        return forecast, values
 
 
 _OfDays = Callable[[Tensor, Tensor, Tensor], Tensor | float]

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_dp.tracking.figures import _LABEL_SIZE, _TICK_SIZE, _figure, _legend_below, _style
-from lightning_dp.tracking.palette import INK, MUTED, method_styles
+from lightning_dp.tracking.gradient_ratios import NAMES, gradient_ratios, paths_of, ratio_by_step
+from lightning_dp.tracking.palette import INK, MUTED, method_styles, style_of_curve
 
 _HEADINGS = {"all": "all parameters", "cond": "θ_cond: the condition's path", "other": "θ_other: all else"}
 Reports = Mapping[str, Mapping[str, Any]]
@@ -82,6 +83,49 @@ def norms_over_steps(reports: Reports) -> Figure:
         axis.set_xlabel("optimizer step", fontsize=_LABEL_SIZE, color=INK)
     axes[0].set_ylabel("norm", fontsize=_LABEL_SIZE, color=INK)
     return _finished(figure, axes, reports=reports, horizontal=True)
+
+
+def norms_ratio(reports: Reports) -> Figure:
+    """The ratio ρ of two runs' 99 % quantiles at each step, and how ‖g‖² is shared out in both.
+
+    Args:
+        reports: two contents of `diagnostics.json`, the one that is divided by first.
+    """
+    (one, first), (other, second) = reports.items()
+    private = "private" in (first["mode"], second["mode"])
+    note = "  (raw private statistics: no ε covers them)" if private else ""
+    figure = _figure(width=11.0, height=4.2, title=f"Unit gradients, {other} over {one}{note}")
+    over_steps, shares = figure.subplots(1, 2, width_ratios=[3, 2])
+    pooled = {
+        r.partition: r.pooled
+        for r in gradient_ratios(first, second)
+        if r.level == "p99" and r.partition != "other"
+    }
+    for number, (partition, value) in enumerate(pooled.items()):
+        steps, ratio = ratio_by_step(first, second, partition=partition, level="p99")
+        color = style_of_curve(number).light
+        marker = {"marker": style_of_curve(number).marker, "markersize": 3.5}
+        label = f"{NAMES[partition]}, {_HEADINGS[partition].partition(':')[0]}: {value:.3f} over all steps"
+        over_steps.plot(steps, ratio, color=color, linewidth=1.6, label=label, **marker)
+    over_steps.axhline(1, color=MUTED, linewidth=1.1, linestyle=(0, (1, 1.5)))
+    over_steps.set_xlabel("optimizer step", fontsize=_LABEL_SIZE, color=INK)
+    over_steps.set_ylabel("ratio of the 99 % quantiles", fontsize=_LABEL_SIZE, color=INK)
+    paths = paths_of(first, second)
+    styles = method_styles(reports)
+    for number, (name, report) in enumerate(reports.items()):
+        values = [100 * report["paths"].get(path, {"mean": 0.0})["mean"] for path in paths]
+        places = np.arange(len(paths)) + (number - 0.5) * 0.4
+        bars = shares.barh(places, values, height=0.36, color=styles[name].light, label=name)
+        shares.bar_label(bars, fmt="%.1f", padding=2, fontsize=_TICK_SIZE, color=INK)
+    shares.set_yticks(np.arange(len(paths)), ["θ_other" if path == "other" else path for path in paths])
+    shares.invert_yaxis()
+    shares.margins(x=0.12)
+    shares.set_xlabel("share of ‖g‖² by path, %", fontsize=_LABEL_SIZE, color=INK)
+    for axis in (over_steps, shares):
+        _style(axis)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+        axis.legend(frameon=False, fontsize=_TICK_SIZE, labelcolor=INK, **below)
+    return figure
 
 
 def _panels(reports: Reports, *, title: str) -> tuple[Figure, Sequence[Axes], list[str]]:

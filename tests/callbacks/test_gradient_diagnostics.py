@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_dp.callbacks.conditioning_reference import ConditioningReference
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.gradient_diagnostics import GradientDiagnostics
+from lightning_dp.cli import main
 from lightning_dp.nets.conditioning.adaln_zero import AdaLNZero
 from lightning_dp.nets.conditioning.path import condition_parameters
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
@@ -24,6 +25,7 @@ from lightning_dp.privacy.clipping.loop import Loop
 from lightning_dp.privacy.clipping.materialised import Materialised
 from lightning_dp.privacy.clipping.observing import UnitNorms
 from lightning_dp.privacy.units import PrivacyUnit
+from lightning_dp.tracking.gradient_ratios import gradient_ratios
 from lightning_dp.tracking.gradient_statistics import (
     ecdf,
     hill,
@@ -245,7 +247,7 @@ class _Gradients(Callback):
 
 
 @pytest.mark.parametrize("private", [False, True])
-def test_norms_eta_and_bias_equal_a_direct_computation(tmp_path, private):
+def test_norms_eta_and_bias_equal_a_direct_computation(tmp_path, private, capsys):
     truth = _Gradients()
     diagnostics = GradientDiagnostics(max_grad_norm=2.0, bias_every_n_steps=1)
     _fit(tmp_path, truth, diagnostics, steps=1, engine=BookKeeping() if private else None)
@@ -291,6 +293,60 @@ def test_norms_eta_and_bias_equal_a_direct_computation(tmp_path, private):
     assert bias["all"]["unbiased_square"] == pytest.approx(np.mean(pairs), rel=1e-3, abs=1e-4)
     layers = report["layers"]
     assert sum(layer["mean"] for layer in layers.values()) == pytest.approx(1, rel=1e-4)
+    paths = report["paths"]
+    assert set(paths) == {"encoder", "modulation", "other"}
+    assert paths["other"]["mean"] == pytest.approx(1 - share.mean(), rel=1e-3)
+    encoder = [sum(float(g[n].double().square().sum()) for n in g if "encoder" in n) for g in truth.found]
+    assert paths["encoder"]["mean"] == pytest.approx((np.array(encoder) / norms**2).mean(), rel=1e-3)
+    assert paths["encoder"]["parameters"] == 3 * 4 + 4
+    assert f"encoder {100 * paths['encoder']['mean']:.1f} %" in capsys.readouterr().out
+
+
+def test_rho_of_two_runs_is_the_ratio_of_their_quantiles(tmp_path, capsys):
+    lasted = {"vanilla": 1, "bounded": 2}
+    for name, steps in lasted.items():
+        _fit(tmp_path / name, GradientDiagnostics(bias_every_n_steps=None), steps=steps)
+    runs = [str(tmp_path / name) for name in lasted]
+    first, second = (_report(tmp_path / name) for name in lasted)
+    found = {(r.partition, r.level): r for r in gradient_ratios(first, second)}
+    assert {partition for partition, _ in found} == {"all", "cond", "other"}
+    for (partition, level), ratio in found.items():
+        whole = [report["partitions"][partition]["quantiles"][level] for report in (first, second)]
+        assert ratio.pooled == pytest.approx(whole[1] / whole[0])
+        assert ratio.steps == 1
+        assert ratio.low == ratio.middle == ratio.high == pytest.approx(1)  # of one step, drawn alike
+    assert found["all", "p99"].pooled != pytest.approx(1)
+
+    figure = tmp_path / "rho.png"
+    capsys.readouterr()
+    assert main(["report", *runs, "--gradients", str(figure)]) == 0
+    said = capsys.readouterr().out
+    for word in ("bounded over vanilla", "ρ_emp", "ρ_cond", f"{found['cond', 'p99'].pooled:.3f}", "encoder"):
+        assert word in said
+    assert figure.stat().st_size > 20_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda report: report["partitions"]["cond"].update(parameters=7), "two runs of one net"),
+        (lambda report: report["steps"].update(step=[5]), "observed no step in common"),
+        (lambda report: report.update(paths={}), "has no paths of a condition"),
+        (None, "is missing: run the fit with"),
+    ],
+)
+def test_runs_that_can_not_be_compared_are_told_why(tmp_path, capsys, change, message):
+    _fit(tmp_path / "a", GradientDiagnostics(bias_every_n_steps=None), steps=1)
+    report = _report(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    if change is not None:
+        change(report)
+        (tmp_path / "b" / "diagnostics.json").write_text(json.dumps(report))
+    runs = [str(tmp_path / name) for name in ("a", "b")]
+    assert main(["report", *runs, "--gradients", str(tmp_path / "rho.png")]) == 2
+    assert message in capsys.readouterr().err
+    assert main(["report", runs[0], "--gradients", str(tmp_path / "rho.png")]) == 2
+    assert "compares two run folders" in capsys.readouterr().err
 
 
 def test_files_are_written_and_steps_counted(tmp_path):

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.callbacks.needs import Needs
 from lightning_dp.cli import main
+from lightning_dp.timeseries.data.simulator import HouseholdLoad as Simulated
 
 RECIPE = Path(__file__).parents[2] / "conf" / "experiment" / "demo_simulator.yaml"
 TINY = [
@@ -216,3 +218,48 @@ def test_a_setting_of_the_data_is_told_without_a_table_of_rules():
     assert "batch_size=None" in report.refused[0]
     assert "unit     unknown" in str(report)
     assert {row.cost for row in report.rows} == {None}
+
+
+def test_what_a_fit_would_need_is_measured_on_made_up_units(ledger_path):
+    def needs(width: int, *, steps: int = 1000, physical: int | None = None) -> Needs:
+        module = Module(unused=None)
+        module.net, module.frozen = nn.Linear(4, width), nn.Linear(width, width).requires_grad_(False)
+        module.shift, module.head = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.randn(width, 1))
+        privacy = DifferentialPrivacy(
+            noise_multiplier=1.0, delta=1e-3, expected_batch_size=16, physical_batch_size=physical
+        )
+        trainer = Trainer(
+            accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, callbacks=[privacy]
+        )
+        found = privacy.check(module, Data(), trainer=trainer, needs=True).needs
+        assert found is not None
+        return found
+
+    small, large = needs(64), needs(512, steps=10)
+    assert (small.steps, small.units_per_step, small.units_at_once) == (1000, 16, 16)
+    assert small.trained == 4 * 64 + 64 + 64 + 64
+    assert small.frozen == 64 * 64 + 64
+    assert small.hours == pytest.approx(1000 * small.seconds_per_step / 3600)
+    # What a unit keeps grows with the width, and a limit on units at once bounds the whole.
+    assert large.unit == pytest.approx(8 * small.unit, rel=0.5)
+    assert small.unit >= 4 * 64
+    assert needs(512, physical=2).memory < large.memory
+    assert small.files is None
+    assert not ledger_path.exists()
+
+
+def test_what_a_refused_fit_would_need_is_not_said(capsys):
+    report = DifferentialPrivacy(noise_multiplier=1.0, delta=1e-3, expected_batch_size=8).check(
+        Module(centred=True), Data(), needs=True
+    )
+    assert report.findings
+    assert report.needs is None
+
+
+def test_the_command_prints_needs_and_the_files_that_are_read(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(Simulated, "files", lambda self: [tmp_path / "absent.csv"], raising=False)
+    assert main(["check", str(RECIPE), "--needs", *TINY]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"time     about .* for 4 steps of \S+ s\n", said)
+    assert re.search(r"memory   about \S+ GiB", said)
+    assert "absent.csv: missing" in said

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -172,14 +173,89 @@ def test_condition_only_and_modulation_only_bound_what_they_say():
         assert s.gate.abs().max() <= 0.125
 
 
-def test_literal_form_scales_by_gamma_alone_and_still_learns():
-    module = DPAwareAdaLNZero(literal=True).build(6, condition_size=8, sublayers=2, gated=True)
+@pytest.mark.parametrize("operator", [*OPERATORS, functools.partial(SoftClampBand, band=1.0)])
+@pytest.mark.parametrize("limit", [1.05, 2.0])
+def test_literal_form_starts_at_one_within_its_bound_and_still_learns(operator, limit):
+    conditioning = DPAwareAdaLNZero(gamma_max=limit, bound=operator, literal=True)
+    module = conditioning.build(6, condition_size=8, sublayers=2, gated=True)
     for s in module(torch.randn(3, 8)):
-        torch.testing.assert_close(s.scale, torch.full((3, 1, 6), torch.tanh(torch.tensor(1.0)).item()))
+        torch.testing.assert_close(s.scale, torch.ones(3, 1, 6), rtol=0, atol=1e-6)
         assert s.shift.abs().max() == 0
         assert s.gate.abs().max() == 0
-    gradients = _output_and_gradients(_net(DPAwareAdaLNZero(literal=True)))
-    assert gradients["blocks.1.modulation.linear.weight"].abs().max() > 0
+    # As wide as 1 + γ is at its start, so that the two forms begin alike.
+    literal, residual = _output_and_gradients(_net(conditioning)), _output_and_gradients(_net(AdaLNZero()))
+    torch.testing.assert_close(literal["output"], residual["output"])
+    assert literal["blocks.1.modulation.linear.weight"].abs().max() > 0
+    # γ itself gets a gradient; where nothing bounds it, the same as in the other form.
+    assert literal["final.modulation.linear.bias"][:8].abs().max() > 0
+
+
+def test_literal_form_without_a_bound_on_gamma_starts_as_vanilla_in_every_gradient():
+    vanilla = _output_and_gradients(_net(AdaLNZero()))
+    literal = _output_and_gradients(_net(DPAwareAdaLNZero(gamma_max=None, literal=True)))
+    for name, value in vanilla.items():
+        torch.testing.assert_close(literal[name], value)
+
+
+def test_literal_form_is_refused_where_its_bound_cannot_hold_its_start():
+    for options in ({}, {"gamma_max": 0.5}, {"gamma_max": 1.1, "tightness": 0.9}):
+        with pytest.raises(ValueError, match=r"literal is true and gamma_max times tightness"):
+            DPAwareAdaLNZero(literal=True, **options)
+    with pytest.raises(ValueError, match=r"bounded\.literal is true"):
+        BoundedAtSampling(DPAwareAdaLNZero(gamma_max=2.0, literal=True))
+
+
+@pytest.mark.parametrize("operator", [*OPERATORS, functools.partial(SoftClampBand, band=1.0)])
+def test_an_operator_undoes_itself(operator):
+    bound = operator(1.5)
+    for value in (-1.49, -0.4, 0.0, 1.0, 1.4):
+        x = torch.tensor([bound.inverse(value)], dtype=torch.float64)
+        assert bound(x).item() == pytest.approx(value, abs=1e-12)
+        assert _gradients(x, bound).item() > 0
+    with pytest.raises(ValueError, match=r"limit is 1\.5, which a start at 1\.5"):
+        bound.inverse(1.5)
+
+
+# Numpy's own evaluation of the paper's equations, in float64.
+NUMPY_BOUNDS: dict[type[Bound], Callable[[np.ndarray, float], np.ndarray]] = {
+    Tanh: lambda x, m: m * np.tanh(x / m),
+    SoftClampBand: lambda x, m: np.where(
+        np.abs(x) <= 0.9 * m,
+        x,
+        np.sign(x) * np.where(np.abs(x) >= 1.1 * m, m, np.abs(x) - (np.abs(x) - 0.9 * m) ** 2 / (0.4 * m)),
+    ),
+    HardClamp: lambda x, m: np.clip(x, -m, m),
+    ClampSTE: lambda x, m: np.clip(x, -m, m),
+}
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("literal", [False, True])
+def test_a_block_is_the_paper_s_equations(operator, literal):
+    """ĉ, (γ, β, α) = B(Wĉ + b), v = γ⊙LN(x) + β and y = x + α⊙F(v), against numpy to 1e-12."""
+    torch.manual_seed(5)
+    hidden, limits = 8, {"gamma_max": 1.3, "beta_max": 0.7, "alpha_max": 0.4}
+    conditioning = DPAwareAdaLNZero(c_max=0.9, bound=operator, literal=literal, **limits)
+    block = DiTBlock(hidden, num_heads=2, mlp_ratio=2.0, condition_size=6, conditioning=conditioning).double()
+    nn.init.normal_(block.modulation.linear.weight, std=1.5)
+    nn.init.normal_(block.modulation.linear.bias, std=0.5)
+    x, condition = torch.randn(4, 5, hidden).double(), 3 * torch.randn(4, 6).double()
+
+    c = condition.numpy()
+    c = c / (1 + np.exp(-c))  # after the SiLU
+    c = c * np.minimum(1, 0.9 / np.linalg.norm(c, axis=1, keepdims=True))
+    weight, bias = (p.detach().numpy() for p in block.modulation.linear.parameters())
+    raw = (c @ weight.T + bias).reshape(4, 2, 3, 1, hidden)
+    kinds = [NUMPY_BOUNDS[operator](raw[:, :, k], m) for k, m in enumerate(limits.values())]
+    y = x.numpy()
+    for sublayer, part in enumerate((block.attention, block.feed_forward)):
+        gamma, beta, alpha = (kind[:, sublayer] for kind in kinds)  # each (B, 1, D)
+        u = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6)
+        v = (gamma if literal else 1 + gamma) * u + beta
+        y = y + alpha * part(torch.from_numpy(v)).detach().numpy()
+    np.testing.assert_allclose(block(x, condition).detach().numpy(), y, rtol=0, atol=1e-12)
+    projected = block.modulation.project(torch.from_numpy(c) * 7)
+    assert projected.norm(dim=1).max() <= 0.9 + 1e-12
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -291,5 +367,6 @@ def test_tightness_multiplies_every_limit():
 def test_the_condition_path_of_a_series_net():
     names = {name for name, _ in _net(AdaLNZero(), weights_std=1.0).named_parameters()}
     cond = condition_parameters(_net(AdaLNZero(), weights_std=1.0))
-    assert cond == {n for n in names if n.startswith(("timestep.", "context.")) or ".modulation." in n}
+    ways = ("timestep.", "context.", "embed_known.", "skip.", "gains.")
+    assert cond == {n for n in names if n.startswith(ways) or ".modulation." in n}
     assert 0 < len(cond) < len(names)

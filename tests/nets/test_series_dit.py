@@ -6,11 +6,23 @@ from torch import Tensor, nn
 
 from lightning_dp.nets.attention import SelfAttention
 from lightning_dp.nets.conditioning.adaln_zero import AdaLNZero
+from lightning_dp.nets.conditioning.path import (
+    ConditionPath,
+    condition_parameters,
+    condition_paths,
+    modulation_modules,
+)
 from lightning_dp.nets.embeddings import sinusoids
 from lightning_dp.nets.series_dit import SeriesDiT
 
 
-def _net(*, channel_independent: bool = True, covariates: int = 3, linear_skip: bool = True) -> SeriesDiT:
+def _net(
+    *,
+    channel_independent: bool = True,
+    covariates: int = 3,
+    linear_skip: bool = True,
+    token_context: bool = True,
+) -> SeriesDiT:
     torch.manual_seed(0)
     net = SeriesDiT(
         AdaLNZero(),
@@ -23,6 +35,7 @@ def _net(*, channel_independent: bool = True, covariates: int = 3, linear_skip: 
         num_heads=2,
         channel_independent=channel_independent,
         linear_skip=linear_skip,
+        token_context=token_context,
     )
     for parameter in net.parameters():  # nothing at zero, so that every path carries something
         nn.init.normal_(parameter, std=0.3)
@@ -44,8 +57,14 @@ def _inputs(rows: int, *, covariates: int = 3) -> dict[str, Tensor]:
 @pytest.mark.parametrize("channel_independent", [True, False])
 @pytest.mark.parametrize("covariates", [0, 3])
 @pytest.mark.parametrize("linear_skip", [True, False])
-def test_rows_do_not_depend_on_each_other(channel_independent, covariates, linear_skip):
-    net = _net(channel_independent=channel_independent, covariates=covariates, linear_skip=linear_skip)
+@pytest.mark.parametrize("token_context", [True, False])
+def test_rows_do_not_depend_on_each_other(channel_independent, covariates, linear_skip, token_context):
+    net = _net(
+        channel_independent=channel_independent,
+        covariates=covariates,
+        linear_skip=linear_skip,
+        token_context=token_context,
+    )
     inputs = _inputs(4, covariates=covariates)
     together = net(**inputs)
     assert together.shape == (4, 12, 2)
@@ -84,8 +103,9 @@ def test_channel_independence_means_what_it_says():
 
 
 @pytest.mark.parametrize("channel_independent", [True, False])
-def test_encoding_once_for_many_noisy_copies_equals_repeating_everything(channel_independent):
-    net = _net(channel_independent=channel_independent)
+@pytest.mark.parametrize("token_context", [True, False])
+def test_encoding_once_for_many_noisy_copies_equals_repeating_everything(channel_independent, token_context):
+    net = _net(channel_independent=channel_independent, token_context=token_context)
     inputs = _inputs(3)
     timestep = torch.tensor([400])
     noisy = torch.randn(12, 12, 2)
@@ -119,6 +139,71 @@ def test_a_fresh_net_predicts_zero_and_learns_in_every_parameter_after_a_step():
         optimizer.step()
     for name, parameter in net.named_parameters():
         assert parameter.grad.abs().max() > 0, name
+
+
+def _layers_that_see(net: SeriesDiT, names: set[str]) -> set[str]:
+    """Parameters of the linear layers whose input changes with one of these inputs of the net."""
+    seen: dict[str, list[Tensor]] = {}
+    layers = {path: layer for path, layer in net.named_modules() if isinstance(layer, nn.Linear)}
+    for path, layer in layers.items():
+        layer.register_forward_hook(lambda _, args, out, path=path: seen.setdefault(path, []).append(args[0]))
+    inputs = _inputs(2)
+    net(**inputs)
+    other = {name: value + 1 if name in names else value for name, value in inputs.items()}
+    net(**other)
+    for layer in layers.values():
+        layer._forward_hooks.clear()
+    return {
+        f"{path}.{kind}"
+        for path, (before, after) in seen.items()
+        if not torch.equal(before, after)
+        for kind, _ in layers[path].named_parameters()
+    }
+
+
+@pytest.mark.parametrize("token_context", [True, False])
+@pytest.mark.parametrize("linear_skip", [True, False])
+def test_what_is_declared_of_the_condition_is_what_it_reaches_before_x_t(token_context, linear_skip):
+    net = _net(token_context=token_context, linear_skip=linear_skip)
+    told = {"context", "visible", "profile", "covariates", "timesteps"}
+    measured = _layers_that_see(net, told) - _layers_that_see(net, {"noisy"})
+    paths = condition_paths(net)
+    assert set().union(*paths.values()) == measured
+    by_adaln = {ConditionPath.ENCODER, ConditionPath.MODULATION, ConditionPath.FINAL}
+    past_it = {ConditionPath.TOKENS} if token_context else set()
+    past_it |= {ConditionPath.SKIP, ConditionPath.GAINS} if linear_skip else set()
+    assert set(paths) == by_adaln | past_it
+
+
+def test_a_path_that_nobody_declared_would_be_seen():
+    """The measurement above is not of declarations: a layer that is left out shows."""
+    net = _net()
+    net.condition_paths = lambda: {ConditionPath.ENCODER: [net.timestep, net.context]}
+    told = {"context", "visible", "profile", "covariates", "timesteps"}
+    missing = _layers_that_see(net, told) - _layers_that_see(net, {"noisy"}) - condition_parameters(net)
+    assert missing == {"embed_known.weight", "embed_known.bias", "skip.weight", "gains.weight", "gains.bias"}
+
+
+def test_a_parameter_on_two_paths_is_refused():
+    net = _net()
+    net.condition_paths = lambda: {
+        ConditionPath.ENCODER: [net.context],
+        ConditionPath.SKIP: [net.context.inner],
+    }
+    with pytest.raises(ValueError, match="on the paths encoder and skip"):
+        condition_paths(net)
+
+
+def test_condition_by_adaln_alone_reaches_nothing_else():
+    """With the modulations' weights at 0 such a net can't tell what it is given."""
+    net = _net(token_context=False, linear_skip=False)
+    for layer in modulation_modules(net):
+        nn.init.zeros_(layer.linear.weight)
+    inputs = _inputs(3)
+    changed = {
+        name: value + 1 if name not in ("noisy", "target") else value for name, value in inputs.items()
+    }
+    assert torch.equal(net(**inputs), net(**changed))
 
 
 def test_impossible_nets_are_refused():

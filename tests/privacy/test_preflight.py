@@ -31,7 +31,9 @@ from lightning_dp.privacy.preflight import (
     inspect_step,
     settle,
 )
+from lightning_dp.privacy.preflight.coupling import couples
 from lightning_dp.privacy.preflight.step import copied
+from lightning_dp.privacy.preflight.values import large
 
 
 class Fit(nn.Module):
@@ -874,3 +876,50 @@ def test_nobody_accepts_that_nothing_trains_or_gives_no_reason():
         with pytest.raises(ValueError, match=r"privacy\.accept"):
             check_accept(accept)
     check_accept({code: "a reason" for code in CODES if code != "nothing-trains"})
+
+
+class Steep(Fit):
+    """So steep where values are large that batches of other sizes, whose sums round otherwise, show."""
+
+    def __init__(self, *, coupled: bool = False, single: bool = False) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([nn.Linear(32, 32)])
+        self.coupled, self.single = coupled, single
+
+    def errors(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.coupled:
+            x = x / x.abs().amax().clamp_min(1e3) * 1e3
+        if self.single:
+            x = x @ torch.eye(32)  # fp32, whatever the net is
+        for layer in self.net:
+            x = layer(x) * x
+        return torch.sin(x.sum(dim=1)) + 0 * y
+
+
+def _of_large_values(module: nn.Module) -> list[Finding] | None:
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    made_up = [torch.randn(NUM_UNITS, 32), torch.randn(NUM_UNITS)]
+    trial = Trial(
+        step=TrainingStep(module, loss=lambda module, rows: module.step(*rows), device=torch.device("cpu")),
+        units=made_up_of(made_up, rows_per_unit=1),
+        rows_per_unit=1,
+        engine=BookKeeping(),
+        function=Flat(),
+    )
+    return couples(trial, trial.units.changed(large), range(4), when="where values are large")
+
+
+def test_rounding_of_a_steep_net_is_no_coupling_and_a_coupling_of_one_is(monkeypatch):
+    assert _of_large_values(Steep()) == []
+    (found,) = _of_large_values(Steep(coupled=True))
+    assert "where values are large" in found.problem
+    # It is the look in fp64 that tells: without one the steep net would be taken for coupled.
+    monkeypatch.setattr(TrainingStep, "in_double", lambda step: step)
+    assert len(_of_large_values(Steep())) == 1
+
+
+def test_what_can_not_run_in_fp64_proves_nothing():
+    (found,) = _of_large_values(Steep(single=True))
+    assert "where values are large" in found.problem

@@ -12,7 +12,7 @@ from lightning_dp.sweeps.parameters import assemble
 from lightning_dp.sweeps.sweep import read_sweep
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(ROOT.glob("sweeps/*.yaml"))
+FILES = sorted(ROOT.glob("sweeps/**/*.yaml"))
 
 
 def test_they_are_there():
@@ -39,8 +39,10 @@ def test_a_sweep_explains_itself_and_compares_fairly(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_value_of_a_sweep_makes_a_configuration(path, monkeypatch):
     """Each value of each parameter once; parameters are read independently of each other."""
-    if "etth1" in path.read_text().lower() and not os.environ.get("LIGHTNING_DP_DATA"):
-        pytest.skip("needs the ETT data: set LIGHTNING_DP_DATA")
+    if any(name in path.read_text().lower() for name in ("etth1", "smartmeter")) and not os.environ.get(
+        "LIGHTNING_DP_DATA"
+    ):
+        pytest.skip("needs the ETT and smart-meter data: set LIGHTNING_DP_DATA")
     monkeypatch.chdir(ROOT)
     sweep = read_sweep(path)
     points = [assemble(point) for point in sweep.points()]

@@ -178,8 +178,8 @@ class SmartMeters:
 @pytest.mark.parametrize(
     ("context_days", "bar"),
     [
-        (2, {"mse": 0.992, "mae": 0.490, "crps": 0.530}),
-        (7, {"mse": 0.754, "mae": 0.441, "crps": 0.404}),
+        (2, {"mse": 0.992, "rmse": 0.996, "mae": 0.490, "r2": 0.134, "crps": 0.530}),
+        (7, {"mse": 0.754, "rmse": 0.868, "mae": 0.441, "r2": 0.325, "crps": 0.404}),
     ],
 )
 def test_the_bars_on_smart_meters(context_days, bar):

@@ -10,6 +10,7 @@ from lightning_dp.timeseries.masks import (
     Mask,
     Mixture,
     PointImputation,
+    StepImputation,
     StrideImputation,
     SubSequenceImputation,
     Synthesis,
@@ -19,6 +20,8 @@ from lightning_dp.timeseries.masks import (
 L, C = 96, 7
 TASKS = [
     Forecast(24),
+    Forecast((24, 72)),
+    StepImputation((0.1, 0.5)),
     PointImputation(0.5),
     PointImputation((0.1, 0.5)),
     SubSequenceImputation(0.5),
@@ -61,7 +64,7 @@ def test_training_draws_from_torchs_global_generator(task):
     again = task.draw(50, length=L, num_channels=C)
     torch.manual_seed(3)
     assert torch.equal(first, task.draw(50, length=L, num_channels=C))
-    fixed = isinstance(task, Forecast | Interpolation | Synthesis)
+    fixed = isinstance(task, Interpolation | Synthesis) or str(task) == "forecast 24 steps"
     assert torch.equal(first, again) == fixed
 
 
@@ -88,6 +91,26 @@ def test_a_forecast_hides_the_last_steps():
     mask = draw(Forecast(24))
     assert not mask[:, :72].any()
     assert mask[:, 72:].all()
+
+
+def test_end_blocks_have_a_length_of_their_own_in_each_window():
+    mask = draw(Forecast((24, 72)), 2000)
+    length = mask[:, :, 0].sum(dim=1)
+    assert (mask == (torch.arange(L) >= L - length[:, None])[:, :, None]).all()
+    assert set(length.tolist()) == set(range(24, 73))
+    assert length.float().mean().item() == pytest.approx(48, abs=1)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5])
+def test_steps_are_missing_independently_in_all_channels_at_once(ratio):
+    mask = draw(StepImputation(ratio), 1000)
+    assert (mask == mask[:, :, :1]).all()
+    steps = mask[:, :, 0].float()
+    assert steps.mean().item() == pytest.approx(ratio, abs=0.006)
+    assert (steps[:, 1:] * steps[:, :-1]).mean().item() == pytest.approx(ratio**2, abs=0.01)
+    of_window = draw(StepImputation((0.1, 0.5)), 1000)[:, :, 0].float().mean(dim=1)
+    assert of_window.mean().item() == pytest.approx(0.3, abs=0.01)
+    assert of_window.std().item() > 0.1  # one ratio per window, from .1 to .5
 
 
 @pytest.mark.parametrize("ratio", [0.125, 0.5])
@@ -161,6 +184,9 @@ def test_kinds_are_told_apart():
     [
         (lambda: Forecast(0), "horizon is 0"),
         (lambda: draw(Forecast(96)), "needs one known step"),
+        (lambda: Forecast((24, 12)), "horizon is 12; it must be at least 24"),
+        (lambda: draw(Forecast((24, 96))), "needs one known step"),
+        (lambda: StepImputation(0.0), "strictly between 0 and 1"),
         (lambda: PointImputation(1.0), "strictly between 0 and 1"),
         (lambda: PointImputation((0.5, 0.1)), "low ≤ high"),
         (lambda: StrideImputation(1), "num_blocks is 1"),

@@ -7,7 +7,7 @@ import pytest
 import scoringrules
 import torch
 import torchmetrics
-from sklearn.metrics import mean_pinball_loss
+from sklearn.metrics import mean_pinball_loss, r2_score
 
 from lightning_dp.timeseries import metrics
 from lightning_dp.timeseries.batch import Batch
@@ -16,6 +16,7 @@ from lightning_dp.timeseries.metrics import (
     CRPS_QUANTILES,
     MAE,
     MSE,
+    R2,
     Coverage,
     scored_positions,
     scored_scale,
@@ -151,6 +152,33 @@ def test_errors_equal_torchmetrics_on_the_scored_points(case, ours, theirs):
         score.update(samples[rows, 0], values[rows], mask[rows])
     reference.update(samples[:, 0][mask], values[mask])
     assert float(score.compute()) == pytest.approx(float(reference.compute()), rel=1e-6)
+
+
+def test_r2_is_scikit_learn_s_of_the_scored_values_with_a_mean_for_each_channel(case):
+    values, samples, _ = case
+    whole = torch.zeros(6, 10, 3, dtype=torch.bool)
+    whole[:, 4:] = True  # as many of each channel: scikit-learn knows no gaps
+    metric = R2(3)
+    for rows in (slice(0, 2), slice(2, 6)):
+        metric.update(samples.mean(dim=1)[rows], values[rows], whole[rows])
+    truth, forecast = values[:, 4:].flatten(0, 1), samples.mean(dim=1)[:, 4:].flatten(0, 1)
+    expected = r2_score(truth.double(), forecast.double(), multioutput="variance_weighted")
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_r2_of_channel_means_is_zero_and_levels_of_channels_explain_nothing(case):
+    values, _, mask = case
+    values = values + torch.tensor([0.0, 100.0, -50.0])
+    means = torch.stack([values[..., c][mask[..., c]].mean() for c in range(3)])
+    metric = R2(3)
+    metric.update(means.expand_as(values), values, mask)
+    assert metric.compute().item() == pytest.approx(0, abs=1e-5)
+    metric.update(torch.full_like(values, torch.nan), values, torch.zeros_like(mask))  # nothing to score
+    assert metric.compute().item() == pytest.approx(0, abs=1e-5)
+    constant = R2(3)
+    assert constant.compute().isnan()
+    constant.update(values, torch.full_like(values, 0.1), mask)
+    assert constant.compute().isnan()
 
 
 def test_only_targets_that_were_observed_are_scored():

@@ -13,9 +13,17 @@ class BoundedAtSampling(Conditioning):
 
     Args:
         bounded: the bounds that validation, test and sampling use.
+
+    Raises:
+        ValueError: `bounded` is literal.
     """
 
     def __init__(self, bounded: DPAwareAdaLNZero) -> None:
+        if bounded.literal:
+            raise ValueError(
+                "bounded.literal is true, but what trains here is AdaLNZero, which scales by 1 + γ: "
+                "take literal: false."
+            )
         self.bounded = bounded
 
     def build(self, hidden_size: int, *, condition_size: int, sublayers: int, gated: bool) -> nn.Module:

@@ -5,6 +5,8 @@ bound never enlarges a gradient. Scope: coordinates; the projection of a whole c
 `modulation.py`.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,22 @@ class Bound(nn.Module):
         """Bound every coordinate of `x`, of any shape."""
         raise NotImplementedError
 
+    def inverse(self, value: float) -> float:
+        """The x of least size with B(x) = `value`, at which B still has a slope.
+
+        Raises:
+            ValueError: `value` is not inside (−limit, limit).
+        """
+        if not abs(value) < self.limit:
+            raise ValueError(
+                f"limit is {self.limit}, which a start at {value} has to lie below: at the limit itself "
+                "nothing is left to learn from."
+            )
+        return self._inverse(value)
+
+    def _inverse(self, value: float) -> float:
+        return value
+
     def extra_repr(self) -> str:
         return f"limit={self.limit}"
 
@@ -40,6 +58,9 @@ class Tanh(Bound):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.limit * torch.tanh(x / self.limit)
+
+    def _inverse(self, value: float) -> float:
+        return self.limit * math.atanh(value / self.limit)
 
 
 class SoftClampBand(Bound):
@@ -66,6 +87,15 @@ class SoftClampBand(Bound):
         bounded = x.clamp(-edge, edge) - x.sign() * depth.square() / (4 * half_width)
         # Rounding can leave the vertex an ulp above M.
         return bounded.clamp(-self.limit, self.limit)
+
+    def _inverse(self, value: float) -> float:
+        half_width = self.band * self.limit
+        into = abs(value) - (self.limit - half_width)  # how far into the band B(x) is
+        if into <= 0:
+            return value
+        # The smaller root of depth − depth² / (4ε) = into.
+        depth = 2 * half_width * (1 - math.sqrt(1 - into / half_width))
+        return math.copysign(self.limit - half_width + depth, value)
 
 
 class HardClamp(Bound):

@@ -32,7 +32,12 @@ class DPAwareAdaLNZero(Conditioning):
         tightness: > 0, what the four limits are multiplied with: 1.00, 0.90, 0.75 and 0.50 are the paper's
             loose, medium, tight and too tight, relative to limits measured on public data
             (`callbacks.conditioning_reference`).
-        literal: scale by γ as the paper writes it, not by 1 + γ.
+        literal: scale by γ as the paper writes it, not by 1 + γ. γ starts at 1, so its limit, `tightness`
+            included, has to be above 1 (or null); the operator's slope there, such as 1 − 1/γ_max² of `Tanh`,
+            is what γ's first gradients are multiplied with.
+
+    Raises:
+        ValueError: a limit is no bound, or `literal` and γ's is not above 1.
     """
 
     def __init__(
@@ -60,6 +65,12 @@ class DPAwareAdaLNZero(Conditioning):
         self.gamma_max = None if gamma_max is None else tightness * gamma_max
         self.beta_max = None if beta_max is None else tightness * beta_max
         self.alpha_max = None if alpha_max is None else tightness * alpha_max
+        if literal and self.gamma_max is not None and self.gamma_max <= 1:
+            raise ValueError(
+                f"literal is true and gamma_max times tightness {self.gamma_max:g}, but γ alone then scales "
+                "and starts at 1, which lies below its limit: take gamma_max above "
+                f"{1 / tightness:.3g}, null, or literal: false, whose scale is 1 + γ."
+            )
         self.bound = bound
         self.literal = literal
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_dp.nets.conditioning.bounds import Bound
+
 
 class Steering(NamedTuple):
     """What one sublayer F gets: y = x + gate ⊙ F(scale ⊙ LN(x) + shift).
@@ -82,8 +84,11 @@ class Modulation(nn.Module):
         scale_bound: B_γ.
         shift_bound: B_β.
         gate_bound: B_α.
-        literal: scale by γ alone (the paper's formula) rather than by 1 + γ. γ's bias then starts at 1, for
-            with γ = 0 and α = 0 nothing would ever get a gradient.
+        literal: scale by γ alone (the paper's formula) rather than by 1 + γ. γ then starts at 1, for with
+            γ = 0 and α = 0 nothing would ever get a gradient: the bias is what B_γ maps there.
+
+    Raises:
+        ValueError: `literal`, and B_γ doesn't reach beyond 1.
     """
 
     def __init__(
@@ -114,7 +119,8 @@ class Modulation(nn.Module):
         if literal:
             with torch.no_grad():
                 # (sublayer, kind, D) with kind 0 = γ, as in `forward`.
-                self.linear.bias.view(sublayers, -1, hidden_size)[:, 0] = 1.0
+                start = scale_bound.inverse(1.0) if isinstance(scale_bound, Bound) else 1.0
+                self.linear.bias.view(sublayers, -1, hidden_size)[:, 0] = start
 
     def forward(self, condition: Tensor) -> list[Steering]:
         raw = self.linear(self.project(self.activation(condition)))  # (B, sublayers · kinds · D)

@@ -18,7 +18,7 @@ from lightning_dp.privacy.draws import Draws, LinedUp, Recorded
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.gradient import Gradient, difference
 from lightning_dp.privacy.preflight.made_up import MadeUp, Uncollated, row_of_first
-from lightning_dp.privacy.preflight.step import StepFailed, collated
+from lightning_dp.privacy.preflight.step import Moment, StepFailed, collated
 from lightning_dp.privacy.preflight.trial import Trial
 
 _TRIED = (0, 1, 2)
@@ -75,9 +75,30 @@ def couples(trial: Trial, units: MadeUp, chosen: Sequence[int], *, when: str) ->
         return []
     if trial.step.foreign:
         return [_foreign(trial)]
+    if _is_rounding(trial, [units.pick(part) for part in parts], shares=shares, when=step.moment):
+        return []
     others = [unit for unit in range(units.num_units) if unit not in chosen[:3]]
     batches = [units.pick(chosen[:3]), units.pick([chosen[0], *others[:2]])]
     return [_coupled(trial, where, batches, num_units=3, draws=LinedUp, when=when)]
+
+
+def _is_rounding(trial: Trial, batches: Sequence[Any], *, shares: Sequence[float], when: Moment) -> bool:
+    """Whether the first batch's gradient is the mean of the others' once all is computed in fp64.
+
+    Units that see each other do so in any precision. What an unbounded net makes of large values may be so
+    steep that batches of other sizes, whose sums fp32 rounds differently, get other gradients. A step that
+    can't run in fp64 proves nothing.
+    """
+    exact = trial.step.in_double()
+    try:
+        with exact.at(when):
+            gradients = [exact.gradient(batch, draws=LinedUp()) for batch in batches]
+    except StepFailed:
+        return False
+    if exact.foreign or not all(gradient.is_finite for gradient in gradients):
+        return False
+    mean = Gradient.sum(gradients[1:], factors=shares)
+    return difference(gradients[0], mean, among=gradients) is None
 
 
 def _with_gaps(trial: Trial, gaps: MadeUp) -> list[Finding] | None:

@@ -22,6 +22,7 @@ from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.following import Followed
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.sites import Sites
+from lightning_dp.privacy.clipping.trees import map_tensors
 from lightning_dp.privacy.draws import Draws, generators_put_back
 from lightning_dp.privacy.fp32_precision import full_precision
 from lightning_dp.privacy.preflight.gradient import Gradient
@@ -142,6 +143,16 @@ class TrainingStep:
             keep=self._keep,
             moments=self.moments,
             train=self._train,
+        )
+
+    def in_double(self) -> "TrainingStep":
+        """The same step, weights and all floating-point numbers of a batch in fp64."""
+        return TrainingStep(
+            self.copy(with_weights=True).double(),
+            loss=lambda module, batch: self._loss(module, map_tensors(_doubled, batch)),
+            device=self.device,
+            keep=self._keep,
+            moments=self.moments,
         )
 
     @contextmanager
@@ -286,6 +297,10 @@ class TrainingStep:
         finally:
             engine.detach()
             _forget_gradients(module)
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def copied(module: M, *, keep: Sequence[Any] = (), with_weights: bool = False) -> M:

@@ -116,6 +116,10 @@ class ETT(WindowDataModule):
         """Make sure that the file is there; downloads and verifies it where it is missing."""
         ensure_file(self.name, folder=data_folder(self.data_dir))
 
+    def files(self) -> list[Path]:
+        """What it reads."""
+        return [data_folder(self.data_dir) / "ett" / f"{self.name}.csv"]
+
     def read_splits(self) -> Splits:
         path = ensure_file(self.name, folder=data_folder(self.data_dir))
         values, stamps = read_ett_csv(path, channels=self.channel_names)

@@ -106,8 +106,12 @@ class SmartMeter(WindowDataModule):
         self.val_households = val_households
         self.data_dir = data_dir
 
+    def files(self) -> list[Path]:
+        """What it reads."""
+        return [data_folder(self.data_dir) / _FILE]
+
     def read_splits(self) -> Splits:
-        path = data_folder(self.data_dir) / _FILE
+        (path,) = self.files()
         kwh, stamps = _read(path)
         if self.length > len(kwh):
             raise ValueError(
