@@ -64,6 +64,8 @@ from lightning_dp.privacy.sampling import PhysicalBatch, PoissonLoader
 from lightning_dp.privacy.secure_noise import SecureGaussianNoise, check_margin
 from lightning_dp.privacy.units import PrivacyUnit, UnitName
 from lightning_dp.strategies.private_ddp import PrivateDDP
+from lightning_dp.tracking.logged_metrics import LoggedMetrics
+from lightning_dp.tracking.outgoing import PRIVATE_PREFIX
 
 _logger = logging.getLogger(__name__)
 _WATCHED_FIRST, _WATCHED_EVERY = 3, 32  # steps whose operators are watched: it makes small steps slower
@@ -698,6 +700,14 @@ class DifferentialPrivacy(Callback):
             "privacy/noise_multiplier": self.plan.noise_multiplier,
             "privacy/epsilon": self.plan.epsilon_after(self._charges.spent),
         }
+
+    def logged_metrics(self, module: LightningModule, data: Any) -> LoggedMetrics:
+        """What every private fit logs while it trains; it takes one finite gradient for its norm."""
+        own = ("units", "units_not_finite", "grad_norm", "clip_fraction")
+        return LoggedMetrics(
+            train=frozenset({"privacy/steps", "privacy/noise_multiplier", "privacy/epsilon"})
+            | {PRIVATE_PREFIX + name for name in own}
+        )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning stops here for whoever asked it to."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.images.autoencoder import SmallAutoencoder
 from lightning_dp.images.batch import ImageBatch
+from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
 _MOMENTUM = 0.02
 
@@ -66,6 +67,10 @@ class AutoencoderTraining(LightningModule):
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
         self.log("test/psnr", self._psnr(batch["images"]))
+
+    def logged_metrics(self, data: Any) -> LoggedMetrics:
+        """The reconstruction's error while training, its PSNR by the test."""
+        return LoggedMetrics(train=frozenset({"nonprivate/train_error"}), test=frozenset({"test/psnr"}))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())

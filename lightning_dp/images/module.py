@@ -35,6 +35,7 @@ from lightning_dp.nets.image_net import ImageNet
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.rows import pieces
 from lightning_dp.privacy.units import PrivacyUnit
+from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
 
 class LatentDiffusion(LightningModule):
@@ -286,6 +287,10 @@ class LatentDiffusion(LightningModule):
         """The training loss on the test split: cheap. `lightning-dp evaluate` judges samples."""
         loss = self.per_example_losses(batch).mean()
         self.log("test/loss", loss, batch_size=len(batch["labels"]))
+
+    def logged_metrics(self, data: Any) -> LoggedMetrics:
+        """The loss; the callback `SampleEvaluation` adds what samples are worth."""
+        return LoggedMetrics(train=frozenset({"nonprivate/train_loss"}), test=frozenset({"test/loss"}))
 
     def configure_callbacks(self) -> list[Callback]:
         """Every test leaves a picture of samples."""
