@@ -8,6 +8,7 @@ Shapes: B images, C channels of side S, c latent channels of side s, V variants,
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -307,6 +308,33 @@ class LatentDiffusion(LightningModule):
 
     # sampling
 
+    def denoise(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        *,
+        condition: dict[str, Tensor],
+        guidance: float | None = None,
+    ) -> Tensor:
+        """The model's whole prediction, for whatever samples or edits: net, prior and guidance.
+
+        Args:
+            noisy: (R, c, s, s).
+            timesteps: (R,).
+            condition: `labels` (R,) int64, −1 for none, and for a net that reads text `states` (R, L, W).
+            guidance: w ≥ 1; None for the module's own.
+
+        Returns:
+            (R, c, s, s), as the module's `prediction` reads it.
+        """
+        weight = self.guidance if guidance is None else guidance
+        output = self._output(noisy, timesteps, condition)  # (R, c, s, s)
+        if weight == 1:
+            return output
+        nothing = {"labels": torch.full_like(condition["labels"], -1)}
+        plain = self._output(noisy, timesteps, nothing)  # (R, c, s, s)
+        return plain + weight * (output - plain)
+
     @torch.no_grad()
     def sample(
         self,
@@ -344,25 +372,16 @@ class LatentDiffusion(LightningModule):
         for start in range(0, len(labels), self.max_sampling_rows):
             rows = slice(start, start + self.max_sampling_rows)
             condition = {"labels": labels[rows].to(self.device)}
-            nothing = torch.full_like(condition["labels"], -1)  # (b,)
             if captions is not None and self.text_encoder is not None:
                 condition["states"] = self.text_encoder(captions[rows])  # (b, L, W)
-            noise = torch.randn(len(nothing), *side, generator=generator, device=self.device)  # (b, c, s, s)
-
-            def denoise(
-                noisy: Tensor,
-                timesteps: Tensor,
-                condition: dict[str, Tensor] = condition,
-                nothing: Tensor = nothing,
-            ) -> Tensor:
-                output = self._output(noisy, timesteps, condition)  # (b, c, s, s)
-                if weight == 1:
-                    return output
-                plain = self._output(noisy, timesteps, {"labels": nothing})  # (b, c, s, s)
-                return plain + weight * (output - plain)
-
+            shape = (len(condition["labels"]), *side)
+            noise = torch.randn(shape, generator=generator, device=self.device)  # (b, c, s, s)
             latents = self.sampler.sample(
-                denoise, noise, schedule=self.schedule, prediction=self.prediction, generator=generator
+                partial(self.denoise, condition=condition, guidance=weight),
+                noise,
+                schedule=self.schedule,
+                prediction=self.prediction,
+                generator=generator,
             )  # (b, c, s, s)
             pieces.append(self.autoencoder.decode(latents).clamp(-1, 1))
         return torch.cat(pieces)

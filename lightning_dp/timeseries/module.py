@@ -187,8 +187,8 @@ class TimeSeriesDiffusion(LightningModule):
         alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=3)  # (R, 1, 1)
         noise = torch.randn_like(clean)  # (R, L, C)
         noisy = torch.where(_rows(batch["target"], draws), alpha * clean + sigma * noise, 0.0)  # (R, L, C)
-        output = self.net(noisy, timesteps, **{name: _rows(value, draws) for name, value in inputs.items()})
-        output = output + self._of_days(batch, frame)(noisy, alpha, sigma)  # (R, L, C)
+        told = {name: _rows(value, draws) for name, value in inputs.items()}
+        output = self._output(noisy, timesteps, told, of_days=self._of_days(batch, frame))  # (R, L, C)
         losses = per_example_loss(
             output,
             self.prediction.target(clean, noise, alpha=alpha, sigma=sigma),
@@ -217,8 +217,7 @@ class TimeSeriesDiffusion(LightningModule):
         noisy = torch.zeros_like(batch["values"])  # (B, L, C)
         timesteps = torch.full((len(noisy),), self.schedule.num_steps - 1, device=noisy.device)  # (B,)
         alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=3)
-        output = self.net(noisy, timesteps, **inputs)  # (B, L, C)
-        output = output + self._of_days(batch, frame)(noisy, alpha, sigma)
+        output = self._output(noisy, timesteps, inputs, of_days=self._of_days(batch, frame))  # (B, L, C)
         clean = self.prediction.clean(output, noisy, alpha=alpha, sigma=sigma)  # (B, L, C)
         forecast = (frame.center + frame.scale * clean).clamp(*self.bounds)  # (B, L, C)
         return torch.where(visible_mask(batch), batch["values"], forecast)
@@ -363,6 +362,13 @@ class TimeSeriesDiffusion(LightningModule):
             "profile": frame.profile,
             "covariates": batch["covariates"],
         }
+
+    def _output(
+        self, noisy: Tensor, timesteps: Tensor, inputs: dict[str, Tensor], *, of_days: "_OfDays"
+    ) -> Tensor:
+        """The prediction (R, L, C) for rows at their timesteps (R,): the net's, and what the days say."""
+        alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=3)  # (R, 1, 1)
+        return self.net(noisy, timesteps, **inputs) + of_days(noisy, alpha, sigma)
 
     def _of_days(self, batch: Batch, frame: Frame, *, part: slice = slice(None)) -> "_OfDays":
         """(x_t, α, σ) → what the net's output is added to; x_t holds n copies of each window of `part`."""
