@@ -187,8 +187,8 @@ class TimeSeriesDiffusion(LightningModule):
         alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=3)  # (R, 1, 1)
         noise = torch.randn_like(clean)  # (R, L, C)
         noisy = torch.where(_rows(batch["target"], draws), alpha * clean + sigma * noise, 0.0)  # (R, L, C)
-        told = {name: _rows(value, draws) for name, value in inputs.items()}
-        output = self._output(noisy, timesteps, told, of_days=self._of_days(batch, frame))  # (R, L, C)
+        known = {name: _rows(value, draws) for name, value in inputs.items()}
+        output = self._output(noisy, timesteps, known, of_days=self._of_days(batch, frame))  # (R, L, C)
         losses = per_example_loss(
             output,
             self.prediction.target(clean, noise, alpha=alpha, sigma=sigma),
