@@ -44,8 +44,8 @@ class SaliencyLoRA(Adapter):
         noise_multiplier: σ > 0 of the release; or
         budget_share: share in (0, 1) of the target ε that the release alone would cost, at the same δ. Give
             one of the two; neither is a share of a tenth.
-        noise_draws: K ≥ 1 timesteps and noises per row for the score; more of them make it less random.
-        units_per_batch: ≥ 1 units that are scored at once, for memory.
+        noise_draws: K ≥ 1 timesteps and noises per row for the score; more of them make it less random. Rows
+            at once are those of a training step: `privacy.physical_batch_size` units, fewer for a larger K.
 
     Raises:
         ValueError: an argument is out of range.
@@ -64,7 +64,6 @@ class SaliencyLoRA(Adapter):
         noise_multiplier: float | None = None,
         budget_share: float | None = None,
         noise_draws: int = 1,
-        units_per_batch: int = 256,
     ) -> None:
         super().__init__()
         if not 0 < ratio <= 1:
@@ -75,9 +74,8 @@ class SaliencyLoRA(Adapter):
             raise ValueError(
                 f"SaliencyLoRA.pieces is {pieces!r}, but it has to be one of {', '.join(get_args(Pieces))}"
             )
-        for name, value in (("noise_draws", noise_draws), ("units_per_batch", units_per_batch)):
-            if value < 1:
-                raise ValueError(f"SaliencyLoRA.{name} is {value}, but it must be at least 1")
+        if noise_draws < 1:
+            raise ValueError(f"SaliencyLoRA.noise_draws is {noise_draws}, but it must be at least 1")
         self.ratio = ratio
         self.lora = LoRA(rank=rank, scale=scale, targets=targets)
         self.score = score or GradNorm()
@@ -90,7 +88,6 @@ class SaliencyLoRA(Adapter):
             usual_share=0.1,
         )
         self.noise_draws = noise_draws
-        self.units_per_batch = units_per_batch
         self._pairs: list[Pair] = []
         self._selection: Selection | None = None
         self._mechanism: VectorSum | None = None
@@ -213,7 +210,7 @@ class Saliency(Preparation[np.ndarray]):
     ) -> None:
         self._adapter, self._score, self._module = adapter, score, module
         self._rows_per_unit = rows_per_unit
-        self.units_per_batch = adapter.units_per_batch
+        self.rows_of_step = max(1.0, adapter.noise_draws / module.noise_draws)
         self._number = adapter.selection.number
         self._mechanism = VectorSum(
             noise_multiplier=noise_multiplier,

@@ -6,6 +6,7 @@ sums; `on_before_optimizer_step` has the step covered by the ledger, adds noise 
 """
 
 import logging
+import math
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -471,10 +472,16 @@ class DifferentialPrivacy(Callback):
         if self._before.events:
             self._plan = replace(self.plan, earlier=self._before.events)
 
+    @property
+    def units_at_once(self) -> int:
+        """The most that is computed at once: a physical batch, or where none is set a usual logical one."""
+        return self.physical_batch_size or math.ceil(self.expected_batch_size)
+
     def _prepare(self, preparation: Preparation) -> None:
         assert self._charges is not None
         assert self._loader is not None
-        batches = self._loader.in_order(units_per_batch=preparation.units_per_batch)
+        units = max(1, int(self.units_at_once / preparation.rows_of_step))
+        batches = self._loader.in_order(units_per_batch=units)
         answer = self._charges.release(
             preparation.mechanism,
             lambda: preparation.values(batches),

@@ -8,6 +8,7 @@ Shapes: B images, C channels of side S, c latent channels of side s, V variants,
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from lightning_dp.adapters.adapter import Adapter
 from lightning_dp.adapters.lora import BASE
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.callbacks.precision import forward_precision
 from lightning_dp.callbacks.selection_report import SelectionReport
 from lightning_dp.diffusion.objective import draw_timesteps, per_example_loss
 from lightning_dp.diffusion.prediction import Prediction, Velocity
@@ -145,6 +147,10 @@ class LatentDiffusion(LightningModule):
         facts: dict[str, Any] = {"unit": unit, "target_epsilon": target_epsilon, "delta": delta}
         return [one for part in parts for one in part.preparations(self, **facts)]
 
+    def forward_precision(self) -> AbstractContextManager:
+        """Around forwards before the first step, as the fit's precision has it."""
+        return forward_precision(self)
+
     def on_fit_start(self) -> None:
         if DifferentialPrivacy.of(self.trainer) is None:
             dataset = self.read_train_set()
@@ -163,7 +169,8 @@ class LatentDiffusion(LightningModule):
         """Encode every train image once, for the releases and for training.
 
         A private fit calls this when the plan is accepted and the ledger charged. Latents are functions of
-        single images and stay inside this process, so they are part of reading the data and no release.
+        single images and stay inside this process, so they are part of reading the data and no release. A
+        private fit encodes as many images at once as a physical batch has, in the fit's precision.
 
         Returns:
             The train set, which holds latents from now on; None where the data module has none of images.
@@ -171,7 +178,12 @@ class LatentDiffusion(LightningModule):
         dataset = getattr(self._data(), "train_dataset", None)
         if not isinstance(dataset, ImageDataset):
             return None
-        dataset.encode_with(lambda images: self.encode(images.to(self.device)).cpu())
+        private = DifferentialPrivacy.of(self.trainer)
+        rows = self.max_sampling_rows
+        if private is not None:
+            rows = min(rows, private.units_at_once * dataset.rows_per_unit)
+        with self.forward_precision():
+            dataset.encode_with(lambda images: self.encode(images, rows=rows).float().cpu())
         return dataset
 
     def train(self, mode: bool = True) -> "LatentDiffusion":
@@ -185,10 +197,15 @@ class LatentDiffusion(LightningModule):
     # training
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Latents of every variant of each image: (B, C, S, S) in [−1, 1] to (B, V, c, s, s)."""
-        parts = pieces(images, self.max_sampling_rows)
-        return torch.cat([torch.stack(self._encode_variants(part), dim=1) for part in parts])
+    def encode(self, images: Tensor, *, rows: int | None = None) -> Tensor:
+        """Latents of every variant of each image: (B, C, S, S) in [−1, 1] to (B, V, c, s, s).
+
+        Args:
+            images: on any device.
+            rows: ≥ 1 images at once; None for `max_sampling_rows`.
+        """
+        parts = pieces(images, rows or self.max_sampling_rows)
+        return torch.cat([torch.stack(self._encode_variants(part.to(self.device)), dim=1) for part in parts])
 
     def _encode_variants(self, images: Tensor) -> list[Tensor]:
         """Latents (b, c, s, s) of each variant."""
@@ -199,7 +216,7 @@ class LatentDiffusion(LightningModule):
 
     def latents(self, batch: ImageBatch) -> Tensor:
         """(B, V, c, s, s) of a batch of the train set, or of one that still holds images."""
-        return batch["latents"] if "latents" in batch else self.encode(batch["images"].to(self.device))
+        return batch["latents"] if "latents" in batch else self.encode(batch["images"])
 
     def per_example_losses(self, batch: ImageBatch) -> Tensor:
         """(B,) losses, each a function of its own image, its own noise and the weights only."""

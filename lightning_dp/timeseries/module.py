@@ -8,6 +8,7 @@ Shapes: B windows, L steps, C channels, F covariates, K noise draws, n samples, 
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
 from lightning_dp.adapters.adapter import Adapter
+from lightning_dp.callbacks.precision import forward_precision
 from lightning_dp.callbacks.selection_report import SelectionReport
 from lightning_dp.diffusion.objective import draw_timesteps, per_example_loss
 from lightning_dp.diffusion.prediction import Prediction, Velocity
@@ -161,6 +163,10 @@ class TimeSeriesDiffusion(LightningModule):
         chosen = [] if self.adapter is None else self.adapter.preparations(self, **facts)
         # In this order: the adapter's gradients are those of normalised data.
         return [*self.normaliser.preparations(**facts), *chosen]
+
+    def forward_precision(self) -> AbstractContextManager:
+        """Around forwards before the first step, as the fit's precision has it."""
+        return forward_precision(self)
 
     def on_fit_start(self) -> None:
         if self.adapter is not None:
