@@ -56,7 +56,7 @@ from lightning_dp.privacy.loading import Reading
 from lightning_dp.privacy.noise import GaussianNoise, NoiseSource
 from lightning_dp.privacy.own_generators import find_generators
 from lightning_dp.privacy.plan import PrivacyPlan
-from lightning_dp.privacy.preflight import Accepted, check_accept
+from lightning_dp.privacy.preflight import Accepted, Trial, check_accept
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.randomness import SecretRandomness
 from lightning_dp.privacy.ranks import Ranks
@@ -256,7 +256,12 @@ class DifferentialPrivacy(Callback):
         self._run, self._parent = self._ranks.on_first(lambda: uuid.uuid4().hex), None
         follow_fit(trainer, train=loader.dataset, figures=self._figures)
         self.__dict__.pop("_facts", None)  # of an earlier fit's plan
-        self._accepted = run_preflight(trainer, pl_module, **self._for_preflight(loader, self._plan))
+        self._accepted = run_preflight(
+            trainer,
+            pl_module,
+            **self._for_preflight(loader, self._plan),
+            then=partial(self._say_memory, precision=trainer.precision),
+        )
         self._loader = PoissonLoader(
             loader.dataset,
             sampling_rate=self._plan.sampling_rate,
@@ -471,6 +476,18 @@ class DifferentialPrivacy(Callback):
             )
         if self._before.events:
             self._plan = replace(self.plan, earlier=self._before.events)
+
+    def _say_memory(self, trial: Trial, *, precision: str | int) -> None:
+        """What the passes before training will hold at once, before anything is charged or read."""
+        if not (self._ranks.is_first and self._preparations) or (each := trial.bytes_of_unit) is None:
+            return
+        passes = ", ".join(type(preparation).__name__ for preparation in self._preparations)
+        size = _readable(self.units_at_once * each)
+        print(
+            f"{passes}: {self.units_at_once} units at once in {precision}, as in a step of training, which "
+            f"keeps about {size} of activations (privacy.physical_batch_size makes it less)",
+            flush=True,
+        )
 
     @property
     def units_at_once(self) -> int:
@@ -824,3 +841,12 @@ class DifferentialPrivacy(Callback):
                 "the checkpoint of --ckpt_path was trained without privacy accounting, so no ε could be "
                 "stated for what follows; load public weights in the model instead of resuming from them"
             )
+
+
+def _readable(size: float) -> str:
+    """Bytes in the largest unit of which there is at least one."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB"

@@ -114,12 +114,14 @@ class BeforeTraining(Callback):
 @pytest.mark.parametrize(
     ("draws", "rows"), [(1, [5, 5, 5, 5, 4]), (2, [4] * 12), (7, [7] * 24)], ids=["1", "2", "7"]
 )
-def test_every_pass_of_a_fit_obeys_its_physical_batch_and_precision(tmp_path, draws, rows):
+def test_every_pass_of_a_fit_obeys_its_physical_batch_and_precision(tmp_path, capsys, draws, rows):
     """24 pictures in physical batches of 5 are encoded, and scored by as many rows as a step has."""
     module = small_module(SaliencyLoRA(ratio=0.5, noise_multiplier=3.0, noise_draws=draws))
     module.autoencoder = Watched()
     scores = BeforeTraining()
-    options = {"callbacks": (scores,), "precision": "bf16-mixed", "physical_batch_size": 5}
+    options: dict = {"callbacks": (scores,), "precision": "bf16-mixed", "physical_batch_size": 5}
     fit(module, tmp_path, steps=1, **options)
     assert module.autoencoder.seen[:5] == [(5, True)] * 4 + [(4, True)]
     assert scores.seen == [(count, True) for count in rows]
+    said = capsys.readouterr().out
+    assert "Saliency: 5 units at once in bf16-mixed, as in a step of training, which keeps about " in said
