@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ def gradient_norms(
                     engine.know(
                         follow_rows(
                             module,
-                            lambda again, rows: again.per_example_losses(rows),
+                            partial(_losses, module),
                             batch,
                             num_units=units,
                             attached=lambda again: again.net,
@@ -68,15 +69,26 @@ def gradient_norms(
                     engine.observe(keep)
                 batch = module.transfer_batch_to_device(batch, module.device, 0)
                 rows = rows_per_unit * module.rows_per_example  # of the net's layers
-                engine.expect(unit_weights=torch.ones(units), rows_per_unit=rows)
+                # As in training: a sum, so that no unit's gradient is rounded by how many others there are,
+                # and only the forward in the fit's precision.
+                engine.expect(
+                    unit_weights=torch.zeros(units), rows_per_unit=rows, loss_scale=rows_per_unit * units
+                )
                 with torch.enable_grad():
-                    module.per_example_losses(batch).mean().backward()
+                    losses = _losses(module, module, batch)
+                losses.float().sum().backward()
                 engine.collect()
                 engine.take()  # sums that nobody wants
         finally:
             engine.detach()
     norms = torch.cat(found)
     return torch.where(norms.isfinite().all(dim=1, keepdim=True), norms, 0.0)
+
+
+def _losses(module: Denoiser, again: Any, batch: Any) -> Tensor:
+    """Of the module or of a copy of it, in the precision of the module's fit."""
+    with module.forward_precision():
+        return again.per_example_losses(batch)
 
 
 class _Rows(nn.Module):

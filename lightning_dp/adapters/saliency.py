@@ -50,8 +50,8 @@ class SaliencyLoRA(Adapter):
         noise_multiplier: σ > 0 of the release; or
         budget_share: share in (0, 1) of the target ε that the release alone would cost, at the same δ. Give
             one of the two; neither is a share of a tenth.
-        noise_draws: K ≥ 1 timesteps and noises per row for the score; more of them make it less random.
-        units_per_batch: ≥ 1 units that are scored at once, for memory.
+        noise_draws: K ≥ 1 timesteps and noises per row for the score; more of them make it less random. Rows
+            at once are those of a training step: `privacy.physical_batch_size` units, fewer for a larger K.
         max_units: ≥ 1 units that are scored, on average; of more than that a Poisson sample is drawn, which
             the release is charged as. None scores all.
         low_rank: False trains the chosen matrices themselves, fused ones as one.
@@ -78,7 +78,6 @@ class SaliencyLoRA(Adapter):
         noise_multiplier: float | None = None,
         budget_share: float | None = None,
         noise_draws: int = 1,
-        units_per_batch: int = 256,
         max_units: int | None = None,
         low_rank: bool = True,
         unchosen: Unchosen = "pretrained",
@@ -94,11 +93,7 @@ class SaliencyLoRA(Adapter):
                 raise ValueError(
                     f"SaliencyLoRA.{name} is {kind!r}, but it has to be one of {', '.join(get_args(kinds))}"
                 )
-        for name, value in (
-            ("noise_draws", noise_draws),
-            ("units_per_batch", units_per_batch),
-            ("max_units", max_units),
-        ):
+        for name, value in (("noise_draws", noise_draws), ("max_units", max_units)):
             if value is not None and value < 1:
                 raise ValueError(f"SaliencyLoRA.{name} is {value}, but it must be at least 1")
         self.ratio = ratio
@@ -125,7 +120,6 @@ class SaliencyLoRA(Adapter):
             usual_share=0.1,
         )
         self.noise_draws = noise_draws
-        self.units_per_batch = units_per_batch
         self.max_units = max_units
         self.low_rank = low_rank
         self.unchosen: Unchosen = unchosen
@@ -297,7 +291,7 @@ class Saliency(Preparation[np.ndarray]):
     ) -> None:
         self._adapter, self._score, self._module = adapter, score, module
         self._rows_per_unit = rows_per_unit
-        self.units_per_batch = adapter.units_per_batch
+        self.rows_of_step = max(1.0, adapter.noise_draws / module.noise_draws)
         self._number = adapter.selection.number
         self._mechanism = mechanism
 

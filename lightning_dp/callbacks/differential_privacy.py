@@ -6,6 +6,7 @@ sums; `on_before_optimizer_step` has the step covered by the ledger, adds noise 
 """
 
 import logging
+import math
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -57,7 +58,7 @@ from lightning_dp.privacy.loading import Reading
 from lightning_dp.privacy.noise import GaussianNoise, NoiseSource
 from lightning_dp.privacy.own_generators import find_generators
 from lightning_dp.privacy.plan import DeltaRule, PrivacyPlan, check_delta_or_rule, delta_of
-from lightning_dp.privacy.preflight import Accepted, check_accept
+from lightning_dp.privacy.preflight import Accepted, Trial, check_accept
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.randomness import SecretRandomness
 from lightning_dp.privacy.ranks import Ranks
@@ -66,6 +67,8 @@ from lightning_dp.privacy.sampling import PhysicalBatch, PoissonLoader
 from lightning_dp.privacy.secure_noise import SecureGaussianNoise, check_margin
 from lightning_dp.privacy.units import PrivacyUnit, UnitName
 from lightning_dp.strategies.private_ddp import PrivateDDP
+from lightning_dp.tracking.logged_metrics import LoggedMetrics
+from lightning_dp.tracking.outgoing import PRIVATE_PREFIX
 
 _logger = logging.getLogger(__name__)
 _WATCHED_FIRST, _WATCHED_EVERY = 3, 32  # steps whose operators are watched: it makes small steps slower
@@ -252,7 +255,12 @@ class DifferentialPrivacy(Callback):
         self._run, self._parent = self._ranks.on_first(lambda: uuid.uuid4().hex), None
         follow_fit(trainer, train=loader.dataset, figures=self._figures)
         self.__dict__.pop("_facts", None)  # of an earlier fit's plan
-        self._accepted = run_preflight(trainer, pl_module, **self._for_preflight(loader, self._plan))
+        self._accepted = run_preflight(
+            trainer,
+            pl_module,
+            **self._for_preflight(loader, self._plan),
+            then=partial(self._say_memory, precision=trainer.precision),
+        )
         self._loader = PoissonLoader(
             loader.dataset,
             sampling_rate=self._plan.sampling_rate,
@@ -476,13 +484,29 @@ class DifferentialPrivacy(Callback):
         if self._before.events:
             self._plan = replace(self.plan, earlier=self._before.events)
 
+    def _say_memory(self, trial: Trial, *, precision: str | int) -> None:
+        """What the passes before training will hold at once, before anything is charged or read."""
+        if not (self._ranks.is_first and self._preparations) or (each := trial.bytes_of_unit) is None:
+            return
+        passes = ", ".join(type(preparation).__name__ for preparation in self._preparations)
+        size = _readable(self.units_at_once * each)
+        print(
+            f"{passes}: {self.units_at_once} units at once in {precision}, as in a step of training, which "
+            f"keeps about {size} of activations (privacy.physical_batch_size makes it less)",
+            flush=True,
+        )
+
+    @property
+    def units_at_once(self) -> int:
+        """The most that is computed at once: a physical batch, or where none is set a usual logical one."""
+        return self.physical_batch_size or math.ceil(self.expected_batch_size)
+
     def _prepare(self, preparation: Preparation) -> None:
         assert self._charges is not None
         assert self._loader is not None
-        batches = self._loader.in_order(
-            units_per_batch=preparation.units_per_batch,
-            sampling_rate=preparation.mechanism.sampling_rate,
-        )
+        units = max(1, int(self.units_at_once / preparation.rows_of_step))
+        rate = preparation.mechanism.sampling_rate
+        batches = self._loader.in_order(units_per_batch=units, sampling_rate=rate)
         answer = self._charges.release(
             preparation.mechanism,
             lambda: preparation.values(batches),
@@ -702,6 +726,14 @@ class DifferentialPrivacy(Callback):
             "privacy/epsilon": self.plan.epsilon_after(self._charges.spent),
         }
 
+    def logged_metrics(self, module: LightningModule, data: Any) -> LoggedMetrics:
+        """What every private fit logs while it trains; it takes one finite gradient for its norm."""
+        own = ("units", "units_not_finite", "grad_norm", "clip_fraction")
+        return LoggedMetrics(
+            train=frozenset({"privacy/steps", "privacy/noise_multiplier", "privacy/epsilon"})
+            | {PRIVATE_PREFIX + name for name in own}
+        )
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning stops here for whoever asked it to."""
         self._refuse_a_stop_by_hand(trainer)
@@ -810,3 +842,12 @@ class DifferentialPrivacy(Callback):
                 "the checkpoint of --ckpt_path was trained without privacy accounting, so no ε could be "
                 "stated for what follows; load public weights in the model instead of resuming from them"
             )
+
+
+def _readable(size: float) -> str:
+    """Bytes in the largest unit of which there is at least one."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB"

@@ -53,6 +53,7 @@ from lightning_dp.tracking.gradient_statistics import (
     tail_index,
     unbiased_square,
 )
+from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
 FILE = "diagnostics.json"
 _NORM_LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99)
@@ -112,6 +113,11 @@ class GradientDiagnostics(Callback):
         self.max_grad_norm = max_grad_norm
         self.clipping_function = clipping_function or Flat()
         self.max_units = max_units
+
+    def logged_metrics(self, module: LightningModule, data: Any) -> LoggedMetrics:
+        """Of observed steps, whatever the module; there is more where a part of it takes the condition."""
+        names = ("clip_fraction", "eta_mean", "all_p50", "all_p99")
+        return LoggedMetrics(train=frozenset(f"nonprivate/gradient_{name}" for name in names))
 
     # what is observed
 

@@ -3,7 +3,7 @@
 The step runs on copies of the module, which log nowhere and step nothing; see `privacy.preflight`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +39,10 @@ from lightning_dp.privacy.preflight.step import copied as copy_of
 from lightning_dp.privacy.row_losses import mean_loss
 
 
+def nowhere(*_: Any, **__: Any) -> None:
+    """In place of what would print."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
     """What preflight found.
@@ -63,8 +67,12 @@ def run_preflight(
     accept: Mapping[str, str],
     synthetic_items: Source | None = None,
     synthetic_units: Source | None = None,
+    then: Callable[[Trial], None] = nowhere,
 ) -> list[Accepted]:
     """Refuse a fit whose guarantee something would break; see `look`, which takes the same arguments.
+
+    Args:
+        then: called with the trial of a step that was not refused.
 
     Returns:
         The findings that `accept` answers for, to be written into the ledger and the privacy report.
@@ -83,7 +91,11 @@ def run_preflight(
         synthetic_items=synthetic_items,
         synthetic_units=synthetic_units,
     )
-    return settle(seen.findings, accept=accept)
+    accepted = settle(seen.findings, accept=accept)
+    if seen.trial is not None:
+        with undisturbed(trainer):
+            then(seen.trial)
+    return accepted
 
 
 def look(
@@ -276,10 +288,6 @@ def silent(module: nn.Module) -> nn.Module:
                 child.__dict__.pop(name, None)
             child._compiler_ctx = None
     return module
-
-
-def nowhere(*_: Any, **__: Any) -> None:
-    """In place of what would print."""
 
 
 def _not_copied(module: LightningModule, error: Exception) -> Finding:

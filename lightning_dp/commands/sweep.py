@@ -21,7 +21,7 @@ ended stays ended, and what was interrupted goes on from its checkpoint.
 
 
 def main(argv: list[str]) -> int:
-    """Run or launch; 1 where a trial failed, 130 where the sweep was interrupted."""
+    """Run, check or launch; 1 where a trial failed, 130 where the sweep was interrupted."""
     arguments = _parser().parse_args(argv)
     try:
         import optuna  # noqa: F401
@@ -44,6 +44,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(run)
     run.set_defaults(command=_run)
 
+    check = commands.add_parser(
+        "check",
+        help="make every configuration, and say what its trials would charge and are judged by; run none",
+        allow_abbrev=False,
+    )
+    _add_what(check)
+    check.set_defaults(command=_check)
+
     launch = commands.add_parser("launch", help="start agents as jobs of their own", allow_abbrev=False)
     _add_common(launch, sweep_help="sweep file, or the id of a W&B sweep: ENTITY/PROJECT/ID")
     launch.add_argument("--cluster", choices=["slurm", "local"], required=True, help="where")
@@ -56,10 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser, sweep_help: str = "sweep file") -> None:
+def _add_what(parser: argparse.ArgumentParser, sweep_help: str = "sweep file") -> None:
     parser.add_argument("sweep", metavar="FILE", help=sweep_help)
     parser.add_argument("--out", type=Path, help="folder of the sweep (default runs/sweep-NAME)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="trials at a time (default 1)")
     parser.add_argument("--limit", type=int, metavar="K", help="most trials in all")
     parser.add_argument(
         "--override",
@@ -73,10 +80,16 @@ def _add_common(parser: argparse.ArgumentParser, sweep_help: str = "sweep file")
         action="store_true",
         help="of a grid: give points whose trials have failed a new one, which is charged again",
     )
+
+
+def _add_common(parser: argparse.ArgumentParser, sweep_help: str = "sweep file") -> None:
+    _add_what(parser, sweep_help)
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="trials at a time (default 1)")
     parser.add_argument(
         "--no-check",
         action="store_true",
-        help="start without making every configuration once and without saying what the sweep will cost",
+        help="start without making every configuration once, without asking whether trials log the metric "
+        "and without saying what the sweep will cost",
     )
 
 
@@ -100,9 +113,10 @@ def _run(arguments: argparse.Namespace) -> int:
         f"{out}: {study.num_trials} trials" + (f", {ended} of them ended before" if ended else ""), flush=True
     )
     view = View(workers=placement.workers, total=study.num_trials, ended=ended)
+    runner = SweepRunner(study, placement=placement, view=view)
     interrupted = False
     try:
-        SweepRunner(study, placement=placement, view=view).run()
+        runner.run()
     except KeyboardInterrupt:
         interrupted = True
     trials = study.trials()
@@ -121,7 +135,16 @@ def _run(arguments: argparse.Namespace) -> int:
         left = study.num_trials - sum(trial.state.is_finished() for trial in trials)
         print(f"interrupted with {left} trials left: the same command goes on", file=sys.stderr)
         return 130
+    if runner.stopped:
+        print(runner.stopped, file=sys.stderr)
     return 1 if failed else 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    sweep = _read(arguments)
+    out = _folder(arguments, sweep.name)
+    _costs(sweep, out=out, limit=arguments.limit, retry_failed=arguments.retry_failed)
+    return 0
 
 
 def _launch(arguments: argparse.Namespace) -> int:
@@ -178,7 +201,11 @@ def _folder(arguments: argparse.Namespace, name: str) -> Path:
 
 
 def _costs(sweep: Any, *, out: Path, limit: int | None, retry_failed: bool) -> list[Any]:
-    """Make every configuration once, and say what the private ones will charge together."""
+    """Make every configuration once, and say what the private ones will charge together.
+
+    Raises:
+        ValueError: a configuration can't be made, or its trials would not log the sweep's metric.
+    """
     from optuna.trial import TrialState
 
     from lightning_dp.sweeps.command import build_command, fit_arguments
@@ -186,9 +213,10 @@ def _costs(sweep: Any, *, out: Path, limit: int | None, retry_failed: bool) -> l
     from lightning_dp.sweeps.study import SweepStudy, study_exists
 
     if fit_arguments(sweep.command) is None:  # another program: what it costs is its own affair
+        _check_other(sweep)
         return []
     # Late: a sweep of something else should not wait for torch.
-    from lightning_dp.sweeps.cost import cost_of_trial, describe_costs
+    from lightning_dp.sweeps.cost import describe_costs
 
     grid, interrupted = sweep.method == "grid", False
     if grid and study_exists(out):
@@ -208,7 +236,7 @@ def _costs(sweep: Any, *, out: Path, limit: int | None, retry_failed: bool) -> l
         # Seeds change neither what is valid nor what it costs.
         key = repr([part for part in arguments if not part.startswith("--seed_everything=")])
         if key not in known:
-            known[key] = _cost(arguments, cost_of_trial)
+            known[key] = _cost(arguments, sweep)
         if known[key] is not None:
             costs.append(known[key])
     if not grid and costs:
@@ -224,12 +252,36 @@ def _costs(sweep: Any, *, out: Path, limit: int | None, retry_failed: bool) -> l
     return costs
 
 
-def _cost(arguments: list[str], cost_of_trial: Any) -> Any:
+def _check_other(sweep: Any) -> None:
+    """What is known of the metric where trials don't fit."""
+    from lightning_dp.sweeps.command import own_arguments
+
+    if sweep.metric is None:
+        return
+    if (own_arguments(sweep.command) or [""])[0] == "evolve":
+        from lightning_dp.sweeps.metric import EVOLUTION, check_metric
+
+        check_metric(sweep, logged=EVOLUTION, program="lightning-dp evolve")
+        return
+    print(
+        f"only their own program knows whether trials write {sweep.metric.name} into results.json or "
+        "metrics.csv: the first that ends without it stops the sweep",
+        flush=True,
+    )
+
+
+def _cost(arguments: list[str], sweep: Any) -> Any:
+    """The cost of a trial, None where it has none; its metric is checked on the way."""
     from lightning_dp.lightning_cli import instantiate
+    from lightning_dp.sweeps.cost import cost_of_trial
+    from lightning_dp.sweeps.metric import check_metric, metrics_of_fit
 
     try:
         cli = instantiate(arguments)
         config: Any = cli.config_init[cli.subcommand]
+        if sweep.metric is not None:
+            logged = metrics_of_fit(module=cli.model, data=cli.datamodule, config=config)
+            check_metric(sweep, logged=logged, program=type(cli.model).__name__)
         if config.privacy is None:
             return None
         return cost_of_trial(

@@ -37,9 +37,25 @@ class NoiseSchedule(nn.Module):
         return len(self.betas)
 
     def alpha_sigma(self, timesteps: Tensor, *, ndim: int) -> tuple[Tensor, Tensor]:
-        """α_t = √ᾱ_t and σ_t = √(1−ᾱ_t) of integer timesteps (B,), shaped (B, 1, …) to `ndim` dimensions."""
-        alphas_cumprod = self.alphas_cumprod[timesteps].reshape(-1, *[1] * (ndim - 1))
+        """α_t = √ᾱ_t and σ_t = √(1−ᾱ_t) of timesteps (B,), shaped (B, 1, …) to `ndim` dimensions.
+
+        Timesteps in [0, num_steps − 1] may be floats, as those of Heun's and of Karras' samplers are; between
+        two whole ones log(σ/α) is linear, as in diffusers' conversion of noise levels to timesteps.
+        """
+        alphas_cumprod = (
+            self._between(timesteps) if timesteps.is_floating_point() else self.alphas_cumprod[timesteps]
+        )
+        alphas_cumprod = alphas_cumprod.reshape(-1, *[1] * (ndim - 1))
         return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
+
+    def _between(self, timesteps: Tensor) -> Tensor:
+        """ᾱ (B,) of timesteps that need not be whole."""
+        below = timesteps.floor().long().clamp(0, self.num_steps - 1)
+        above = (below + 1).clamp(max=self.num_steps - 1)
+        share = timesteps.to(self.alphas_cumprod.dtype) - below
+        low, high = (self.alphas_cumprod[whole] for whole in (below, above))
+        between = torch.sigmoid(torch.lerp(torch.logit(low), torch.logit(high), share))
+        return torch.where(share == 0, low, between)  # whole ones exactly as their integers
 
 
 class Linear(NoiseSchedule):

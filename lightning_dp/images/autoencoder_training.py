@@ -13,6 +13,7 @@ from lightning_dp.images.autoencoder import Reconstruction, TrainableAutoencoder
 from lightning_dp.images.batch import ImageBatch
 from lightning_dp.images.discriminator import PatchDiscriminator, adaptive_weight
 from lightning_dp.images.perceptual import PerceptualLoss
+from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
 _MOMENTUM = 0.02
 _PERCEPTUAL = "perceptual."
@@ -111,6 +112,10 @@ class AutoencoderTraining(LightningModule):
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
         self.log("test/psnr", self._psnr(batch["images"]))
+
+    def logged_metrics(self, data: Any) -> LoggedMetrics:
+        """The reconstruction's error while training, its PSNR by the test."""
+        return LoggedMetrics(train=frozenset({"nonprivate/train_error"}), test=frozenset({"test/psnr"}))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from lightning_dp.images.data.dataset import to_floats
 
+LEAST_SAMPLES = 100
+"""That a classifier is trained on."""
+
 _VALIDATION_SHARE = 0.1
 _TEST_ROWS = 500
 
@@ -116,9 +119,9 @@ def train_classifier(
     Raises:
         ValueError: fewer than 100 samples.
     """
-    if len(images) < 100:
+    if len(images) < LEAST_SAMPLES:
         raise ValueError(
-            f"{len(images)} samples can't train a classifier: take 100 or more, 10,000 are usual."
+            f"{len(images)} samples can't train a classifier: take {LEAST_SAMPLES} or more, 10,000 are usual."
         )
     kind = torch.device(device).type
     with torch.random.fork_rng(devices=[] if kind == "cpu" else None):

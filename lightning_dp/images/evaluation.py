@@ -12,12 +12,12 @@ from torch import nn
 from lightning_dp.images.data.dataset import ImageDataset
 from lightning_dp.images.data.image_data import ImageData
 from lightning_dp.images.data.pixels import shrunk
-from lightning_dp.images.downstream import SmallCNN, WideResNet, accuracy, train_classifier
+from lightning_dp.images.downstream import LEAST_SAMPLES, SmallCNN, WideResNet, accuracy, train_classifier
 from lightning_dp.images.export import balanced_labels, draw
-from lightning_dp.images.features import Inception, available_extractor
+from lightning_dp.images.features import Inception, available_extractor, available_name
 from lightning_dp.images.judges import MLP, ResNet, ResNeXt, WideResNet40
-from lightning_dp.images.memorisation import memorisation
-from lightning_dp.images.metrics import cached_features, distances, inception_score
+from lightning_dp.images.memorisation import MEMORISATION, memorisation
+from lightning_dp.images.metrics import DISTANCES, cached_features, distances, inception_score
 from lightning_dp.images.run import load_data, load_module
 from lightning_dp.images.sample_grid import grid_of_classes
 from lightning_dp.privacy.report import json_ready, read_privacy_report, replace_text
@@ -83,6 +83,35 @@ class Evaluation:
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
 
+    def metrics(self) -> frozenset[str]:
+        """The names of what is measured, but for seconds.
+
+        Raises:
+            ValueError: distances are wanted, and no weights are at hand to measure them by.
+        """
+        names = {f"test/accuracy_{name}" for name in _CLASSIFIERS if name in self.parts}
+        if "distances" in self.parts:
+            extractor = available_name()
+            names |= {f"test/{name}" for name in DISTANCES[extractor]}
+            names |= {"test/inception_score"} if extractor == Inception.name else set()
+        if "train_distances" in self.parts:
+            names |= {f"nonprivate/{name}_train" for name in DISTANCES[available_name()]}
+        if "memorisation" in self.parts:
+            names |= set(MEMORISATION)
+        return frozenset(names)
+
+    def check(self, *, num_classes: int) -> None:
+        """Raise ValueError where the parts can't be measured of samples of so many classes."""
+        self.metrics()
+        for name in _CLASSIFIERS:
+            if name in self.parts and num_classes == 0:
+                raise ValueError(f"the run's samples have no classes, so no {name} can be trained on them.")
+            if name in self.parts and self.num_samples < LEAST_SAMPLES:
+                raise ValueError(
+                    f"num_samples is {self.num_samples}, which can't train a {name}: take {LEAST_SAMPLES} or "
+                    "more, 10,000 are usual."
+                )
+
 
 def evaluate_run(run: Path, *, evaluation: Evaluation) -> dict[str, float]:
     """Measure a run and add the metrics to its results.json.
@@ -144,6 +173,7 @@ def measure(
     """The metrics of samples (N, C, S, S) uint8 with labels (N,)."""
     metrics: dict[str, float] = {}
     clock = _Clock(metrics)
+    evaluation.check(num_classes=num_classes)
     judged = data.judged_pixels()
     test, test_labels = judged.get(np.arange(len(judged))), judged.labels
     if "distances" in evaluation.parts:
@@ -158,8 +188,6 @@ def measure(
     device = command_device()
     for name, net_fn in _CLASSIFIERS.items():
         if name in evaluation.parts:
-            if num_classes == 0:
-                raise ValueError(f"the run's samples have no classes, so no {name} can be trained on them.")
             net = train_classifier(
                 samples,
                 labels,

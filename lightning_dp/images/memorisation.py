@@ -8,6 +8,14 @@ from torch import Tensor
 _AT_ONCE = 4096
 
 
+MEMORISATION = (
+    "nonprivate/copies",
+    "nonprivate/nearest_train_of_samples",
+    "nonprivate/nearest_train_of_test",
+)
+"""The names of `memorisation`."""
+
+
 def nearest_distances(images: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(N,) Euclidean distance per pixel of each image, in [0, 255], to the nearest of the others.
 
@@ -38,11 +46,9 @@ def memorisation(samples: np.ndarray, *, train: np.ndarray, test: np.ndarray) ->
         `nonprivate/nearest_train_of_test`.
     """
     of_samples, of_test = nearest_distances(samples, train), nearest_distances(test, train)
-    return {
-        "nonprivate/copies": float(100 * (of_samples < np.quantile(of_test, 0.01)).mean()),
-        "nonprivate/nearest_train_of_samples": float(np.median(of_samples)),
-        "nonprivate/nearest_train_of_test": float(np.median(of_test)),
-    }
+    copies = float(100 * (of_samples < np.quantile(of_test, 0.01)).mean())
+    values = (copies, float(np.median(of_samples)), float(np.median(of_test)))
+    return dict(zip(MEMORISATION, values, strict=True))
 
 
 def _flat(images: np.ndarray) -> Tensor:

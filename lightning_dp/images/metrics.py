@@ -18,10 +18,12 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from lightning_dp.data_files import cache_folder
 from lightning_dp.images.features import FeatureExtractor, Inception
 
-_NAMES = {
+DISTANCES = {
     "inception": ("fid", "kid", "precision", "recall"),
     "lite0": ("fd_lite0", "kd_lite0", "precision_lite0", "recall_lite0"),
 }
+"""Extractor → the names of `distances`."""
+
 _NEIGHBOURS = 4
 _LEAST_IMAGES = 50
 
@@ -40,7 +42,7 @@ def distances(samples: Tensor, real: Tensor, *, extractor_name: str) -> dict[str
     least = min(len(samples), len(real))
     if least < _LEAST_IMAGES:
         raise ValueError(f"distances need at least {_LEAST_IMAGES} images on either side, not {least}.")
-    frechet, kernel, precision, recall = _NAMES[extractor_name]
+    frechet, kernel, precision, recall = DISTANCES[extractor_name]
     fid = fid_statistics_to_metric(
         fid_features_to_statistics(samples.double()), fid_features_to_statistics(real.double()), False
     )

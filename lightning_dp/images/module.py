@@ -8,6 +8,8 @@ Shapes: B images, C channels of side S, c latent channels of side s, V variants,
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from lightning_dp.adapters.adapter import Adapter
 from lightning_dp.adapters.lora import BASE
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.callbacks.precision import forward_precision
 from lightning_dp.callbacks.selection_report import SelectionReport
 from lightning_dp.diffusion.objective import draw_timesteps, per_example_loss
 from lightning_dp.diffusion.prediction import Prediction, Velocity
@@ -35,6 +38,7 @@ from lightning_dp.nets.image_net import ImageNet
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.rows import pieces
 from lightning_dp.privacy.units import PrivacyUnit
+from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
 
 class LatentDiffusion(LightningModule):
@@ -143,6 +147,10 @@ class LatentDiffusion(LightningModule):
         facts: dict[str, Any] = {"unit": unit, "target_epsilon": target_epsilon, "delta": delta}
         return [one for part in parts for one in part.preparations(self, **facts)]
 
+    def forward_precision(self) -> AbstractContextManager:
+        """Around forwards before the first step, as the fit's precision has it."""
+        return forward_precision(self)
+
     def on_fit_start(self) -> None:
         if DifferentialPrivacy.of(self.trainer) is None:
             dataset = self.read_train_set()
@@ -161,7 +169,8 @@ class LatentDiffusion(LightningModule):
         """Encode every train image once, for the releases and for training.
 
         A private fit calls this when the plan is accepted and the ledger charged. Latents are functions of
-        single images and stay inside this process, so they are part of reading the data and no release.
+        single images and stay inside this process, so they are part of reading the data and no release. A
+        private fit encodes as many images at once as a physical batch has, in the fit's precision.
 
         Returns:
             The train set, which holds latents from now on; None where the data module has none of images.
@@ -169,7 +178,12 @@ class LatentDiffusion(LightningModule):
         dataset = getattr(self._data(), "train_dataset", None)
         if not isinstance(dataset, ImageDataset):
             return None
-        dataset.encode_with(lambda images: self.encode(images.to(self.device)).cpu())
+        private = DifferentialPrivacy.of(self.trainer)
+        rows = self.max_sampling_rows
+        if private is not None:
+            rows = min(rows, private.units_at_once * dataset.rows_per_unit)
+        with self.forward_precision():
+            dataset.encode_with(lambda images: self.encode(images, rows=rows).float().cpu())
         return dataset
 
     def train(self, mode: bool = True) -> "LatentDiffusion":
@@ -183,10 +197,15 @@ class LatentDiffusion(LightningModule):
     # training
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Latents of every variant of each image: (B, C, S, S) in [−1, 1] to (B, V, c, s, s)."""
-        parts = pieces(images, self.max_sampling_rows)
-        return torch.cat([torch.stack(self._encode_variants(part), dim=1) for part in parts])
+    def encode(self, images: Tensor, *, rows: int | None = None) -> Tensor:
+        """Latents of every variant of each image: (B, C, S, S) in [−1, 1] to (B, V, c, s, s).
+
+        Args:
+            images: on any device.
+            rows: ≥ 1 images at once; None for `max_sampling_rows`.
+        """
+        parts = pieces(images, rows or self.max_sampling_rows)
+        return torch.cat([torch.stack(self._encode_variants(part.to(self.device)), dim=1) for part in parts])
 
     def _encode_variants(self, images: Tensor) -> list[Tensor]:
         """Latents (b, c, s, s) of each variant."""
@@ -197,7 +216,7 @@ class LatentDiffusion(LightningModule):
 
     def latents(self, batch: ImageBatch) -> Tensor:
         """(B, V, c, s, s) of a batch of the train set, or of one that still holds images."""
-        return batch["latents"] if "latents" in batch else self.encode(batch["images"].to(self.device))
+        return batch["latents"] if "latents" in batch else self.encode(batch["images"])
 
     def per_example_losses(self, batch: ImageBatch) -> Tensor:
         """(B,) losses, each a function of its own image, its own noise and the weights only."""
@@ -303,6 +322,10 @@ class LatentDiffusion(LightningModule):
         loss = self.per_example_losses(batch).mean()
         self.log("test/loss", loss, batch_size=len(batch["labels"]), sync_dist=True)
 
+    def logged_metrics(self, data: Any) -> LoggedMetrics:
+        """The loss; the callback `SampleEvaluation` adds what samples are worth."""
+        return LoggedMetrics(train=frozenset({"nonprivate/train_loss"}), test=frozenset({"test/loss"}))
+
     def configure_callbacks(self) -> list[Callback]:
         """Every test leaves a picture of samples."""
         return [SampleGrid(), SelectionReport()]
@@ -317,6 +340,33 @@ class LatentDiffusion(LightningModule):
         }
 
     # sampling
+
+    def denoise(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        *,
+        condition: dict[str, Tensor],
+        guidance: float | None = None,
+    ) -> Tensor:
+        """The model's whole prediction, for whatever samples or edits: net, prior and guidance.
+
+        Args:
+            noisy: (R, c, s, s).
+            timesteps: (R,).
+            condition: `labels` (R,) int64, −1 for none, and for a net that reads text `states` (R, L, W).
+            guidance: w ≥ 1; None for the module's own.
+
+        Returns:
+            (R, c, s, s), as the module's `prediction` reads it.
+        """
+        weight = self.guidance if guidance is None else guidance
+        output = self._output(noisy, timesteps, condition)  # (R, c, s, s)
+        if weight == 1:
+            return output
+        nothing = {"labels": torch.full_like(condition["labels"], -1)}
+        plain = self._output(noisy, timesteps, nothing)  # (R, c, s, s)
+        return plain + weight * (output - plain)
 
     @torch.no_grad()
     def sample(
@@ -355,27 +405,18 @@ class LatentDiffusion(LightningModule):
         for start in range(0, len(labels), self.max_sampling_rows):
             rows = slice(start, start + self.max_sampling_rows)
             condition = {"labels": labels[rows].to(self.device)}
-            nothing = torch.full_like(condition["labels"], -1)  # (b,)
             if captions is not None and self.net.tokenizer is not None:
                 condition["tokens"] = self.net.tokenizer(captions[rows]).to(self.device)  # (b, L)
             elif captions is not None and self.text_encoder is not None:
                 condition["states"] = self.text_encoder(captions[rows])  # (b, L, W)
-            noise = torch.randn(len(nothing), *side, generator=generator, device=self.device)  # (b, c, s, s)
-
-            def denoise(
-                noisy: Tensor,
-                timesteps: Tensor,
-                condition: dict[str, Tensor] = condition,
-                nothing: Tensor = nothing,
-            ) -> Tensor:
-                output = self._output(noisy, timesteps, condition)  # (b, c, s, s)
-                if weight == 1:
-                    return output
-                plain = self._output(noisy, timesteps, {"labels": nothing})  # (b, c, s, s)
-                return plain + weight * (output - plain)
-
+            shape = (len(condition["labels"]), *side)
+            noise = torch.randn(shape, generator=generator, device=self.device)  # (b, c, s, s)
             latents = self.sampler.sample(
-                denoise, noise, schedule=self.schedule, prediction=self.prediction, generator=generator
+                partial(self.denoise, condition=condition, guidance=weight),
+                noise,
+                schedule=self.schedule,
+                prediction=self.prediction,
+                generator=generator,
             )  # (b, c, s, s)
             pieces.append(self.autoencoder.decode(latents).clamp(-1, 1))
         return torch.cat(pieces)

@@ -19,10 +19,11 @@ class Preparation(ABC, Generic[Value]):
     fit does none of it again: what `apply` set must be part of the module's state.
 
     Attributes:
-        units_per_batch: ≥ 1, units that `values` gets at once.
+        rows_of_step: ≥ 1, how many times the rows that a training step makes of a unit `values` makes of it;
+            by so much fewer units than in a physical batch of training come at once.
     """
 
-    units_per_batch: int = 256
+    rows_of_step: float = 1.0
 
     @property
     @abstractmethod
@@ -38,7 +39,8 @@ class Preparation(ABC, Generic[Value]):
 
         Args:
             batches: every unit of the train split once, in order, or a Poisson sample of them at the
-                mechanism's rate; collated as for training, with `rows_per_unit` consecutive rows each.
+                mechanism's rate; collated as for training, with `rows_per_unit` consecutive rows each, and no
+                more of them at once than training has.
         """
 
     @abstractmethod

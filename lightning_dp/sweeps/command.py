@@ -37,8 +37,14 @@ def build_command(sweep: Sweep, arguments: Mapping[str, Any]) -> list[str]:
 
 def fit_arguments(command: Sequence[str]) -> list[str] | None:
     """What follows `lightning-dp` in a command that fits, or None where a trial is another program."""
+    own = own_arguments(command)
+    return own if own and own[0] == "fit" else None
+
+
+def own_arguments(command: Sequence[str]) -> list[str] | None:
+    """What follows `lightning-dp`, or None where a trial is nothing of this package."""
     for place, part in enumerate(command[:-1]):
         module = list(command[max(0, place - 1) : place + 1]) == ["-m", "lightning_dp"]
-        if (module or part.rsplit("/", 1)[-1] == "lightning-dp") and command[place + 1] == "fit":
+        if module or part.rsplit("/", 1)[-1] == "lightning-dp":
             return list(command[place + 1 :])
     return None

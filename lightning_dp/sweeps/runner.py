@@ -35,16 +35,20 @@ class SweepRunner:
         study: of the sweep.
         placement: threads and GPUs of each worker; as many trials run at a time as it has workers.
         view: told what happens.
+
+    Attributes:
+        stopped: why no further trial was started, in a sentence; empty where nothing was in the way.
     """
 
     def __init__(self, study: SweepStudy, *, placement: Placement, view: View) -> None:
         self._study = study
         self._placement = placement
         self._view = view
+        self.stopped = ""
         self._running: dict[int, tuple[optuna.trial.Trial, TrialProcess]] = {}  # by worker
 
     def run(self) -> None:
-        """Until no trial is left that nobody has begun.
+        """Until no trial is left that nobody has begun, or one has ended without what it is judged by.
 
         Raises:
             KeyboardInterrupt: after every running trial has closed its account in the ledger and has ended.
@@ -62,6 +66,8 @@ class SweepRunner:
 
     def _fill(self) -> bool:
         """Give every idle worker a trial; False where an idle worker found none."""
+        if self.stopped:
+            return False
         idle = [worker for worker in range(self._placement.workers) if worker not in self._running]
         if not idle:
             return True
@@ -156,6 +162,12 @@ class SweepRunner:
         value = process.value(metric.name)
         if value is None or value != value:
             reason = f"it ended with {metric.name} {'missing' if value is None else 'not a number'}"
+            if value is None:  # so would the others, each of them charged
+                self.stopped = (
+                    f"{process.folder.name} ended without {metric.name}, by which trials are judged, so no "
+                    "other was started: name a metric that they log, or give the same command again for the "
+                    "next one"
+                )
             return Outcome(state=TrialState.FAIL, reason=reason)
         return Outcome(state=TrialState.COMPLETE, value=value)
 

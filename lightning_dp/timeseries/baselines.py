@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.imputation_baselines import IMPUTATIONS
-from lightning_dp.timeseries.masks import kind_of
+from lightning_dp.timeseries.masks import Kind, kind_of
 from lightning_dp.timeseries.metrics import CRPS, MAE, MSE, R2, scored_positions
 
 
@@ -100,11 +100,12 @@ BASELINES: dict[str, Callable[..., Tensor]] = {
 }
 """Point forecasts by the name that tables and figures print."""
 
-_BASELINES_OF: dict[str, dict[str, Callable[..., Tensor]]] = {
+BASELINES_OF: dict[Kind, dict[str, Callable[..., Tensor]]] = {
     "forecast": BASELINES,
     "imputation": IMPUTATIONS,
     "synthesis": {},
 }
+"""Those of each kind of task."""
 
 
 def evaluate_baselines(datamodule: EvaluationData) -> dict[str, dict[str, float]]:
@@ -126,7 +127,7 @@ def evaluate_baselines(datamodule: EvaluationData) -> dict[str, dict[str, float]
     baselines: dict[str, Callable[..., Tensor]] | None = None
     for batch in datamodule.test_dataloader():
         if baselines is None:
-            baselines = _BASELINES_OF[kind_of(batch["target"])]
+            baselines = BASELINES_OF[kind_of(batch["target"])]
             scores = {name: (MSE(), MAE(), R2(len(scale)), CRPS()) for name in baselines}
         mask = scored_positions(batch)
         for name, baseline in baselines.items():

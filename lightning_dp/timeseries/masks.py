@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Kind = Literal["forecast", "imputation", "synthesis"]
+"""What a batch of masks asks for; see `kind_of`."""
+
 
 class Mask(ABC):
     """A task: draws the positions to be predicted."""
@@ -289,7 +292,7 @@ class Mixture(Mask):
         return " | ".join(str(task) for task in self.tasks)
 
 
-def kind_of(target: Tensor) -> Literal["forecast", "imputation", "synthesis"]:
+def kind_of(target: Tensor) -> Kind:
     """What a batch of masks asks for, as its baselines and its report need to know.
 
     Args:

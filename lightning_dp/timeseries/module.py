@@ -8,6 +8,7 @@ Shapes: B windows, L steps, C channels, F covariates, K noise draws, n samples, 
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
 from lightning_dp.adapters.adapter import Adapter
+from lightning_dp.callbacks.precision import forward_precision
 from lightning_dp.callbacks.selection_report import SelectionReport
 from lightning_dp.diffusion.objective import draw_timesteps, per_example_loss
 from lightning_dp.diffusion.prediction import Prediction, Velocity
@@ -39,6 +41,7 @@ from lightning_dp.timeseries.metrics import (
 from lightning_dp.timeseries.normalise import Frame, Normaliser, visible_mask
 from lightning_dp.timeseries.prediction_report import PredictionReport
 from lightning_dp.timeseries.synthesis_report import SynthesisReport
+from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
 POINTS = ("denoiser", "mean", "median")
 _COVERAGE_LEVELS = (0.5, 0.9)
@@ -169,6 +172,10 @@ class TimeSeriesDiffusion(LightningModule):
         # In this order: the adapter's gradients are those of normalised data.
         return [*self.normaliser.preparations(**facts), *chosen]
 
+    def forward_precision(self) -> AbstractContextManager:
+        """Around forwards before the first step, as the fit's precision has it."""
+        return forward_precision(self)
+
     def on_fit_start(self) -> None:
         if self.adapter is not None:
             self.adapter.begin_fit(self)
@@ -194,8 +201,8 @@ class TimeSeriesDiffusion(LightningModule):
         alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=3)  # (R, 1, 1)
         noise = torch.randn_like(clean)  # (R, L, C)
         noisy = torch.where(_rows(batch["target"], draws), alpha * clean + sigma * noise, 0.0)  # (R, L, C)
-        output = self.net(noisy, timesteps, **{name: _rows(value, draws) for name, value in inputs.items()})
-        output = output + self._of_days(batch, frame)(noisy, alpha, sigma)  # (R, L, C)
+        known = {name: _rows(value, draws) for name, value in inputs.items()}
+        output = self._output(noisy, timesteps, known, of_days=self._of_days(batch, frame))  # (R, L, C)
         losses = per_example_loss(
             output,
             self.prediction.target(clean, noise, alpha=alpha, sigma=sigma),
@@ -225,8 +232,7 @@ class TimeSeriesDiffusion(LightningModule):
         noisy = torch.zeros_like(batch["values"])  # (B, L, C)
         timesteps = torch.full((len(noisy),), self.schedule.num_steps - 1, device=noisy.device)  # (B,)
         alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=3)
-        output = self.net(noisy, timesteps, **inputs)  # (B, L, C)
-        output = output + self._of_days(batch, frame)(noisy, alpha, sigma)
+        output = self._output(noisy, timesteps, inputs, of_days=self._of_days(batch, frame))  # (B, L, C)
         clean = self.prediction.clean(output, noisy, alpha=alpha, sigma=sigma)  # (B, L, C)
         forecast = (frame.center + frame.scale * clean).clamp(*self.bounds)  # (B, L, C)
         return torch.where(visible_mask(batch), batch["values"], forecast)
@@ -342,6 +348,15 @@ class TimeSeriesDiffusion(LightningModule):
         quantiles = torch.quantile(samples, levels, dim=1).transpose(0, 1)  # (B, Q, L, C)
         return {"samples": samples, "quantiles": quantiles, "point": self.expectation(batch)}
 
+    def logged_metrics(self, data: Any) -> LoggedMetrics:
+        """What every fit and test logs; `test/crps_sum` needs steps with all channels, so is no promise."""
+        coverage = (f"test/coverage_{level * 100:.0f}" for level in _COVERAGE_LEVELS)
+        return LoggedMetrics(
+            train=frozenset({"nonprivate/train_loss"}),
+            validation=frozenset({"nonprivate/val_mse", "nonprivate/val_mae"}),
+            test=frozenset({"test/mse", "test/rmse", "test/mae", "test/r2", "test/crps", *coverage}),
+        )
+
     def configure_callbacks(self) -> list[Callback]:
         """Every test stands beside its baselines, or its distances from real windows, and a picture."""
         return [PredictionReport(), SynthesisReport(), SelectionReport()]
@@ -367,6 +382,13 @@ class TimeSeriesDiffusion(LightningModule):
             "profile": frame.profile,
             "covariates": batch["covariates"],
         }
+
+    def _output(
+        self, noisy: Tensor, timesteps: Tensor, inputs: dict[str, Tensor], *, of_days: "_OfDays"
+    ) -> Tensor:
+        """The prediction (R, L, C) for rows at their timesteps (R,): the net's, and what the days say."""
+        alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=3)  # (R, 1, 1)
+        return self.net(noisy, timesteps, **inputs) + of_days(noisy, alpha, sigma)
 
     def _of_days(self, batch: Batch, frame: Frame, *, part: slice = slice(None)) -> "_OfDays":
         """(x_t, α, σ) → what the net's output is added to; x_t holds n copies of each window of `part`."""

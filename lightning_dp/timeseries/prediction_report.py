@@ -8,11 +8,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_dp.timeseries.baselines import evaluate_baselines, mean_of_days
+from lightning_dp.timeseries.baselines import BASELINES_OF, evaluate_baselines, mean_of_days
 from lightning_dp.timeseries.batch import Batch
+from lightning_dp.timeseries.data.base import WindowDataModule
 from lightning_dp.timeseries.imputation_baselines import day_profile_and_linear
 from lightning_dp.timeseries.masks import kind_of
 from lightning_dp.tracking.figures import forecast_fan
+from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
 _EXAMPLES = 3
 
@@ -23,6 +25,13 @@ class PredictionReport(Callback):
     For imputations the picture is `plots/imputation_fan.png`. The windows drawn are spread over the first
     test batch, not chosen. Does nothing for synthesis, or for data that doesn't say how long a day is.
     """
+
+    def logged_metrics(self, module: LightningModule, data: Any) -> LoggedMetrics:
+        """The scores of the baselines that belong to the data's task, which data of one's own may not say."""
+        names = BASELINES_OF[data.kind] if isinstance(data, WindowDataModule) else ()
+        return LoggedMetrics(
+            test=frozenset(_metric(name, score) for name in names for score in ("mse", "mae", "crps"))
+        )
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._batch: Batch | None = None
@@ -45,7 +54,7 @@ class PredictionReport(Callback):
             return
         for name, scores in evaluate_baselines(data).items():
             for metric, value in scores.items():
-                pl_module.log(f"baseline/{name.replace(' ', '_')}/{metric}", value)
+                pl_module.log(_metric(name, metric), value)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = getattr(trainer, "datamodule", None)
@@ -75,6 +84,10 @@ class PredictionReport(Callback):
         folder = Path(trainer.default_root_dir) / "plots"
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / ("forecast_fan.png" if forecast else "imputation_fan.png"), dpi=120)
+
+
+def _metric(baseline: str, score: str) -> str:
+    return f"baseline/{baseline.replace(' ', '_')}/{score}"
 
 
 def _map(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:

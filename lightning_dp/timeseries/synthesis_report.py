@@ -1,6 +1,7 @@
 """Beside every test of a synthesis: how far synthetic windows are from held-out real ones, and a picture."""
 
 import math
+from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.timeseries.batch import Batch
+from lightning_dp.timeseries.data.base import WindowDataModule
 from lightning_dp.timeseries.masks import kind_of
 from lightning_dp.timeseries.synthesis_metrics import (
     autocorrelation_distance,
@@ -22,6 +24,7 @@ from lightning_dp.timeseries.synthesis_metrics import (
     nearest_neighbours,
     predictive_score,
 )
+from lightning_dp.tracking.logged_metrics import LoggedMetrics
 from lightning_dp.tracking.synthesis_figures import synthesis_figure
 
 
@@ -43,6 +46,11 @@ class SynthesisReport(Callback):
         self.max_windows = max_windows
         self._real: list[Tensor] = []
         self._synthetic: list[Tensor] = []
+
+    def logged_metrics(self, module: LightningModule, data: Any) -> LoggedMetrics:
+        """The distances, where the task is a synthesis."""
+        wanted = _SCORES if isinstance(data, WindowDataModule) and data.kind == "synthesis" else ()
+        return LoggedMetrics(test=frozenset(f"test/{score}" for score in wanted))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._real, self._synthetic = [], []
@@ -85,13 +93,7 @@ class SynthesisReport(Callback):
 
     def _scores(self, trainer: Trainer) -> dict[str, float]:
         real, synthetic = _joined(self._real, self.max_windows), _joined(self._synthetic, self.max_windows)
-        scores = {
-            "test/marginal_distance": marginal_distance(real, synthetic),
-            "test/histogram_distance": histogram_distance(real, synthetic),
-            "test/autocorrelation_distance": autocorrelation_distance(real, synthetic),
-            "test/discriminative_score": discriminative_score(real, synthetic),
-            "test/predictive_score": predictive_score(synthetic, real),
-        }
+        scores = {f"test/{name}": score(real, synthetic) for name, score in _SCORES.items()}
         train = self._train_windows(trainer)
         if train is not None:
             nearness = nearest_neighbours(synthetic, train=train, held_out=real)
@@ -140,6 +142,16 @@ def _from_all(parts: list[Tensor], ranks: Ranks) -> list[Tensor]:
     """Every rank's windows, its batches taken in turns: the first ones come from all over the set."""
     every = ranks.gather(parts)
     return [part for turn in zip_longest(*every) for part in turn if part is not None]
+
+
+_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "marginal_distance": marginal_distance,
+    "histogram_distance": histogram_distance,
+    "autocorrelation_distance": autocorrelation_distance,
+    "discriminative_score": discriminative_score,
+    "predictive_score": lambda real, synthetic: predictive_score(synthetic, real),
+}
+"""name → score of real and synthetic windows, (N, L, C) each."""
 
 
 def _joined(parts: list[Tensor], most: int) -> np.ndarray:

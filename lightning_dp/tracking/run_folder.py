@@ -30,6 +30,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_dp.privacy.report import read_privacy_report, replace_text, write_privacy_report
 from lightning_dp.tracking.layout import CHECKPOINT
 
+EPSILON_OF_TEST = "test/epsilon"
 _PACKAGES = ("torch", "lightning", "opacus", "dp-accounting", "diffusers", "wandb", "numpy")
 
 
@@ -171,7 +172,7 @@ class RunFolder(Callback):
         """ε stands beside the test metrics wherever they are logged."""
         spent = read_privacy_report(self.folder).get("epsilon_spent")
         if spent is not None:
-            pl_module.log("test/epsilon", float(spent))
+            pl_module.log(EPSILON_OF_TEST, float(spent))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:

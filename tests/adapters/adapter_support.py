@@ -31,6 +31,7 @@ def fit(
     callbacks: tuple[Callback, ...] = (),
     checkpoint: Path | None = None,
     users: int | None = None,
+    precision: str = "32-true",
     **privacy,
 ) -> Trainer:
     """Train on 24 pictures under the privacy options given over the usual ones; None is no privacy."""
@@ -43,6 +44,7 @@ def fit(
         accelerator="cpu",
         max_steps=steps,
         callbacks=[*callbacks, *private],
+        precision=precision,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

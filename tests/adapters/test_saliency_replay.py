@@ -21,11 +21,13 @@ pytestmark = [
 ]
 
 
-def of_images(folder, score, *, neighbours=(REMOVED, ADDED), users=None, ranks=1, **options) -> Replay:
+def of_images(
+    folder, score, *, neighbours=(REMOVED, ADDED), users=None, ranks=1, precision="32-true", physical=None
+) -> Replay:
     pictures = write_npz(folder / "pictures", train=(NUM_UNITS + 1) * (2 if users else 1), users=users)
 
     def module():
-        adapter = SaliencyLoRA(ratio=0.5, score=score, noise_multiplier=3.0, noise_draws=2, **options)
+        adapter = SaliencyLoRA(ratio=0.5, score=score, noise_multiplier=3.0, noise_draws=2)
         return tiny_module(net=awake(tiny_net()), adapter=adapter)
 
     return replay(
@@ -35,8 +37,8 @@ def of_images(folder, score, *, neighbours=(REMOVED, ADDED), users=None, ranks=1
         steps=3,
         num_units=NUM_UNITS,
         neighbours=list(neighbours),
-        privacy=PRIVACY,
-        trainer={"limit_val_batches": 0},
+        privacy={**PRIVACY, "physical_batch_size": physical},
+        trainer={"limit_val_batches": 0, "precision": precision},
         ranks=ranks,
     )
 
@@ -49,8 +51,14 @@ def test_a_unit_moves_the_scores_by_at_most_the_sensitivity(tmp_path, score):
     assert found.moved["one removed"] > 0.3, "it is near what was paid for, so that a larger one would show"
 
 
+def test_in_half_precision_too(tmp_path):
+    """Forwards in bf16, norms and their clipping not; physical batches of three units, cut elsewhere."""
+    found = held(of_images(tmp_path, GradNorm(max_norm=0.1), precision="bf16-mixed", physical=6))
+    assert found.moved["one removed"] > 0.3
+
+
 def test_a_user_is_one_unit(tmp_path):
-    held(of_images(tmp_path, GradNorm(max_norm=0.1), users=NUM_UNITS + 1, units_per_batch=5))
+    held(of_images(tmp_path, GradNorm(max_norm=0.1), users=NUM_UNITS + 1, physical=10))
 
 
 def test_two_ranks(tmp_path):

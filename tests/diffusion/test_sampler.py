@@ -42,6 +42,8 @@ def _draw(sampler: Sampler, *, schedule: NoiseSchedule, prediction: Prediction, 
         (diffusers.DPMSolverMultistepScheduler(), 20),
         (diffusers.UniPCMultistepScheduler(), 20),
         (diffusers.DEISMultistepScheduler(), 20),
+        (diffusers.HeunDiscreteScheduler(), 100),  # its timesteps are floats
+        (diffusers.HeunDiscreteScheduler(use_karras_sigmas=True), 50),  # and these not whole
     ],
 )
 def test_schedulers_recover_a_gaussian_outside_the_unit_box(scheduler, num_steps, schedule, prediction):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted(
     path
     for path in ROOT.glob("conf/**/*.yaml")
-    if path.parent.name not in ("adapter", "evolution", "papers")
+    if path.parent.name not in ("adapter", "evolution", "evaluation", "papers")
     and path.stem != "stable_diffusion"  # needs a checkpoint, which test_stable_diffusion.py makes
     and "lightning_dp.images" in path.read_text()
 )

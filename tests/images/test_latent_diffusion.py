@@ -1,10 +1,12 @@
 """The module of the image half: losses of single images, private fits, public starts, sampling."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from follow_steps import sites_of
-from image_support import CLASSES, awake, npz_data, tiny_module, tiny_net, write_npz
+from image_support import CLASSES, awake, npz_data, pictures, tiny_module, tiny_net, write_npz
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from lightning_dp.adapters.saliency import SaliencyLoRA
 from lightning_dp.adapters.scores.random_score import RandomScore
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
+from lightning_dp.diffusion.sampler import Sampler
 from lightning_dp.images.augmentation import Flip, Shift
 from lightning_dp.images.autoencoder import Autoencoder, Pixels, SmallAutoencoder
 from lightning_dp.images.class_gaussians import ClassGaussians
@@ -285,3 +288,40 @@ def test_the_autoencoder_is_frozen_and_stays_in_evaluation_mode():
     assert module.net.training
     assert not autoencoder.training
     assert not any(p.requires_grad for p in autoencoder.parameters())
+
+
+def test_whatever_samples_or_denoises_includes_the_prior():
+    """A net of zeros says what the prior says, alone, under guidance and from the first step to the last."""
+    images, labels = pictures(60)
+    clean = torch.from_numpy(images[:, None].astype(np.float32) / 127.5 - 1)
+    module = tiny_module(prior=ClassGaussians(rank=4), guidance=3.0, sampler=Sampler(num_steps=5))
+    module.prior.fit_exactly(module, [{"images": clean, "labels": torch.from_numpy(labels)}])
+    with torch.no_grad():
+        for parameter in module.net.parameters():
+            parameter.zero_()
+
+    def alone(noisy, timesteps, *, guidance):
+        alpha, sigma = module.schedule.alpha_sigma(timesteps, ndim=4)
+        told = torch.arange(6) % 3
+        of_class, of_all = (
+            module.prediction.output(
+                module.prior.clean(noisy, label, alpha=alpha, sigma=sigma), noisy, alpha=alpha, sigma=sigma
+            )
+            for label in (told, torch.full((6,), -1))
+        )
+        return of_all + guidance * (of_class - of_all)
+
+    noisy = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    condition = {"labels": torch.arange(6) % 3}
+    for guidance in (1.0, 3.0):
+        for step in (0, 500, 999):
+            steps = torch.full((6,), step)
+            found = module.denoise(noisy, steps, condition=condition, guidance=guidance)
+            torch.testing.assert_close(found, alone(noisy, steps, guidance=guidance))
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    drawn = module.sample(condition["labels"], generator=generators[0])
+    noise = torch.randn(6, 1, 8, 8, generator=generators[1])
+    expected = module.sampler.sample(
+        partial(alone, guidance=3.0), noise, schedule=module.schedule, prediction=module.prediction
+    )
+    torch.testing.assert_close(drawn, expected.clamp(-1, 1))

@@ -662,7 +662,7 @@ def test_variations_grow_with_their_degree(tmp_path):
     assert 0 < distance(0.3) < distance(1.0)
 
 
-def _public_run(tmp_path: Path, *, public: bool) -> Path:
+def _public_run(tmp_path: Path, *, public: bool, **model: object) -> Path:
     """A fit on public pictures, short and at high learning rate: samples need not be good."""
     config = {
         "data": {
@@ -693,6 +693,7 @@ def _public_run(tmp_path: Path, *, public: bool) -> Path:
                     },
                 },
                 "guidance": 1.5,
+                **model,
             },
         },
         "privacy": None,
@@ -735,13 +736,35 @@ def test_a_small_edit_by_a_perfect_model_stays_where_it_was(tmp_path, monkeypatc
     module = tiny_module(net=tiny_net())
     clean = torch.rand(4, 1, 8, 8) * 2 - 1
 
-    def perfect(x, timesteps, labels):
+    def perfect(x, timesteps, *, condition):
         alpha, sigma = module.schedule.alpha_sigma(timesteps, ndim=4)
         noise = (x - alpha * clean) / sigma
         return module.prediction.target(clean, noise, alpha=alpha, sigma=sigma)
 
-    monkeypatch.setattr(api, "_denoise", perfect)
+    monkeypatch.setattr(api._module, "denoise", perfect)
     for degree in (0.05, 0.5, 1.0):
         generator = torch.Generator().manual_seed(0)
         edited = api._edit(clean, torch.zeros(4, dtype=torch.long), degree=degree, generator=generator)
         assert torch.allclose(edited, clean, atol=1e-3)
+
+
+def test_variations_go_by_the_whole_model(tmp_path):
+    """A net that says nothing beside a base denoiser: variations are as near to public images as samples."""
+    prior = {"class_path": "lightning_dp.images.class_gaussians.ClassGaussians", "init_args": {"rank": 8}}
+    run = _public_run(tmp_path, public=True, prior=prior)
+    api = DiffusionAPI(str(run), num_steps=10)
+    with torch.no_grad():
+        for parameter in api._module.net.parameters():
+            parameter.zero_()
+    public = pictures(60)[0].reshape(60, -1) / 255
+    labels = np.arange(30) % 3
+
+    def distance(samples: np.ndarray) -> float:
+        return float(np.mean([abs(public - one.reshape(-1) / 255).mean(axis=1).min() for one in samples]))
+
+    drawn = api.random(labels, rng=np.random.default_rng(0))
+    varied = api.vary(drawn, labels, degree=0.9, rng=np.random.default_rng(1))
+    assert not np.array_equal(drawn, varied)
+    assert distance(varied) < 1.5 * distance(drawn) < 0.2
+    noise = np.random.default_rng(2).integers(0, 256, drawn.shape)
+    assert distance(noise) > 5 * distance(varied)  # which is what a bare net made of them

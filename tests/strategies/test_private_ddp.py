@@ -208,8 +208,6 @@ class Learns(Regression):
 
 
 class Mean(Preparation[float]):
-    units_per_batch = 16
-
     def __init__(self, module: Learns, *, num_units: int) -> None:
         self.module = module
         self.num_units = num_units

@@ -130,6 +130,19 @@ def test_a_trial_without_the_metric_has_failed(write, tmp_path):
     assert study.trials()[0].user_attrs["reason"] == "it ended with test/other missing"
 
 
+def test_a_trial_without_the_metric_stops_the_sweep(write, tmp_path):
+    """The others would end as it did, after their charge; each further command tries one more."""
+    file, out = write(metric={"name": "test/other", "goal": "minimize"}), tmp_path / "out"
+    for count in (1, 2):
+        done = agent(file, out, "--workers=1")
+        said, err = done.communicate(timeout=120)
+        assert done.returncode == 1, err
+        assert "only their own program knows whether trials write test/other" in said
+        assert "ended without test/other, by which trials are judged, so no other was started" in err
+        assert states(SweepStudy(read_sweep(file), folder=out, limit=None)).count(TrialState.FAIL) == count
+        assert len(starts(out)) == count
+
+
 def test_another_sweep_in_the_same_folder_is_refused(write, tmp_path):
     run(write(), tmp_path / "out", limit=1)
     with pytest.raises(ValueError, match="another sweep"):

@@ -1,4 +1,5 @@
-"""Every YAML under sweeps/: its head says what it is for, and each of its values makes a configuration."""
+"""Every YAML under sweeps/: its head says what it is for, and each of its values makes a configuration
+whose fit logs what the sweep judges by."""
 
 import importlib
 import os
@@ -8,6 +9,7 @@ import pytest
 
 from lightning_dp.lightning_cli import instantiate
 from lightning_dp.sweeps.command import build_command, fit_arguments
+from lightning_dp.sweeps.metric import check_metric, metrics_of_fit
 from lightning_dp.sweeps.parameters import assemble
 from lightning_dp.sweeps.sweep import read_sweep
 
@@ -55,8 +57,10 @@ def test_every_value_of_a_sweep_makes_a_configuration(path, monkeypatch):
         arguments = fit_arguments(build_command(sweep, best))
         assert arguments is not None
         cli = instantiate(arguments)
-        assert cli.model is not None
-        assert cli.config_init["fit"].privacy is not None  # each is said to be private
+        config = cli.config_init["fit"]
+        logged = metrics_of_fit(module=cli.model, data=cli.datamodule, config=config)
+        check_metric(sweep, logged=logged, program="it")
+        assert config.privacy is not None  # each is said to be private
         unseen -= {(name, str(value)) for name, value in best.items()}
 
 

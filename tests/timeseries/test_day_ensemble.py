@@ -7,7 +7,11 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 from lightning_dp.diffusion.prediction import Epsilon, Sample, Velocity
 from lightning_dp.diffusion.sampler import Sampler
 from lightning_dp.diffusion.schedule import Cosine
+from lightning_dp.nets.conditioning.adaln_zero import AdaLNZero
+from lightning_dp.nets.series_dit import SeriesDiT
+from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.day_ensemble import DayEnsemble
+from lightning_dp.timeseries.module import TimeSeriesDiffusion
 from lightning_dp.timeseries.normalise import DayMean
 
 DAY = 4
@@ -94,6 +98,46 @@ def test_samples_of_the_denoiser_alone_have_the_ensembles_distribution():
     near_zero, near_one = ((drawn - level).abs() < 0.15 for level in (0.0, 1.0))
     assert near_zero.float().mean().item() == pytest.approx(0.46, abs=0.05)
     assert near_one.float().mean().item() == pytest.approx(0.46, abs=0.05)
+
+
+def test_whatever_samples_or_forecasts_includes_it():
+    """A module whose net is all zeros says what the days say: expectation, samples, guidance or not."""
+    values, visible, target, frame = _windows()
+    net = SeriesDiT(
+        AdaLNZero(), length=values.shape[1], num_channels=1, num_covariates=1, patch_size=DAY, hidden_size=8
+    )
+    days = DayEnsemble(steps_per_day=DAY, reach=1)
+    module = TimeSeriesDiffusion(
+        net, normaliser=DayMean(steps_per_day=DAY), ensemble=days, condition_dropout=0.1, guidance_scale=2.0
+    )
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    covariates = torch.zeros(*values.shape[:2], 1)
+    batch = Batch(values=values, observed=visible | target, target=target, covariates=covariates)
+    ensemble = days.of(values, visible, frame=frame, target=target)
+
+    def denoise(noisy, timesteps):
+        alpha, sigma = module.schedule.alpha_sigma(timesteps[:1], ndim=3)
+        clean = days.clean(noisy, ensemble, alpha=alpha, sigma=sigma)
+        return module.prediction.output(clean, noisy, alpha=alpha, sigma=sigma)
+
+    def in_units(clean):  # (B, n, L, C), the hidden steps
+        return (clean * frame.scale[:, None] + frame.center[:, None])[:, :, -DAY:]
+
+    alpha, sigma = module.schedule.alpha_sigma(torch.tensor([module.schedule.num_steps - 1]), ndim=3)
+    clean = days.clean(torch.zeros_like(values), ensemble, alpha=alpha, sigma=sigma)
+    torch.testing.assert_close(module.expectation(batch)[:, -DAY:], in_units(clean[:, None])[:, 0])
+    drawn = module.sample(batch, num_samples=2, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(6, *values.shape[1:], generator=torch.Generator().manual_seed(0))
+    hidden = target.repeat_interleave(2, dim=0)
+    expected = module.sampler.sample(
+        lambda noisy, timesteps: denoise(torch.where(hidden, noisy, 0.0), timesteps),
+        noise,
+        schedule=module.schedule,
+        prediction=module.prediction,
+    )
+    torch.testing.assert_close(drawn[:, :, -DAY:], in_units(expected.unflatten(0, (3, 2))))
 
 
 @pytest.mark.parametrize("prediction", [Epsilon(), Velocity(), Sample()])

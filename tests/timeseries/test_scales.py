@@ -65,7 +65,7 @@ def prepare(normaliser: ReleasedScale, data: HouseholdLoad, ledger: Ledger) -> N
     ledger.register("households", unit="user", delta=1e-5)
     for preparation in normaliser.preparations(unit=unit, target_epsilon=8.0, delta=1e-5):
         lease = ledger.open_run("households", unit="user", run="r", plan=[preparation.mechanism.event])
-        batches = loader.in_order(units_per_batch=preparation.units_per_batch)
+        batches = loader.in_order(units_per_batch=256)
         released = preparation.mechanism.release(lambda: preparation.values(batches), lease)  # noqa: B023
         preparation.apply(released.value)
         lease.close(steps_taken={})

@@ -6,6 +6,7 @@ free one looks at no private row.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +36,9 @@ class Denoiser(Protocol):
 
     def per_example_losses(self, batch: Any) -> Tensor:
         """(B,) losses, each a function of its own example."""
+
+    def forward_precision(self) -> AbstractContextManager[Any]:
+        """Around forwards, as the fit's precision has it; nothing outside of a fit."""
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Lightning's."""

@@ -66,21 +66,13 @@ class DiffusionAPI(SampleAPI):
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         x = alpha[0] * clean + sigma[0] * noise  # (b, c, s, s)
         for number, time in enumerate(times):
-            output = self._denoise(x, time.expand(len(x)), labels)
+            output = self._module.denoise(x, time.expand(len(x)), condition={"labels": labels})
             estimate = prediction.clean(output, x, alpha=alpha[number], sigma=sigma[number])
             if number + 1 == len(times):
                 return estimate
             noise = (x - alpha[number] * estimate) / sigma[number]
             x = alpha[number + 1] * estimate + sigma[number + 1] * noise
         raise AssertionError("there is at least one step")
-
-    def _denoise(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        net, weight = self._module.net, self._module.guidance
-        output = net(x, timesteps, labels=labels)  # (b, c, s, s)
-        if weight == 1:
-            return output
-        plain = net(x, timesteps, labels=torch.full_like(labels, -1))
-        return plain + weight * (output - plain)
 
     def _known(self, labels: np.ndarray) -> Tensor:
         """The labels as the net knows them: none, where it knows no classes."""

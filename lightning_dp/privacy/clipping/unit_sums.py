@@ -83,6 +83,11 @@ class UnitSums:
         return self._weights is not None
 
     @property
+    def weightless(self) -> bool:
+        """Whether no unit of the announced batch has a weight, so that its sums are exactly 0."""
+        return self._weights is not None and not bool((self._weights > 0).any())
+
+    @property
     def units(self) -> int:
         """U of the announced batch."""
         if self._weights is None:

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import final
 
+import torch
+from torch import Tensor
+
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.sites import Sites
@@ -49,6 +52,33 @@ class Trial:
         """By leaf of whole numbers, how many the step takes, counted from 0; None where there is no end."""
         step = self.step.on_cpu()
         return {leaf: count(step, self.units, leaf) for leaf in self.units.leaves_of("whole")}
+
+    @cached_property
+    def bytes_of_unit(self) -> int | None:
+        """What a forward keeps of one more unit for its backward; None where the step fails.
+
+        Of made-up units, and in fp32 where weights are in half precision.
+        """
+        try:
+            one, three = (self._bytes_kept(units) for units in ([0], [0, 1, 2]))
+        except StepFailed:
+            return None
+        return max(0, three - one) // 2  # what units share, such as weights, is in both
+
+    def _bytes_kept(self, units: list[int]) -> int:
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            module = self.step.copy()
+            with self.step.running(LinedUp()):
+                loss = self.step.loss(module, self.units.pick(units))  # alive, so that no address comes twice
+        del loss
+        return sum(kept.values())
 
     def alone(self, unit: int) -> Gradient:
         """The gradient of one unit in a batch of its own.

@@ -13,10 +13,11 @@ from lightning_dp.strategies.every_row_once import evaluation_sampler
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.data.synthetic import synthetic_windows
 from lightning_dp.timeseries.data.windows import UserWindowDataset, WindowDataset, collate
-from lightning_dp.timeseries.masks import Forecast, Mask
+from lightning_dp.timeseries.masks import Forecast, Kind, Mask, kind_of
 from lightning_dp.timeseries.metrics import scored_scale
 
 _WINDOWS_AT_ONCE = 1024
+_WINDOWS_OF_KIND = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,14 @@ class WindowDataModule(LightningDataModule, ABC):
     def num_channels(self) -> int:
         """C."""
         return len(self.channel_names)
+
+    @property
+    def kind(self) -> Kind:
+        """What the test asks for, by the masks of its first windows; nothing is read."""
+        task = self.task or Forecast(self.horizon)
+        return kind_of(
+            task.draw_fixed(range(_WINDOWS_OF_KIND), length=self.length, num_channels=self.num_channels)
+        )
 
     def facts(self) -> dict[str, str | float | int]:
         """Plain facts for tables of results."""
