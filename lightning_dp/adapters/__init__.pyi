@@ -1,6 +1,10 @@
 from .adapter import Adapter as Adapter
 from .attention import Attention as Attention
 from .biases import Biases as Biases
+from .choices.choice import Choice as Choice
+from .choices.exponential import Exponential as Exponential
+from .choices.noisy_sums import NoisySums as NoisySums
+from .choices.propose_test_release import ProposeTestRelease as ProposeTestRelease
 from .embedder import Embedder as Embedder
 from .full import Full as Full
 from .lora import LoRA as LoRA

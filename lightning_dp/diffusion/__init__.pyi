@@ -1,3 +1,8 @@
 from .prediction import Epsilon as Epsilon, Prediction as Prediction, Sample as Sample, Velocity as Velocity
 from .sampler import Sampler as Sampler
-from .schedule import Cosine as Cosine, Linear as Linear, NoiseSchedule as NoiseSchedule
+from .schedule import (
+    Cosine as Cosine,
+    Linear as Linear,
+    NoiseSchedule as NoiseSchedule,
+    ScaledLinear as ScaledLinear,
+)

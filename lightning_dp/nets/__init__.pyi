@@ -1,3 +1,4 @@
+from .caption_transformer import CaptionTransformer as CaptionTransformer
 from .conditioning.adaln_zero import AdaLNZero as AdaLNZero
 from .conditioning.bounded_at_sampling import BoundedAtSampling as BoundedAtSampling
 from .conditioning.bounds import (
@@ -13,4 +14,10 @@ from .denoising_net import DenoisingNet as DenoisingNet
 from .image_dit import ImageDiT as ImageDiT
 from .image_net import ImageNet as ImageNet
 from .series_dit import SeriesDiT as SeriesDiT
+from .tokenizers import (
+    Bytes as Bytes,
+    ClipTokens as ClipTokens,
+    Tokenizer as Tokenizer,
+    WordPieces as WordPieces,
+)
 from .unet import CrossAttentionUNet as CrossAttentionUNet, UNet as UNet

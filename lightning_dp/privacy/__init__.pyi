@@ -24,4 +24,5 @@ from .release import (
     Vote as Vote,
     VoteCounts as VoteCounts,
 )
+from .top_k import ExponentialTopK as ExponentialTopK, GapTestedTopK as GapTestedTopK
 from .units import PrivacyUnit as PrivacyUnit

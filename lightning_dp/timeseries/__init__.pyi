@@ -21,11 +21,12 @@ from .masks import (
     Mask as Mask,
     Mixture as Mixture,
     PointImputation as PointImputation,
+    StepImputation as StepImputation,
     StrideImputation as StrideImputation,
     SubSequenceImputation as SubSequenceImputation,
     Synthesis as Synthesis,
 )
-from .metrics import CRPS as CRPS, MAE as MAE, MSE as MSE, Coverage as Coverage
+from .metrics import CRPS as CRPS, MAE as MAE, MSE as MSE, R2 as R2, Coverage as Coverage
 from .module import TimeSeriesDiffusion as TimeSeriesDiffusion
 from .normalise import DayMean as DayMean, FixedScale as FixedScale, Normaliser as Normaliser
 from .prediction_report import PredictionReport as PredictionReport

@@ -23,18 +23,18 @@ def _chosen_by_class_path():
     for module in walk_packages(lightning_dp.__path__, "lightning_dp."):
         if not module.name.endswith("__main__"):
             import_module(module.name)
-    from lightning_dp.adapters import Adapter, FreeScore, PrivateScore
+    from lightning_dp.adapters import Adapter, Choice, FreeScore, PrivateScore
     from lightning_dp.diffusion import NoiseSchedule, Prediction
     from lightning_dp.evolution import Embedding, EvolutionTask, SampleAPI
     from lightning_dp.images import Augmentation, Autoencoder, ImageSource
-    from lightning_dp.nets import Bound, Conditioning, DenoisingNet, ImageNet
+    from lightning_dp.nets import Bound, Conditioning, DenoisingNet, ImageNet, Tokenizer
     from lightning_dp.privacy import ClippingEngine, ClippingFunction
     from lightning_dp.timeseries import Layout, Mask, Normaliser, Split
 
     kinds = [LightningModule, LightningDataModule, Callback, Adapter, FreeScore, PrivateScore, NoiseSchedule]
     kinds += [Prediction, Embedding, EvolutionTask, SampleAPI, Augmentation, Autoencoder, ImageSource, Bound]
     kinds += [Conditioning, DenoisingNet, ImageNet, ClippingEngine, ClippingFunction, Layout, Mask]
-    kinds += [Normaliser, Split]
+    kinds += [Normaliser, Split, Choice, Tokenizer]
     left = list(kinds)
     while left:
         for kind in left.pop().__subclasses__():

@@ -26,8 +26,8 @@ class AutoencoderEmbedding(Embedding):
     def __init__(self, autoencoder: Autoencoder, *, images_at_once: int = 256) -> None:
         if images_at_once < 1:
             raise ValueError(
-                f"AutoencoderEmbedding.images_at_once is {images_at_once}; it must be at least 1: 256 is usual for "
-                " small images, 1 to 8 for large ones."
+                f"AutoencoderEmbedding.images_at_once is {images_at_once}; it must be at least 1: 256 is "
+                "usual for small images, 1 to 8 for large ones."
             )
         self._images_at_once = images_at_once
         self._autoencoder = autoencoder.requires_grad_(False).eval()
