@@ -511,6 +511,7 @@ class DifferentialPrivacy(Callback):
             preparation.mechanism,
             lambda: preparation.values(batches),
             note=type(preparation).__name__,
+            drawn_at=rate,
         )
         preparation.apply(answer)
 

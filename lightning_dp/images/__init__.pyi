@@ -29,6 +29,7 @@ from .data.public28 import (
 from .data.source import ImageSource as ImageSource, Joined as Joined
 from .data.tar_shards import TarShards as TarShards
 from .diffusers_autoencoder import DiffusersAutoencoder as DiffusersAutoencoder
+from .discriminator import PatchDiscriminator as PatchDiscriminator
 from .downstream import SmallCNN as SmallCNN, WideResNet as WideResNet
 from .evaluation import Evaluation as Evaluation
 from .evolution.autoencoder_embedding import AutoencoderEmbedding as AutoencoderEmbedding

@@ -105,14 +105,21 @@ class StepCharges:
         self._credit = steps
         return True
 
-    def release(self, mechanism: Mechanism[Value], values: Callable[[], PerUnit], *, note: str) -> Value:
+    def release(
+        self,
+        mechanism: Mechanism[Value],
+        values: Callable[[], PerUnit],
+        *,
+        note: str,
+        drawn_at: float = 1.0,
+    ) -> Value:
         """Make one release that the plan holds in `prior`: charge, read and answer on rank 0, tell all."""
         if mechanism.event not in self._plan.prior:
             raise LedgerError(f"{note} was about to release {mechanism.event}, which the plan does not hold")
 
         def pay_and_answer() -> tuple[Value, tuple[int, str]]:
             assert self._lease is not None
-            released = mechanism.release(values, self._lease, note=note)
+            released = mechanism.release(values, self._lease, note=note, drawn_at=drawn_at)
             return released.value, (released.seq, released.hash)
 
         answer, self.head = self._ranks.on_first(pay_and_answer)

@@ -102,6 +102,7 @@ class Mechanism(ABC, Generic[Value]):
         *,
         note: str = "",
         noise: NoiseSource | None = None,
+        drawn_at: float = 1.0,
     ) -> Released[Value]:
         """Charge the ledger, then read `values`, add noise and answer.
 
@@ -111,12 +112,20 @@ class Mechanism(ABC, Generic[Value]):
             note: what this is, for readers of the ledger.
             noise: None takes `SecureGaussianNoise`: sums are fp64, and noise that is coarser than they
                 are, as fp32 noise is, would let their low bits through.
+            drawn_at: the chance that each unit had to be among the values; 1 is all of them.
 
         Raises:
             BudgetExceeded, LedgerError: nothing was read.
+            ValueError: the values were drawn at another rate than the one that is paid for; nothing was read.
             ValueError: the values have an impossible shape, or are more than noise on a grid pays for; the
                 charge stays.
         """
+        if drawn_at != self.sampling_rate:
+            raise ValueError(
+                f"{type(self).__name__}.sampling_rate is {self.sampling_rate}, but the values are of units "
+                f"drawn at {drawn_at}: draw them by PoissonLoader.in_order at that rate and say so by "
+                "drawn_at, or set sampling_rate to 1"
+            )
         entry = lease.reserve(self.event, kind="release", note=f"{note}: {self}" if note else str(self))
         sums = torch.from_numpy(self.sums(values() if callable(values) else values))
         noisy = self.perturbed(sums, noise)

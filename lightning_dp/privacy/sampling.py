@@ -164,30 +164,15 @@ class PoissonLoader:
     def in_order(self, *, units_per_batch: int, sampling_rate: float = 1.0) -> DataLoader:
         """Every unit of the data set once, or a Poisson sample of them, in order, collated as for training.
 
-        The sample is drawn when the loader is iterated: in the process that reads, anew each time.
+        The sample is drawn once: whoever reads it twice reads the same units, as one release pays for.
         """
         if sampling_rate == 1:
             return self._reading.loader(self.dataset, batch_size=units_per_batch)
-        sample = _Sample(
-            num_units=len(self.dataset),  # type: ignore[arg-type]
-            sampling_rate=sampling_rate,
-            units_per_batch=units_per_batch,
-        )
-        return self._reading.loader(self.dataset, batch_sampler=sample)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sample:
-    """One Poisson sample, cut into batches."""
-
-    num_units: int
-    sampling_rate: float
-    units_per_batch: int
-
-    def __iter__(self) -> Iterator[list[int]]:
-        drawn = PoissonSampler(num_units=self.num_units, sampling_rate=self.sampling_rate).draw()
-        for start in range(0, len(drawn), self.units_per_batch):
-            yield drawn[start : start + self.units_per_batch]
+        num_units: int = len(self.dataset)  # type: ignore[arg-type]
+        drawn = PoissonSampler(num_units=num_units, sampling_rate=sampling_rate).draw()
+        starts = range(0, len(drawn), units_per_batch)
+        batches = [drawn[start : start + units_per_batch] for start in starts]
+        return self._reading.loader(self.dataset, batch_sampler=batches)
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,14 @@ def test_everybody_read_where_a_sample_was_paid_for_is_seen(tmp_path, monkeypatc
     assert units_read(tmp_path, monkeypatch) == 48
 
 
+def test_a_sample_that_is_read_twice_is_the_same():
+    loader = PoissonLoader(list(range(1000)), sampling_rate=0.5)
+    sample = loader.in_order(units_per_batch=64, sampling_rate=0.3)
+    first, second = (torch.cat(list(sample)).tolist() for _ in range(2))
+    assert first == second
+    assert 200 < len(first) < 400
+
+
 def test_units_of_a_sample_are_drawn_independently_and_by_nobodys_seed():
     loader = PoissonLoader(list(range(40)), sampling_rate=0.5)
     draws = []

@@ -351,3 +351,11 @@ def test_a_mistake_is_one_sentence(make: Callable[[], object], said: str) -> Non
 def test_mechanisms_do_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
         MECHANISMS[0].noise_multiplier = 0.1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("paid", "drawn"), [(0.5, 1.0), (1.0, 0.5), (0.5, 0.6)])
+def test_values_drawn_at_another_rate_than_the_one_paid_for_are_refused(lease, paid, drawn):
+    mechanism = VectorSum(noise_multiplier=1.0, sampling_rate=paid, max_norm=1.0, dimension=2)
+    with pytest.raises(ValueError, match=f"drawn at {drawn}"):
+        mechanism.release(lambda: pytest.fail("values were read"), lease, drawn_at=drawn)
+    assert mechanism.release(np.ones((3, 2)), lease, drawn_at=paid).value.shape == (2,)
