@@ -81,7 +81,7 @@ def gradient_norms(
                 engine.take()  # sums that nobody wants
         finally:
             engine.detach()
-    norms = torch.cat(found)
+    norms = torch.cat(found) if found else torch.zeros(0, len(matrices), dtype=torch.float64)
     return torch.where(norms.isfinite().all(dim=1, keepdim=True), norms, 0.0)
 
 

@@ -15,8 +15,6 @@ from typing import Any
 from lightning_dp.commands.run_account import check_account, read_run
 from lightning_dp.tracking.layout import CHECKPOINT
 
-_IMAGES = "lightning_dp.images.module.LatentDiffusion"
-
 
 def main(argv: list[str]) -> int:
     """Write the table and its privacy report."""
@@ -79,12 +77,15 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     report = read_run(arguments.run)
     check_account(arguments.run, report=report)
-    if _kind(arguments.run) == _IMAGES:
+    # Late: --help, and a folder that can't be right, should not wait for torch.
+    from lightning_dp.images.module import LatentDiffusion
+    from lightning_dp.tracking.run_config import model_class
+
+    if issubclass(model_class(arguments.run), LatentDiffusion):
         return _sample_images(arguments)
     if arguments.prompt:
         raise ValueError("--prompt is of images; this run is on series.")
 
-    # Late: --help, and a folder that can't be right, should not wait for torch.
     import torch
     from tqdm import tqdm
 
@@ -152,29 +153,22 @@ def _sample_images(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _kind(folder: Path) -> str:
-    """The class of a run's model."""
-    import yaml
-
-    return yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"]
-
-
 def _load(folder: Path) -> tuple[Any, Any]:
     """The model with its weights, and its data module, which has read nothing yet."""
-    import yaml
     from jsonargparse import ArgumentParser
     from lightning.pytorch import LightningDataModule
 
     from lightning_dp.strategies.device import command_device
     from lightning_dp.timeseries.module import TimeSeriesDiffusion
+    from lightning_dp.tracking.run_config import model_class, read_run_config
 
-    config, kind = yaml.safe_load((folder / "config.yaml").read_text()), _kind(folder)
-    if kind != f"{TimeSeriesDiffusion.__module__}.{TimeSeriesDiffusion.__qualname__}":
+    config, kind = read_run_config(folder), model_class(folder)
+    if not issubclass(kind, TimeSeriesDiffusion):
         raise ValueError(
-            f"{folder} holds a {kind.rpartition('.')[2]}, which can't be sampled: it is neither a "
+            f"{folder} holds a {kind.__name__}, which can't be sampled: it is neither a "
             "TimeSeriesDiffusion nor a LatentDiffusion."
         )
-    module = TimeSeriesDiffusion.load_from_checkpoint(folder / CHECKPOINT, map_location=command_device())
+    module = kind.load_from_checkpoint(folder / CHECKPOINT, map_location=command_device())
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     parsed = parser.parse_object({"data": config["data"]})

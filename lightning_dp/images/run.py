@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import instantiate_module
@@ -12,9 +11,8 @@ from lightning_dp.images.checkpoint import read_checkpoint
 from lightning_dp.images.data.image_data import ImageData
 from lightning_dp.images.module import LatentDiffusion
 from lightning_dp.strategies.device import command_device
-from lightning_dp.tracking.run_folder import CHECKPOINT
-
-MODULE = f"{LatentDiffusion.__module__}.{LatentDiffusion.__name__}"
+from lightning_dp.tracking.layout import CHECKPOINT
+from lightning_dp.tracking.run_config import model_class, read_run_config
 
 
 def load_module(run: Path, *, num_steps: int | None = None) -> LatentDiffusion:
@@ -30,9 +28,9 @@ def load_module(run: Path, *, num_steps: int | None = None) -> LatentDiffusion:
     Raises:
         ValueError: the folder is no run of the image half, or takes no such number of steps.
     """
-    model = (_config(run).get("model") or {}).get("class_path")
-    if model != MODULE:
-        raise ValueError(f"{run} is a run of {model}; images are drawn from runs of {MODULE}.")
+    kind = model_class(run)
+    if not issubclass(kind, LatentDiffusion):
+        raise ValueError(f"{run} is a run of {kind.__name__}; images are drawn from runs of LatentDiffusion.")
     checkpoint = read_checkpoint(run / CHECKPOINT)
     settings = dict(checkpoint.get("hyper_parameters", {}))
     if settings.pop("_instantiator", None) is None:
@@ -55,15 +53,7 @@ def load_data(run: Path) -> ImageData:
     """The data module of a run, as its configuration describes it."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
-    found: Any = parser.instantiate_classes(parser.parse_object({"data": _config(run)["data"]})).data
+    found: Any = parser.instantiate_classes(parser.parse_object({"data": read_run_config(run)["data"]})).data
     if not isinstance(found, ImageData):
         raise ValueError(f"{run} was trained on {type(found).__name__}, which holds no images.")
     return found
-
-
-def _config(run: Path) -> dict[str, Any]:
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"{run} is no run folder: it has no config.yaml.")
-    config: dict[str, Any] = yaml.safe_load(path.read_text())
-    return config
