@@ -208,7 +208,8 @@ def measure(
         extractor = available_extractor()
         part = samples[: evaluation.distance_samples]
         # Not cached: features of private images leave no file behind.
-        train_features = extractor.features(_pixels(data.train_dataset))
+        train = shrunk(_pixels(data.train_dataset), size=data.judged_size)
+        train_features = extractor.features(train)
         found = distances(extractor.features(part), train_features, extractor_name=extractor.name)
         metrics |= {f"nonprivate/{name}_train": value for name, value in found.items()}
         clock.note("train_distances")

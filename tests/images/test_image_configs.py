@@ -1,6 +1,8 @@
 """Every image YAML under conf/ is parsed, instantiated and trained for one step on the real data."""
 
 import os
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,16 @@ def test_recipe_runs_one_step(path, tmp_path):
     arguments += [*ONE_STEP, *(private if recipe.get("privacy") else [])]
     assert main(["fit", *arguments, f"--run.dir={tmp_path / 'run'}"]) == 0
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.skipif(not os.environ.get("LIGHTNING_DP_DATA"), reason="needs images: set LIGHTNING_DP_DATA")
+def test_the_stage_after_the_autoencoder_works_as_its_recipe_prints_it(tmp_path, monkeypatch):
+    head = (ROOT / "conf" / "experiment" / "fashion_mnist_autoencoder.yaml").read_text()
+    lines = "\n".join(line.removeprefix("#") for line in head.splitlines() if line.startswith("#"))
+    commands = re.findall(r"lightning-dp (fit .*)", lines.replace("\\\n", " "))
+    assert len(commands) == 2
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    for command in commands:
+        assert main([*shlex.split(command), *ONE_STEP]) == 0, command
+    assert (tmp_path / "runs" / "latents_public" / "checkpoints" / "last.ckpt").is_file()

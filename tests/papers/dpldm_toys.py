@@ -55,6 +55,7 @@ def autoencoder(vgg: Path, *, levels: int, size: int) -> list[str]:
         "--model.init_args.discriminator.init_args.num_layers=1",
         "--model.init_args.discriminator_start=1",
         f"--data.init_args.size={size}",
+        "--data.init_args.batch_size=4",  # VGG-16 is as large as ever
     ]
 
 

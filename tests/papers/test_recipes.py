@@ -1,6 +1,7 @@
 """Every recipe of a paper, end to end: privately, by the default engine, through test, evaluation and report.
 
-`recipes.py` says how each is made small; a recipe without an entry there fails.
+`recipes.py` says how each of TimeDiT's is made small; a recipe without an entry there fails. Papers whose
+recipes need each other, or a checkpoint, have a module of their own.
 """
 
 import json
@@ -18,8 +19,9 @@ from lightning_dp.sweeps.parameters import assemble
 from lightning_dp.sweeps.sweep import read_sweep
 from lightning_dp.timeseries.data import ett
 
-FILES = sorted(PAPERS.glob("*.yaml"))
-SWEEPS = sorted(ROOT.glob("sweeps/papers/*.yaml"))
+FILES = sorted(PAPERS.glob("timedit_*.yaml"))
+SWEEPS = sorted(ROOT.glob("sweeps/papers/timedit_*.yaml"))
+MODULES = {"timedit": "test_recipes.py", "dpldm": "test_dpldm.py", "dpsapf": "test_dpsapf.py"}
 CONTROLS = sorted(CONF.glob("controls/timedit/*.yaml"))
 OPERATORS = ("tanh", "soft_clamp_band", "hard_clamp", "clamp_ste")
 SMALL = [
@@ -53,6 +55,14 @@ def _configs(name: str) -> list[str]:
 
 def test_every_recipe_has_an_entry_and_every_entry_a_recipe():
     assert {path.stem for path in FILES} == set(RECIPES)
+
+
+def test_every_recipe_and_sweep_of_a_paper_belongs_to_a_module_that_runs_it():
+    files = [*PAPERS.glob("*.yaml"), *ROOT.glob("sweeps/papers/*.yaml")]
+    papers = {path.stem.split("_")[0] for path in files}
+    assert papers <= set(MODULES)
+    for paper in papers:  # by a glob of its own
+        assert f"{paper}_" in (Path(__file__).parent / MODULES[paper]).read_text(), paper
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
