@@ -6,7 +6,7 @@ A choice by a private score is one release before training. It is made once, and
 state: a resumed fit, a checkpoint and a sampler know it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, final, get_args
 
@@ -214,6 +214,16 @@ class SaliencyLoRA(Adapter):
 
     def replaced(self) -> list[str]:
         return self._replaced
+
+    def left_frozen(self, state: Mapping[str, Any]) -> list[str]:
+        if self.low_rank or f"{NAME}.chosen" not in state:
+            return []  # pairs are in every checkpoint
+        chosen = state[f"{NAME}.chosen"].tolist()
+        return [
+            f"{matrix.path}.weight"
+            for matrix, wanted in zip(self.selection.matrices, chosen, strict=True)
+            if not wanted
+        ]
 
     def norms(self, module: Denoiser, batches: Iterable[Any], *, rows_per_unit: int) -> Tensor:
         """(U, M) gradient norms of the units in `batches`, normalised if asked to."""
