@@ -178,7 +178,6 @@ def _trained(module: LightningModule) -> set[str]:
 
 
 EXPECTED: dict[str, dict] = {
-    "dpsapf": {"saliency_trains": "low-rank pairs", "chosen_matrices": 10},
     "dplora": {"adapter": "LoRA", "lora_rank": 4},
     "dpsapf_random": {"saliency_score": "RandomScore", "chosen_matrices": 10},
     "dpsapf_layers": {"saliency_pieces": "layers", "chosen_matrices": 8},
@@ -191,7 +190,7 @@ EXPECTED: dict[str, dict] = {
 }
 
 
-@pytest.mark.parametrize("name", FRAGMENTS)
+@pytest.mark.parametrize("name", sorted(set(FRAGMENTS) - {"dpsapf"}))  # which is the recipe itself
 def test_a_variant_trains_what_it_says_and_is_read_back(name, data, tmp_path, capsys):
     private = name != "dpsapf_without_privacy"
     own = [f"--config={RECIPE}", f"--config={FRAGMENTS[name]}", *SMALL, _net(data), "--run.test=false"]
@@ -233,32 +232,29 @@ def test_a_variant_trains_what_it_says_and_is_read_back(name, data, tmp_path, ca
 
 
 def test_every_fragment_is_expected():
-    assert set(FRAGMENTS) == set(EXPECTED)
+    assert set(FRAGMENTS) == {*EXPECTED, "dpsapf"}
 
 
 # --- sweeps --------------------------------------------------------------------------------------------
 
 
-def _extreme(sweep: Sweep, *, name: str) -> dict:
-    """A trial at one end of the grid: the smallest ratio, the least budget, the most noise."""
-    points = [assemble(point) for point in sweep.points()]
-    return points[-1] if name == "dpsapf_sigma" else points[0]
-
-
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_trial_of_a_sweep_runs_to_its_metric(name, tmp_path):
+    """One at an end of the grid: of budgets the smallest, calibrated; else the last, with a given noise."""
     sweep = read_sweep(SWEEPS[name])
-    arguments = fit_arguments(build_command(sweep, _extreme(sweep, name=name)))
+    points = [assemble(point) for point in sweep.points()]
+    budgets = name == "dpsapf_epsilon"
+    arguments = fit_arguments(build_command(sweep, points[0] if budgets else points[-1]))
     assert arguments is not None
     assert f"--config={RECIPE}" in arguments
-    small = [*SMALL, "--privacy.expected_batch_size=8", "--privacy.delta=1e-2"]
-    if name == "dpsapf_epsilon":
-        assert "--privacy.target_epsilon=0.2" in arguments
+    small = [*SMALL, "--privacy.delta=1e-2", *(["--privacy.expected_batch_size=8"] if budgets else GIVEN)]
     folder = tmp_path / "run"
     assert main([*arguments, *small, f"--run.dir={folder}"]) == 0
     assert sweep.metric is not None
     assert np.isfinite(_report(folder, "results.json")["metrics"][sweep.metric.name])
-    assert _report(folder)["epsilon"] <= (0.2 if name == "dpsapf_epsilon" else 10)
+    if budgets:
+        assert "--privacy.target_epsilon=0.2" in arguments
+        assert 0.19 < _report(folder)["epsilon"] <= 0.2
 
 
 @pytest.mark.parametrize("name", SWEEPS)
