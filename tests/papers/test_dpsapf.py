@@ -16,7 +16,7 @@ from lightning_dp.images.run import load_module
 from lightning_dp.lightning_cli import Cli, run
 from lightning_dp.sweeps.command import build_command, fit_arguments
 from lightning_dp.sweeps.parameters import assemble
-from lightning_dp.sweeps.sweep import Sweep, read_sweep
+from lightning_dp.sweeps.sweep import read_sweep
 
 # diffusers' own use of numpy.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

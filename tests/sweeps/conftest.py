@@ -1,6 +1,5 @@
 """What sweeps name by their environment."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,8 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def public_checkpoint(request, monkeypatch) -> Iterator[None]:
+def public_checkpoint(request, monkeypatch) -> None:
     """For sweeps that start from one."""
     path = getattr(request.node, "callspec", None) and request.node.callspec.params.get("path")
     if isinstance(path, Path) and "STABLE_DIFFUSION" in path.read_text():
         monkeypatch.setenv("STABLE_DIFFUSION", str(request.getfixturevalue("checkpoint")))
-    yield
