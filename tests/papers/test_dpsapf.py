@@ -4,7 +4,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -238,33 +237,21 @@ def test_every_fragment_is_expected():
 # --- sweeps --------------------------------------------------------------------------------------------
 
 
+def test_the_smallest_budget_holds_a_choice_that_is_a_share_of_it(tmp_path):
+    """The first trial of that sweep; the last one of each runs in test_recipes.py."""
+    sweep = read_sweep(SWEEPS["dpsapf_epsilon"])
+    arguments = fit_arguments(build_command(sweep, assemble(next(sweep.points()))))
+    assert arguments is not None
+    assert "--privacy.target_epsilon=0.2" in arguments
+    small = [*SMALL, "--privacy.expected_batch_size=8", "--run.test=false"]
+    assert main([*arguments, *small, f"--run.dir={tmp_path / 'run'}"]) == 0
+    assert 0.19 < _report(tmp_path / "run")["epsilon"] <= 0.2
+
+
 @pytest.mark.parametrize("name", SWEEPS)
-def test_a_trial_of_a_sweep_runs_to_its_metric(name, tmp_path):
-    """One at an end of the grid: of budgets the smallest, calibrated; else the last, with a given noise."""
+def test_a_sweep_varies_what_the_paper_does(name):
     sweep = read_sweep(SWEEPS[name])
     points = [assemble(point) for point in sweep.points()]
-    budgets = name == "dpsapf_epsilon"
-    arguments = fit_arguments(build_command(sweep, points[0] if budgets else points[-1]))
-    assert arguments is not None
-    assert f"--config={RECIPE}" in arguments
-    small = [*SMALL, "--privacy.delta=1e-2", *(["--privacy.expected_batch_size=8"] if budgets else GIVEN)]
-    folder = tmp_path / "run"
-    assert main([*arguments, *small, f"--run.dir={folder}"]) == 0
-    assert sweep.metric is not None
-    assert np.isfinite(_report(folder, "results.json")["metrics"][sweep.metric.name])
-    if budgets:
-        assert "--privacy.target_epsilon=0.2" in arguments
-        assert 0.19 < _report(folder)["epsilon"] <= 0.2
-
-
-@pytest.mark.parametrize("name", SWEEPS)
-def test_a_sweep_explains_itself_and_varies_what_the_paper_does(name):
-    path = SWEEPS[name]
-    head = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
-    sweep = read_sweep(path)
-    points = [assemble(point) for point in sweep.points()]
-    assert "lightning-dp sweep run" in head
-    assert f"{len(points)} private" in head
     (varied,) = {key for point in points for key in point} - {"seed_everything"}
     values = [point[varied] for point in points if point["seed_everything"] == 0]
     assert all((ROOT / value).is_file() for value in values if varied == "config")
