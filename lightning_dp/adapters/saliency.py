@@ -1,9 +1,8 @@
 """LoRA on the share of attention matrices that matter most: DP-SAPF (arXiv 2605.30312), and its variants.
 
 Every candidate gets a low-rank pair, whose second matrix is 0; training then moves the chosen pairs alone, or
-the chosen matrices themselves.
-A choice by a private score is one release before training. It is made once, and is part of the network's
-state: a resumed fit, a checkpoint and a sampler know it.
+the chosen matrices themselves. A choice by a private score is one release before training. It is made once,
+and is part of the network's state: a resumed fit, a checkpoint and a sampler know it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
