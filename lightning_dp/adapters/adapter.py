@@ -5,7 +5,7 @@ networks of any kind; an adapter goes by types and by roles that a network decla
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 from torch import nn
@@ -70,6 +70,10 @@ class Adapter(ABC):
 
     def replaced(self) -> list[str]:
         """Names of frozen parameters that are no longer what they were when the network was made."""
+        return []
+
+    def left_frozen(self, state: Mapping[str, Any]) -> list[str]:
+        """Names of parameters that could train, and that the choice in a saved state left frozen."""
         return []
 
     def facts(self) -> dict[str, str | float | int]:

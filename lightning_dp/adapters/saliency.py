@@ -1,12 +1,11 @@
 """LoRA on the share of attention matrices that matter most: DP-SAPF (arXiv 2605.30312), and its variants.
 
 Every candidate gets a low-rank pair, whose second matrix is 0; training then moves the chosen pairs alone, or
-the chosen matrices themselves.
-A choice by a private score is one release before training. It is made once, and is part of the network's
-state: a resumed fit, a checkpoint and a sampler know it.
+the chosen matrices themselves. A choice by a private score is one release before training. It is made once,
+and is part of the network's state: a resumed fit, a checkpoint and a sampler know it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, final, get_args
 
@@ -214,6 +213,16 @@ class SaliencyLoRA(Adapter):
 
     def replaced(self) -> list[str]:
         return self._replaced
+
+    def left_frozen(self, state: Mapping[str, Any]) -> list[str]:
+        if self.low_rank or f"{NAME}.chosen" not in state:
+            return []  # pairs are in every checkpoint
+        chosen = state[f"{NAME}.chosen"].tolist()
+        return [
+            f"{matrix.path}.weight"
+            for matrix, wanted in zip(self.selection.matrices, chosen, strict=True)
+            if not wanted
+        ]
 
     def norms(self, module: Denoiser, batches: Iterable[Any], *, rows_per_unit: int) -> Tensor:
         """(U, M) gradient norms of the units in `batches`, normalised if asked to."""

@@ -1,6 +1,6 @@
 """Several choices at once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
 from torch import nn
@@ -39,6 +39,9 @@ class Several(Adapter):
 
     def replaced(self) -> list[str]:
         return [name for adapter in self.adapters for name in adapter.replaced()]
+
+    def left_frozen(self, state: Mapping[str, Any]) -> list[str]:
+        return [name for adapter in self.adapters for name in adapter.left_frozen(state)]
 
     def report(self) -> dict[str, Any]:
         return {name: value for adapter in self.adapters for name, value in adapter.report().items()}

@@ -9,9 +9,8 @@ from typing import Literal, get_args
 import numpy as np
 from torch import nn
 
-from lightning_dp.images.data.dataset import ImageDataset
 from lightning_dp.images.data.image_data import ImageData
-from lightning_dp.images.data.pixels import shrunk
+from lightning_dp.images.data.pixels import Pixels, shrunk
 from lightning_dp.images.downstream import LEAST_SAMPLES, SmallCNN, WideResNet, accuracy, train_classifier
 from lightning_dp.images.export import balanced_labels, draw
 from lightning_dp.images.features import Inception, available_extractor, available_name
@@ -170,12 +169,13 @@ def _samples_of(run: Path, *, data: ImageData, evaluation: Evaluation) -> tuple[
 def measure(
     samples: np.ndarray, labels: np.ndarray, *, num_classes: int, data: ImageData, evaluation: Evaluation
 ) -> dict[str, float]:
-    """The metrics of samples (N, C, S, S) uint8 with labels (N,)."""
+    """The metrics of samples (N, C, S, S) uint8 with labels (N,), at the size at which the data is judged."""
     metrics: dict[str, float] = {}
+    samples = shrunk(samples, size=data.judged_size)
     clock = _Clock(metrics)
     evaluation.check(num_classes=num_classes)
-    judged = data.judged_pixels()
-    test, test_labels = judged.get(np.arange(len(judged))), judged.labels
+    judged = data.judged_pixels("test")
+    test, test_labels = _all(judged), judged.labels
     if "distances" in evaluation.parts:
         extractor = available_extractor()
         real = cached_features(test, extractor=extractor)
@@ -201,15 +201,13 @@ def measure(
             clock.note(name)
     if "memorisation" in evaluation.parts:
         rows = slice(_MEMORISATION_ROWS)
-        train = shrunk(_pixels(data.train_dataset), size=data.judged_size)
-        metrics |= memorisation(samples[rows], train=train, test=test[rows])
+        metrics |= memorisation(samples[rows], train=_all(data.judged_pixels("train")), test=test[rows])
         clock.note("memorisation")
     if "train_distances" in evaluation.parts:
         extractor = available_extractor()
         part = samples[: evaluation.distance_samples]
         # Not cached: features of private images leave no file behind.
-        train = shrunk(_pixels(data.train_dataset), size=data.judged_size)
-        train_features = extractor.features(train)
+        train_features = extractor.features(_all(data.judged_pixels("train")))
         found = distances(extractor.features(part), train_features, extractor_name=extractor.name)
         metrics |= {f"nonprivate/{name}_train": value for name, value in found.items()}
         clock.note("train_distances")
@@ -229,8 +227,8 @@ class _Clock:
         self._since = now
 
 
-def _pixels(dataset: ImageDataset) -> np.ndarray:
-    return dataset.pixels.get(np.arange(len(dataset.pixels)))
+def _all(pixels: Pixels) -> np.ndarray:
+    return pixels.get(np.arange(len(pixels)))
 
 
 def _add_to_results(

@@ -7,7 +7,7 @@ callback `WeightsOrigin`) and trains what its adapter chooses. The autoencoder i
 Shapes: B images, C channels of side S, c latent channels of side s, V variants, K noise draws, R = B·K rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -451,10 +451,14 @@ class LatentDiffusion(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Complete it by what it left out, so that anything else that is missing is noticed."""
-        for name, value in self._in_other_files().items():  # in place: its metadata says what the weights saw
-            checkpoint["state_dict"].setdefault(name, value)
+        state = checkpoint["state_dict"]
+        own = {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
+        left = () if self.adapter is None else self.adapter.left_frozen(own)
+        # In place: its metadata says what the weights saw.
+        for name, value in self._in_other_files(besides=left).items():
+            state.setdefault(name, value)
 
-    def _in_other_files(self) -> dict[str, Tensor]:
+    def _in_other_files(self, *, besides: Collection[str] = ()) -> dict[str, Tensor]:
         whole = [] if self.autoencoder.in_checkpoints else ["autoencoder."]
         whole += ["text_encoder."]
         replaced = set() if self.adapter is None else set(self.adapter.replaced())
@@ -462,7 +466,7 @@ class LatentDiffusion(LightningModule):
             f"net.{name}"
             for name, parameter in self.net.named_parameters()
             if name.replace(BASE, "") in self._pretrained
-            and not parameter.requires_grad
+            and (not parameter.requires_grad or name in besides)
             and name not in replaced
         }
         return {

@@ -41,7 +41,7 @@ def test_octmnist_by_its_own_keys(tmp_path):
     assert data.train_dataset[0]["images"].shape == (1, 3, 16, 16)
     assert data.test_dataset.pixels.labels.tolist() == [0, 1, 2, 3] * 2
     assert data.class_names[1] == "diabetic macular edema"
-    judged = data.judged_pixels().get(np.arange(8))
+    judged = data.judged_pixels("test").get(np.arange(8))
     own = np.load(tmp_path / "octmnist" / "octmnist_128.npz")["test_images"][0]
     wanted = np.asarray(Image.fromarray(own).convert("RGB").resize((8, 8), Image.Resampling.LANCZOS))
     assert judged.shape == (8, 3, 8, 8)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dpsapf_toy import TOY, write_dpsapf
 from made_up_series import write_ett, write_smart_meters
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,7 @@ TIMEDIT = [
 ]
 
 RECIPES: dict[str, Toy] = {
+    "dpsapf_sd15": Toy(toy=TOY, files=write_dpsapf),  # evaluated in test_dpsapf.py
     "timedit_etth1": Toy(toy=TIMEDIT, files=lambda folder: write_ett(folder, "ETTh1")),
     "timedit_ettm1": Toy(
         toy=TIMEDIT,

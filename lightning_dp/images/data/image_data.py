@@ -153,11 +153,11 @@ class ImageData(LightningDataModule):
         assert self._test is not None
         return self._test
 
-    def judged_pixels(self) -> Pixels:
-        """The test split at the size at which samples are judged, read from its files and not from `size`."""
+    def judged_pixels(self, split: Split) -> Pixels:
+        """A split at the size at which samples are judged, read from its files and not from `size`."""
         if self.judged_size == self.size:
-            return self.test_dataset.pixels
-        return self._checked("test", rules=self._judged_rules)
+            return (self.train_dataset if split == "train" else self.test_dataset).pixels
+        return self._checked(split, rules=self._judged_rules)
 
     def privacy_unit(self) -> PrivacyUnit:
         """The image, or the user with all of their images."""
