@@ -351,6 +351,9 @@ def test_fit_test_and_predict_learn_the_residual(tmp_path):
     assert predictions[0]["quantiles"].shape == (4, 5, LENGTH, CHANNELS)
     assert predictions[0]["quantiles"].diff(dim=1).min() >= 0
     assert predictions[0]["point"].shape == (4, LENGTH, CHANNELS)
+    module.point = "median"
+    (median, *_) = trainer.predict(module, data.test_dataloader())
+    assert torch.equal(median["point"], median["samples"].median(dim=1).values)
 
 
 @pytest.mark.parametrize("point", ["denoiser", "mean", "median"])
