@@ -70,8 +70,9 @@ class TimeSeriesDiffusion(LightningModule):
         bounds: what a value can be, a public fact such as (0, inf) for consumption: samples and point
             forecasts are cut off there. None cuts nothing.
         num_samples: n of test and predict.
-        point: the point forecast of test: "denoiser" (E[x_0 | context] as the net estimates it at the
-            noisiest step: one evaluation, no sampling error), or the "mean" or "median" of the samples.
+        point: the point forecast of test and predict: "denoiser" (E[x_0 | context] as the net estimates it at
+            the noisiest step: one evaluation, no sampling error; of a net that predicts noise it says next to
+            nothing), or the "mean" or "median" of the samples.
         quantile_levels: of predict.
         max_sampling_rows: rows per call of the net while sampling, for memory.
         optimizer: from parameters to an optimizer.
@@ -311,14 +312,8 @@ class TimeSeriesDiffusion(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         samples = self.sample(batch)  # (B, n, L, C)
-        if self.point == "denoiser":
-            forecast = self.expectation(batch)  # (B, L, C)
-        elif self.point == "mean":
-            forecast = samples.mean(dim=1)  # (B, L, C)
-        else:
-            forecast = samples.median(dim=1).values  # (B, L, C)
         mask = scored_positions(batch)  # (B, L, C)
-        self._r2.update(*self._update_errors(batch, forecast), mask=mask)
+        self._r2.update(*self._update_errors(batch, self._point_of(batch, samples)), mask=mask)
         self._crps.update(samples, batch["values"], mask=mask)
         self._coverage.update(samples, batch["values"], mask=mask)
         if mask.shape[2] > 1:
@@ -346,7 +341,7 @@ class TimeSeriesDiffusion(LightningModule):
         samples = self.sample(batch)  # (B, n, L, C)
         levels = samples.new_tensor(self.quantile_levels)
         quantiles = torch.quantile(samples, levels, dim=1).transpose(0, 1)  # (B, Q, L, C)
-        return {"samples": samples, "quantiles": quantiles, "point": self.expectation(batch)}
+        return {"samples": samples, "quantiles": quantiles, "point": self._point_of(batch, samples)}
 
     def logged_metrics(self, data: Any) -> LoggedMetrics:
         """What every fit and test logs; `test/crps_sum` needs steps with all channels, so is no promise."""
@@ -369,6 +364,12 @@ class TimeSeriesDiffusion(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
         }
+
+    def _point_of(self, batch: Batch, samples: Tensor) -> Tensor:
+        """The point forecast (B, L, C) that `point` names, of samples (B, n, L, C) of the batch."""
+        if self.point == "denoiser":
+            return self.expectation(batch)
+        return samples.mean(dim=1) if self.point == "mean" else samples.median(dim=1).values
 
     def _inputs(self, batch: Batch) -> tuple[Frame, dict[str, Tensor]]:
         """The frame of each window, and what the net may know of it."""

@@ -131,12 +131,14 @@ def test_a_trial_of_a_sweep_runs_from_its_fit_to_its_report(path, data, tmp_path
 
 @pytest.mark.parametrize("path", CONTROLS, ids=lambda path: path.stem)
 def test_a_control_of_timedit_trains(path, data, tmp_path):
-    """Laid over the recipe for a CPU, without privacy, which it has nothing to do with."""
+    """Laid over the recipe for a CPU and its windows of 96; without privacy, which is not its matter."""
     write_ett(data, "ETTh1")
     small = [*_overrides("timedit_etth1", tmp_path), "--privacy=null", "--run.test=false"]
-    under = [*_configs("timedit_etth1"), f"--config={CONF / 'model' / 'timedit_4x64.yaml'}"]
+    fragments = (CONF / "model" / "timedit_4x64.yaml", CONF / "data" / "timedit_96.yaml")
+    under = [*_configs("timedit_etth1"), *(f"--config={fragment}" for fragment in fragments)]
     cli = run_cli(["fit", *under, f"--config={path}", *small, f"--run.dir={tmp_path / 'run'}"])
     assert cli.trainer.global_step == 2
+    assert cli.datamodule.length == 96
     modulation = cli.model.net.blocks[0].modulation
     limits = [getattr(bound, "limit", None) for bound in (modulation.scale_bound, modulation.gate_bound)]
     tightness = {"loose": 1.0, "tight": 0.75, "too_tight": 0.5}.get(path.stem, 0.9)

@@ -344,13 +344,16 @@ def test_fit_test_and_predict_learn_the_residual(tmp_path):
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-2 / (1 + 60 / 50))
     (result,) = trainer.test(module, datamodule=data, verbose=False)
     errors = {"test/mse", "test/rmse", "test/mae", "test/crps", "test/crps_sum"}
-    assert set(result) == errors | {"test/coverage_50", "test/coverage_90"}
+    assert set(result) == errors | {"test/r2", "test/coverage_50", "test/coverage_90"}
     assert all(0 < value < 1 for value in result.values())
     predictions = trainer.predict(module, data.test_dataloader())
     assert predictions[0]["samples"].shape == (4, 8, LENGTH, CHANNELS)
     assert predictions[0]["quantiles"].shape == (4, 5, LENGTH, CHANNELS)
     assert predictions[0]["quantiles"].diff(dim=1).min() >= 0
     assert predictions[0]["point"].shape == (4, LENGTH, CHANNELS)
+    module.point = "median"
+    (median, *_) = trainer.predict(module, data.test_dataloader())
+    assert torch.equal(median["point"], median["samples"].median(dim=1).values)
 
 
 @pytest.mark.parametrize("point", ["denoiser", "mean", "median"])
@@ -364,6 +367,9 @@ def test_point_forecast_of_an_untrained_net_is_the_mean_of_days(tmp_path, point)
     error = ((frame.center - batch["values"]) / data.metric_std)[batch["target"]]
     assert result["test/mse"] == pytest.approx(error.square().mean().item(), rel=1e-5)
     assert result["test/mae"] == pytest.approx(error.abs().mean().item(), rel=1e-5)
+    truth = [(batch["values"] / data.metric_std)[..., c][batch["target"][..., c]] for c in range(CHANNELS)]
+    around_mean = sum(float((own - own.mean()).square().sum()) for own in truth)
+    assert result["test/r2"] == pytest.approx(1 - float(error.square().sum()) / around_mean, rel=1e-4)
 
 
 def test_metrics_without_their_constants_are_refused(tmp_path):
