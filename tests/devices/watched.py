@@ -38,6 +38,7 @@ _VIEWS += (
 )
 _MEMORY = "empty empty_like new_empty empty_strided new_empty_strided set_ resize_ lift_fresh"
 _NO_KERNEL = frozenset(f"{_VIEWS} {_MEMORY}".split())
+_WIDER = ("mm", "bmm")  # with a result of another dtype, which a CPU does not have
 # Frames of modes that stand above this one and hand an operator on.
 _PASSING_ON = ("__torch_dispatch__", "other", "draw", "__call__")
 
@@ -125,6 +126,8 @@ class Watched(TorchDispatchMode):
             raise RuntimeError(
                 f"Expected a '{kinds[0]}' device type for generator but found '{kinds[1]}' ({place()})"
             )
+        if func._overloadname == "dtype" and name in _WIDER:  # of half-precision factors, in fp32
+            func, args = func.overloadpacket.default, tuple(factor.to(args[2]) for factor in args[:2])
         out = func(*args, **kwargs)
         results: list[Tensor] = []
         _tensors(out, results)
