@@ -2,8 +2,8 @@
 
 What it tells: operators that mix devices, generators on the wrong one or seeded on another (the machine has
 a second GPU, which nothing may touch), tensors that numpy could not read, and every wait between host and
-device. What it can't: arithmetic of a GPU (nothing is cast under its autocast), several GPUs at work, and where a
-checkpoint's tensors are loaded to without a `map_location`.
+device. What it can't: arithmetic of a GPU (nothing is cast under its autocast), several GPUs at work, and
+where a checkpoint's tensors are loaded to without a `map_location`.
 """
 
 from collections.abc import Iterator
