@@ -62,7 +62,7 @@ class CountSyncs(Callback):
         self._open = None
 
     def _note(self, message: Any, *_: Any, **__: Any) -> None:
-        if "synchroniz" in str(message):
+        if "called a synchronizing" in str(message):
             self.found[_place(traceback.extract_stack())] += 1
 
 

@@ -607,6 +607,19 @@ def _diagonal(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _of_matrices(2)(func, (x, offset, first, second), kwargs)
 
 
+@_rule(torch.ops.aten.constant_pad_nd.default)
+def _pad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Constants around each unit's own part; torch 2.11 would put the units together for it."""
+    x, pad, *_ = args
+    place = x.placements[0]
+    if type(place) is not Shard:
+        return NotImplemented
+    of_units = pad[2 * (x.ndim - 1 - place.dim) :][:2]  # from the last dimension on
+    if any(of_units):
+        return NotImplemented
+    return _wrap(func(own_part(x), *args[1:], **kwargs), place)
+
+
 @_rule(torch.ops.aten.unfold.default)
 def _unfold(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Windows along another dimension than the units'."""

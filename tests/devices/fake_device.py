@@ -2,8 +2,8 @@
 
 What it tells: operators that mix devices, generators on the wrong one or seeded on another (the machine has
 a second GPU, which nothing may touch), tensors that numpy could not read, and every wait between host and
-device. What it can't: arithmetic of a GPU (half precision stays off), several GPUs at work, and where a
-checkpoint's tensors are loaded to without a `map_location`.
+device. What it can't: arithmetic of a GPU (nothing is cast under its autocast), several GPUs at work, and
+where a checkpoint's tensors are loaded to without a `map_location`.
 """
 
 from collections.abc import Iterator
@@ -37,6 +37,7 @@ def fake_device() -> Iterator[Seen]:
         "get_rng_state": lambda device=None: generators[0].get_state(),
         "set_rng_state": lambda state, device=None: generators[0].set_state(state),
         "manual_seed_all": seed_all,
+        "is_bf16_supported": lambda *_, **__: True,
         "empty_cache": lambda: None,
         "synchronize": lambda device=None: None,
     }

@@ -38,6 +38,7 @@ _VIEWS += (
 )
 _MEMORY = "empty empty_like new_empty empty_strided new_empty_strided set_ resize_ lift_fresh"
 _NO_KERNEL = frozenset(f"{_VIEWS} {_MEMORY}".split())
+_WIDER = ("mm", "bmm")  # with a result of another dtype, which a CPU does not have
 # Frames of modes that stand above this one and hand an operator on.
 _PASSING_ON = ("__torch_dispatch__", "other", "draw", "__call__")
 
@@ -95,10 +96,16 @@ class Watched(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        name = func.overloadpacket.__name__
+        kwargs = kwargs or {}
         inputs: list[Tensor] = []
-        _tensors([args, kwargs], inputs)
+        _tensors(args, inputs)
+        if kwargs:
+            _tensors(kwargs.values(), inputs)
+        if not any(on_gpu(tensor) is not False for tensor in inputs) and not (
+            "device" in kwargs or "generator" in kwargs
+        ):
+            return func(*args, **kwargs)  # on the host, as it always was
+        name, kwargs = func.overloadpacket.__name__, dict(kwargs)
         labelled = [(tensor, on_gpu(tensor)) for tensor in inputs]
         known = [(tensor, gpu) for tensor, gpu in labelled if gpu is not None]
         gpu: bool | None = any(gpu for _, gpu in known)
@@ -125,9 +132,11 @@ class Watched(TorchDispatchMode):
             raise RuntimeError(
                 f"Expected a '{kinds[0]}' device type for generator but found '{kinds[1]}' ({place()})"
             )
+        if func._overloadname == "dtype" and name in _WIDER:  # of half-precision factors, in fp32
+            func, args = func.overloadpacket.default, tuple(factor.to(args[2]) for factor in args[:2])
         out = func(*args, **kwargs)
         results: list[Tensor] = []
-        _tensors(out, results)
+        _tensors([out], results)
         for result in results:
             if not any(result is tensor for tensor in inputs):
                 put(result, gpu)
@@ -156,12 +165,9 @@ class Watched(TorchDispatchMode):
             seen.kernels[name] += 1
 
 
-def _tensors(tree: Any, found: list[Tensor]) -> None:
-    if isinstance(tree, Tensor):
-        found.append(tree)
-    elif isinstance(tree, list | tuple):
-        for part in tree:
-            _tensors(part, found)
-    elif isinstance(tree, dict):
-        for part in tree.values():
+def _tensors(parts: Any, found: list[Tensor]) -> None:
+    for part in parts:
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif isinstance(part, list | tuple):
             _tensors(part, found)

@@ -68,6 +68,8 @@ def _written(x: Tensor) -> Tensor:
 AS_ALONE = {
     "triangle": lambda x: _square(x).tril(),
     "diagonal": lambda x: _square(x).diagonal(dim1=1, dim2=2),
+    "padded": lambda x: F.pad(x, (1, 2)),
+    "padded, units second": lambda x: F.pad(x.transpose(0, 1), (1, 2, 0, 0, 2, 1)),
     "windows": lambda x: x.unfold(1, 4, 2),
     "windows, units second": lambda x: x.transpose(0, 1).unfold(0, 4, 2),
     "inverse": lambda x: torch.linalg.inv(_square(x)),
@@ -107,6 +109,7 @@ def test_each_unit_has_what_it_has_alone(case):
 MIXED = {
     "triangle of units": lambda x: x[:, 0].tril(),
     "diagonal of units": lambda x: x.diagonal(dim1=0, dim2=1),
+    "padding by units": lambda x: F.pad(x, (0, 0) * (x.ndim - 1) + (0, 1)),
     "windows of units": lambda x: x.unfold(0, 4, 2),
     "matrix with units as rows": lambda x: torch.linalg.svdvals(x[:, 0]),
     "orthogonal units": lambda x: torch.linalg.qr(x.transpose(0, 1))[0],
