@@ -135,7 +135,7 @@ def check_unit(unit: object) -> None:
         return
     raise ValueError(
         f"privacy.unit is {unit!r}; it must be one of {', '.join(get_args(UnitName))}, or a "
-        "lightning_dp.privacy.units.PrivacyUnit"
+        "lightning_dp.PrivacyUnit"
     )
 
 
@@ -169,7 +169,7 @@ def _ask(source: object) -> PrivacyUnit:
         if inspect.iscoroutine(unit):
             unit.close()
         raise ValueError(
-            f"{place}() returns {_short(unit)}; it must return a lightning_dp.privacy.units.PrivacyUnit"
+            f"{place}() returns {_short(unit)}; it must return a lightning_dp.PrivacyUnit"
         )
     return unit
 

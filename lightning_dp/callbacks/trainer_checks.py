@@ -113,7 +113,7 @@ def check_trainer(trainer: Trainer) -> None:
         if isinstance(callback, GradientAccumulationScheduler | StochasticWeightAveraging):
             raise ValueError(
                 f"the callback {type(callback).__name__} can't be used with privacy: it changes what a step "
-                "is; remove it (lightning_dp.callbacks.ema.EMA averages weights)"
+                "is; remove it (lightning_dp.EMA averages weights)"
             )
         if isinstance(callback, LearningRateFinder | BatchSizeFinder):
             raise ValueError(

@@ -14,7 +14,7 @@ from lightning_dp.tracking.tables import comparison_tables, markdown
 
 _VANILLA = [
     "--model.init_args.net.init_args.conditioning",
-    "lightning_dp.nets.conditioning.adaln_zero.AdaLNZero",
+    "lightning_dp.AdaLNZero",
 ]
 METHODS: dict[str, list[str]] = {
     "private, DP-aware": [],

@@ -12,7 +12,7 @@ what it costs is one noisy histogram per iteration, charged to the ledger before
 
 The parts, each chosen by class_path in a YAML:
   data         the private data
-  task         what kind of data that is: lightning_dp.images.evolution.task.ImageTask
+  task         what kind of data that is: lightning_dp.images.ImageTask
   api          where samples come from: PublicImages (a public set), DiffusionAPI (a public run of 'fit')
   embedding    where nearness is measured: PixelEmbedding, AutoencoderEmbedding, FeatureEmbedding
   generations  iterations, population, num_samples, threshold, degrees

@@ -104,7 +104,7 @@ def test_run_is_described_at_the_server(online, folder):
     assert online.exit_code == 0
     assert online.config["privacy"]["target_epsilon"] == 8
     assert online.config["privacy"]["delta"] == 1e-3
-    assert online.config["model"]["class_path"] == "lightning_dp.timeseries.module.TimeSeriesDiffusion"
+    assert online.config["model"]["class_path"] == "lightning_dp.TimeSeriesDiffusion"
     assert online.config["run"]["dir"] == str(folder / "discreet")
     made_by = json.loads((folder / "discreet" / "environment.json").read_text())
     assert online.config["git_commit"] == made_by["git_commit"]

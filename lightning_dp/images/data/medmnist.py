@@ -71,5 +71,5 @@ def _read(path: Path, *names: str) -> list[np.ndarray]:
         ) from error
     raise ValueError(
         f"{path} has no {missing[0]} but {found or 'nothing'}: it is no file of MedMNIST's; your own arrays "
-        "are read by lightning_dp.images.data.npz.NPZ."
+        "are read by lightning_dp.images.NPZ."
     )

@@ -107,7 +107,7 @@ def settle(findings: Iterable[Finding], *, accept: Mapping[str, str]) -> list[Ac
         if all(one.among_units for one in left):
             lines.append(
                 "Any step can train with each unit in a batch of its own, which is slow: "
-                "privacy.clipping_engine=lightning_dp.privacy.clipping.one_by_one.OneByOne."
+                "privacy.clipping_engine=lightning_dp.OneByOne."
             )
         if example is not None:
             lines.append(
