@@ -74,6 +74,8 @@ def main(argv: list[str]) -> int:
         return 0
     print(f"noise_multiplier  {plan.noise_multiplier:.5g}")
     print(f"epsilon           {plan.epsilon:.6g}   (PLD; by Rényi composition {plan.epsilon_rdp:.6g})")
+    interval, error = plan.grid
+    print(f"                  losses on a grid of {interval:.2g}: at most about {error:.1g} above the finest")
     print(f"delta             {plan.delta:g}")
     print(f"sampling_rate     {plan.sampling_rate:.6g}   (Poisson, {arguments.batch} of {arguments.units})")
     print(f"num_steps         {plan.num_steps}")

@@ -10,9 +10,9 @@ Scope: numbers in, numbers out. What was really sampled and noised is the caller
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, get_args
 
 import numpy as np
@@ -27,6 +27,10 @@ FINE_INTERVAL = 1e-4
 
 COARSE_INTERVAL = 1e-3
 """Ten times coarser and about ten times faster; still an upper bound, so never too low."""
+
+_SETTLED = 2e-4  # a share of ε
+_OF_SPREAD = 1e-2
+_WIDEST = 100.0  # a grid of more has no room in floating point
 
 _RDP_ORDERS = tuple(map(float, [*range(2, 65), *range(72, 257, 8), 320, 384, 512, 768, 1024]))
 """Whole orders only: their moments have a closed form, fractional ones may fail to converge."""
@@ -209,9 +213,9 @@ def count_releases(events: Sequence[Event]) -> Counter[Event]:
     return counts
 
 
-def _composed_pld(events: Sequence[Event], interval: float) -> pld_lib.PrivacyLossDistribution:
+def _composed_pld(counts: Mapping[Event, int], interval: float) -> pld_lib.PrivacyLossDistribution:
     total = pld_lib.identity(value_discretization_interval=interval)
-    for event, number in count_releases(events).items():
+    for event, number in counts.items():
         single = _single_pld(event, interval)
         total = total.compose(single if number == 1 else single.self_compose(number))
     return total
@@ -221,21 +225,75 @@ def epsilon_pld(events: Sequence[Event], delta: float, *, interval: float = FINE
     """ε at `delta` of all `events` together; 0 for none, inf where δ can't be met.
 
     An upper bound for any `interval`, the grid of the privacy loss; a coarser one is faster and a little
-    larger. Where ε is far above 10 a coarser one is taken: 20,000 steps of σ = .05 need 22 GB at 1e-4.
+    larger. Where ε is far above 10 a grid follows from its size: 20,000 steps of σ = .05 need 22 GB at 1e-4.
+    At the default interval it is halved until that moves ε by less than 2e-4 of it; see `grid_of`.
     """
     check_delta(delta)
     if not count_releases(events):
         return 0.0
-    return float(_composed_pld(events, max(interval, _resolving(events, delta))).get_epsilon_for_delta(delta))
+    if interval > FINE_INTERVAL:
+        return _epsilon_at(events, delta, max(interval, _first_interval(events, delta)))
+    return _settled(tuple(events), delta)[0]
 
 
-def _resolving(events: Sequence[Event], delta: float) -> float:
-    """A hundred-thousandth of ε, and no more than a hundredth of what the loss of one release spreads."""
-    spread = min(
-        event.bounded_range if isinstance(event, ExponentialEvent) else 1 / event.noise_multiplier
-        for event in events
-    )
-    return min(1e-5 * epsilon_rdp(events, delta), 1e-2 * spread)
+def grid_of(events: Sequence[Event], delta: float) -> tuple[float, float]:
+    """The grid on which `epsilon_pld` settles, and about how much it is too high at most.
+
+    That is what half as fine a grid adds: an error shrinks at least as fast as the grid does.
+    """
+    epsilon, interval = _settled(tuple(events), delta)
+    return interval, max(0.0, _epsilon_at(events, delta, 2 * interval) - epsilon)
+
+
+@lru_cache(maxsize=256)
+def _settled(events: tuple[Event, ...], delta: float) -> tuple[float, float]:
+    """ε, and the grid that it was found on."""
+    interval = max(FINE_INTERVAL, _first_interval(events, delta))
+    return _refined(lambda grid: _epsilon_at(events, delta, grid), interval, least=FINE_INTERVAL)
+
+
+def _refined(epsilon_at: Callable[[float], float], interval: float, *, least: float) -> tuple[float, float]:
+    """The least of upper bounds on finer and finer grids, once halving one hardly moves it, and that grid."""
+    epsilon = epsilon_at(interval)
+    while interval > least:
+        interval = max(least, interval / 2)
+        before, epsilon = epsilon, min(epsilon, epsilon_at(interval))
+        if not before - epsilon > _SETTLED * epsilon:  # both may be inf
+            break
+    return epsilon, interval
+
+
+def _epsilon_at(events: Sequence[Event], delta: float, interval: float) -> float:
+    return _epsilon_of(count_releases(events), delta, interval)
+
+
+def _epsilon_of(counts: Mapping[Event, int], delta: float, interval: float) -> float:
+    return float(_composed_pld(counts, interval).get_epsilon_for_delta(delta))
+
+
+def _spread(single: Event) -> float:
+    """About how far apart the privacy losses of one release are."""
+    return single.bounded_range if isinstance(single, ExponentialEvent) else 1 / single.noise_multiplier
+
+
+def _first_interval(events: Sequence[Event], delta: float) -> float:
+    """Where to begin: at a hundred-thousandth of ε, and a hundredth of what the loss of one release spreads.
+
+    Of releases that spread less only as many need a finer grid as could add a ten-thousandth to ε: losses
+    are rounded up by at most an interval each.
+    """
+    of_epsilon = 1e-5 * epsilon_rdp(events, delta)
+    if of_epsilon <= FINE_INTERVAL:
+        return FINE_INTERVAL
+    counts = count_releases(events)
+    widest = max(counts, key=_spread)
+    interval = _OF_SPREAD * _spread(widest)
+    if len(counts) > 1:
+        alone = _epsilon_of({widest: counts[widest]}, delta, min(interval, _WIDEST))
+        for single, number in counts.items():
+            enough = 1e-4 * alone / (number * len(counts))
+            interval = min(interval, max(_OF_SPREAD * _spread(single), enough))
+    return min(of_epsilon, interval, _WIDEST)
 
 
 def epsilon_rdp(events: Sequence[Event], delta: float) -> float:
@@ -317,10 +375,14 @@ def group_epsilon(events: Sequence[GaussianEvent], delta: float, *, group_size: 
     _require(group_size >= 1, f"group_size must be ≥ 1, not {group_size}")
     if group_size == 1 or not count_releases(events):
         return epsilon_pld(events, delta)
-    # ε may be 1 or 10⁴: a coarse pass finds its size, a second one resolves it finely.
-    rough = _group_epsilon(events, delta, group_size=group_size, interval=1.0)
+    # ε may be 1 or 10⁷: a coarse pass finds its size, another one or more resolve it finely.
+    coarse = min(_WIDEST, max(1.0, 1 / min(event.noise_multiplier for event in events)))
+    rough = _group_epsilon(events, delta, group_size=group_size, interval=coarse)
     fine = max(COARSE_INTERVAL, rough / 1e4)
-    return min(rough, _group_epsilon(events, delta, group_size=group_size, interval=fine))
+    if fine < coarse:
+        return min(rough, _group_epsilon(events, delta, group_size=group_size, interval=fine))
+    again = partial(_group_epsilon, events, delta, group_size=group_size)
+    return _refined(lambda grid: again(interval=grid), coarse, least=coarse / 8)[0]
 
 
 def _group_epsilon(

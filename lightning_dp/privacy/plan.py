@@ -21,6 +21,7 @@ from lightning_dp.privacy.accounting import (
     epsilon_pld,
     epsilon_rdp,
     event_to_dict,
+    grid_of,
     group_epsilon,
 )
 from lightning_dp.privacy.units import PrivacyUnit
@@ -127,6 +128,11 @@ class PrivacyPlan:
     def epsilon(self) -> float:
         """ε per unit at the end of the plan (PLD)."""
         return epsilon_pld(self._of_weights(self.num_steps), self.delta)
+
+    @property
+    def grid(self) -> tuple[float, float]:
+        """On which grid of the privacy loss ε was computed, and about how much it is too high at most."""
+        return grid_of(self._of_weights(self.num_steps), self.delta)
 
     @cached_property
     def epsilon_rdp(self) -> float:
