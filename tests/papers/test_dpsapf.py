@@ -189,7 +189,7 @@ EXPECTED: dict[str, dict] = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(FRAGMENTS) - {"dpsapf"}))  # which is the recipe itself
+@pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_a_variant_trains_what_it_says_and_is_read_back(name, data, tmp_path, capsys):
     private = name != "dpsapf_without_privacy"
     own = [f"--config={RECIPE}", f"--config={FRAGMENTS[name]}", *SMALL, _net(data), "--run.test=false"]
@@ -231,7 +231,8 @@ def test_a_variant_trains_what_it_says_and_is_read_back(name, data, tmp_path, ca
 
 
 def test_every_fragment_is_expected():
-    assert set(FRAGMENTS) == {*EXPECTED, "dpsapf"}
+    """But that of the recipe itself, and that of the smallest budget below."""
+    assert set(FRAGMENTS) == {*EXPECTED, "dpsapf", "dpsapf_share"}
 
 
 # --- sweeps --------------------------------------------------------------------------------------------
