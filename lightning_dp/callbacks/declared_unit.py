@@ -168,9 +168,7 @@ def _ask(source: object) -> PrivacyUnit:
     if not isinstance(unit, PrivacyUnit):
         if inspect.iscoroutine(unit):
             unit.close()
-        raise ValueError(
-            f"{place}() returns {_short(unit)}; it must return a lightning_dp.PrivacyUnit"
-        )
+        raise ValueError(f"{place}() returns {_short(unit)}; it must return a lightning_dp.PrivacyUnit")
     return unit
 
 
