@@ -1,6 +1,6 @@
 """Every recipe of a paper, end to end: privately, by the default engine, through test, evaluation and report.
 
-`recipes.py` says how each of TimeDiT's is made small; a recipe without an entry there fails. Papers whose
+`recipes.py` says how each is made small; a recipe without an entry there fails. Papers whose
 recipes need each other, or a checkpoint, have a module of their own.
 """
 
@@ -19,7 +19,7 @@ from lightning_dp.sweeps.parameters import assemble
 from lightning_dp.sweeps.sweep import read_sweep
 from lightning_dp.timeseries.data import ett
 
-FILES = sorted(PAPERS.glob("timedit_*.yaml"))
+FILES = sorted(path for path in PAPERS.glob("*.yaml") if not path.stem.startswith("dpldm_"))
 SWEEPS = sorted(ROOT.glob("sweeps/papers/timedit_*.yaml"))
 MODULES = {"timedit": "test_recipes.py", "dpldm": "test_dpldm.py", "dpsapf": "test_dpsapf.py"}
 CONTROLS = sorted(CONF.glob("controls/timedit/*.yaml"))
