@@ -1,6 +1,7 @@
 """Every YAML under conf/ is parsed, instantiated and trained for one step."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ import yaml
 from lightning_dp.cli import main
 
 ROOT = Path(__file__).parents[1]
+# What says that a file is of the image half, by a class's public name.
+IMAGES = re.compile(
+    r"lightning_dp\.(images\.|LatentDiffusion|Autoencoder|Image|CrossAttentionUNet|StableDiffusion)"
+)
 # Controls and adapters are laid over a whole recipe, in test_controls.py and adapters/test_fragments.py;
 # images have images/test_image_configs.py, the papers' recipes papers/test_recipes.py.
 RECIPES = sorted(
@@ -17,7 +22,7 @@ RECIPES = sorted(
     for path in ROOT.glob("conf/**/*.yaml")
     if path.parent.name not in ("controls", "adapter", "ablation", "papers", "timedit")
     and path.stem not in ("gpu", "gpus", "timedit_4x64", "timedit_96")  # laid over a recipe of papers/
-    and "lightning_dp.images" not in path.read_text()
+    and not IMAGES.search(path.read_text())
 )
 # What a fragment lacks is taken from these, so that each is run in a whole recipe.
 PARTNERS = {

@@ -11,12 +11,16 @@ import yaml
 from lightning_dp.cli import main
 
 ROOT = Path(__file__).parents[2]
+# What says that a file is of the image half, by a class's public name.
+IMAGES = re.compile(
+    r"lightning_dp\.(images\.|LatentDiffusion|Autoencoder|Image|CrossAttentionUNet|StableDiffusion)"
+)
 RECIPES = sorted(
     path
     for path in ROOT.glob("conf/**/*.yaml")
     if path.parent.name not in ("adapter", "evolution", "evaluation", "papers")
     and path.stem != "stable_diffusion"  # needs a checkpoint, which test_stable_diffusion.py makes
-    and "lightning_dp.images" in path.read_text()
+    and IMAGES.search(path.read_text())
 )
 # What a fragment lacks is taken from these, so that each is run in a whole recipe.
 PARTNERS = {
