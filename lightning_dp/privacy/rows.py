@@ -454,6 +454,8 @@ def user_line() -> str:
     return "an unknown place"
 
 
+_MEAN = 1  # of at::Reduction
+
 Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 _RULES: dict[Any, Rule] = {}
 
@@ -487,6 +489,39 @@ def _convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
         return NotImplemented
     local = func(*(own_part(one) if isinstance(one, Tensor) else one for one in args), **kwargs)
     return _wrap(local, Shard(0))
+
+
+@_rule(torch.ops.aten.nll_loss_forward.default, torch.ops.aten.nll_loss2d_forward.default)
+def _nll_loss(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """How many labels count is a sum over units; torch 2.11's own rule takes their mean for one of units."""
+    if args[3] == _MEAN:
+        raise NotImplementedError
+    return NotImplemented
+
+
+@_rule(torch.ops.aten.native_group_norm.default)
+def _group_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Rows are independent; torch 2.11 has no rule."""
+    x, weight, bias, _, *sizes = args
+    if not (_units_first(x) and _is_common(weight) and _is_common(bias)):
+        return NotImplemented
+    own = own_part(x)
+    scale = [own_part(one) if isinstance(one, Tensor) else one for one in (weight, bias)]
+    return tuple(_wrap(one, Shard(0)) for one in func(own, *scale, len(own), *sizes))
+
+
+@_rule(torch.ops.aten.native_group_norm_backward.default)
+def _group_norm_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    grad, x, mean, rstd, weight, _, *sizes = args
+    if not (all(map(_units_first, (x, mean, rstd))) and _is_common(weight)):
+        return NotImplemented
+    parts = [own_part(one) for one in (_with_units_first(grad), x, mean, rstd)]
+    scale = own_part(weight) if isinstance(weight, Tensor) else weight
+    grad_x, *totals = func(*parts, scale, len(parts[1]), *sizes)
+    return (
+        None if grad_x is None else _wrap(grad_x, Shard(0)),
+        *(None if total is None else _wrap(total, Partial("sum")) for total in totals),
+    )
 
 
 @_rule(torch.ops.aten.convolution_backward.default)
@@ -558,6 +593,11 @@ def _index_put(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x, indices, values, *more = args
     own = _of_own_row(x, indices)
     if own is None or not (_units_first(values) or (_is_common(values) and not values.ndim)):
+        if all(one is None or _is_common(one) for one in (x, values, *indices)):
+            return NotImplemented
+        where = units_of(x)
+        if where is None or (where.dim < len(indices) and indices[where.dim] is not None):
+            raise NotImplementedError  # torch 2.11's own rule takes it for each unit's own
         return NotImplemented
     found = func(own_part(x), own, own_part(values), *more)
     return x if func is torch.ops.aten.index_put_.default else _wrap(found, Shard(0))

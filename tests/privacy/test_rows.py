@@ -120,6 +120,15 @@ MIXED = {
     "written into other rows": lambda x: torch.zeros(len(x), 8).index_put(
         (torch.arange(len(x)).flip(0),), x[:, 0]
     ),
+    "gathered in one row": lambda x: torch.zeros(len(x), 8).index_put(
+        (torch.zeros(len(x), dtype=torch.long),), x[:, 0], accumulate=True
+    ),
+    "gathered in a table": lambda x: torch.zeros(5, 8).index_put(
+        (torch.arange(len(x)) % 5,), x[:, 0], accumulate=True
+    ),
+    "written by label": lambda x: torch.zeros(5, 8).index_put(
+        ((x[:, 0, 0] > 0).long(),), x[:, 0], accumulate=True
+    ),
     "mean": lambda x: x - x.mean(dim=0),
     "flip": lambda x: x.flip(0),
     "roll": lambda x: x.roll(1, dims=0),
