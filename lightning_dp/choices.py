@@ -1,5 +1,6 @@
 """The classes that a configuration may choose: by their short names, once they are imported."""
 
+import logging
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -16,12 +17,15 @@ def import_choices() -> None:
 
     What needs a package of an extra that is not installed is left out: it can't be chosen by any name.
     """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     for package, name in _public_names():
         try:
             getattr(import_module(f"lightning_dp.{package}"), name)
         except ModuleNotFoundError as error:
             if (error.name or "lightning_dp").startswith("lightning_dp"):
                 raise
+    root.handlers, root.level = handlers, level  # Opacus sets up everybody's logging when it is imported
 
 
 def did_you_mean(message: str) -> str:
