@@ -78,8 +78,10 @@ def test_the_fragments_for_gpus_say_where_there_is_none(fragment, tmp_path, caps
 
 def test_no_recipe_is_tied_to_a_cpu():
     recipes = sorted(ROOT.glob("conf/experiment/**/*.yaml"))
-    settings = {path.stem: yaml.safe_load(path.read_text())["trainer"]["accelerator"] for path in recipes}
-    assert set(settings.values()) == {"auto"}, settings
+    trainers = {path.stem: yaml.safe_load(path.read_text()).get("trainer", {}) for path in recipes}
+    chosen = {name: own["accelerator"] for name, own in trainers.items() if "accelerator" in own}
+    assert len(chosen) > 10
+    assert set(chosen.values()) == {"auto"}, chosen
 
 
 def test_on_a_mac_auto_is_the_cpu_and_mps_is_refused(tmp_path, capsys, monkeypatch):

@@ -168,11 +168,11 @@ def _load(folder: Path) -> tuple[Any, Any]:
             f"{folder} holds a {kind.__name__}, which can't be sampled: it is neither a "
             "TimeSeriesDiffusion nor a LatentDiffusion."
         )
-    module = kind.load_from_checkpoint(folder / CHECKPOINT, map_location=command_device())
+    module = kind.load_from_checkpoint(folder / CHECKPOINT, map_location="cpu")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     parsed = parser.parse_object({"data": config["data"]})
-    return module.eval(), parser.instantiate_classes(parsed).data
+    return module.eval().to(command_device()), parser.instantiate_classes(parsed).data
 
 
 def _synthesis(

@@ -24,7 +24,7 @@ def toy(recipe: Path, folder: Path, *, over: dict[str, Any] | None = None) -> Pa
         over: values to lay over it, by dotted keys.
     """
     config = yaml.safe_load(recipe.read_text())
-    images = "images" in config["data"]["class_path"]
+    images = "Image" in config["data"]["class_path"]
     (_toy_images if images else _toy_series)(config, folder, text="stable_diffusion" in recipe.stem)
     if config["privacy"] is not None:
         config["privacy"] |= {"target_epsilon": None, "noise_multiplier": 4.0, "delta": 1e-2}

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from dockerfile import Instruction, read_dockerfile
 
+import lightning_dp
 from lightning_dp.commands.sweep import main as sweep
 from lightning_dp.lightning_cli import instantiate
 from lightning_dp.privacy.ledger import Ledger
@@ -123,7 +124,7 @@ def test_the_image_s_health_check(image, tmp_path, missing):
 
 def test_services_are_made_of_what_is_there(image, compose):
     app = compose["x-app"]
-    assert app["image"] == f"lightning-dp:{PROJECT['version']}"
+    assert app["image"] == f"lightning-dp:{lightning_dp.__version__}"
     context = (DOCKER / app["build"]["context"]).resolve()
     assert context == ROOT
     assert (context / app["build"]["dockerfile"]).is_file()
