@@ -11,13 +11,14 @@ from lightning_dp.privacy.accounting import GaussianEvent, epsilon_pld, grid_of
 
 DELTA, RATE, STEPS = 1e-4, 96 / 1434, 20_000
 _PLAN = """
-import json, resource, time
+import json, time
 from lightning_dp.privacy.accounting import GaussianEvent, epsilon_pld, grid_of
 events = [GaussianEvent(noise_multiplier={sigma}, sampling_rate={rate}, steps={steps})]
 events += [GaussianEvent(noise_multiplier=5.0)]  # a release before training
 begun = time.process_time()
 epsilon, grid = epsilon_pld(events, {delta}), grid_of(events, {delta})
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+status = open("/proc/self/status").read().split()  # what getrusage tells may be the parent's
+peak = int(status[status.index("VmHWM:") + 1]) * 1024
 print(json.dumps([epsilon, *grid, time.process_time() - begun, peak]))
 """
 

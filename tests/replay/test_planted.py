@@ -315,7 +315,7 @@ def test_p17_checkpoints_chosen_by_a_private_metric(tmp_path):
 
 
 def test_p17_a_release_that_nobody_paid_for(tmp_path, monkeypatch):
-    def free(self, mechanism, values, *, note):
+    def free(self, mechanism, values, *, note, drawn_at):
         sums = torch.from_numpy(mechanism.sums(values()))
         scale = mechanism.noise_multiplier * mechanism.sensitivity
         return mechanism.answer(release.SecureGaussianNoise().add_to(sums, scale=scale).numpy())
@@ -328,7 +328,7 @@ def test_p18_a_release_that_every_rank_adds_to(tmp_path, monkeypatch):
     """Every rank reads all units and the sums meet, with the noise that one reading needs."""
     pay = StepCharges.release
 
-    def of_all(self, mechanism, values, *, note):
+    def of_all(self, mechanism, values, *, note, drawn_at):
         raw = type(mechanism).sums
 
         def added(self, data):
@@ -336,7 +336,7 @@ def test_p18_a_release_that_every_rank_adds_to(tmp_path, monkeypatch):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(type(mechanism), "sums", added)
-            return pay(self, mechanism, values, note=note)
+            return pay(self, mechanism, values, note=note, drawn_at=drawn_at)
 
     monkeypatch.setattr(StepCharges, "release", of_all)
     found = of_line(tmp_path, make_module=Learner, neighbours=[REMOVED], ranks=2)
