@@ -59,7 +59,9 @@ def check_metric(sweep: Sweep, *, logged: LoggedMetrics, program: str) -> None:
         return
     name, known = sweep.metric.name, logged.train | logged.validation | logged.test
     if name not in known:
-        near = max(known, key=lambda other: difflib.SequenceMatcher(None, name, other).ratio(), default=None)
+        near = max(
+            sorted(known), key=lambda other: difflib.SequenceMatcher(None, name, other).ratio(), default=None
+        )
         names = sorted(known, key=lambda other: (other not in logged.test, other))
         shown = ", ".join(names[:_SHOWN]) + (" and others" if len(names) > _SHOWN else "")
         raise ValueError(

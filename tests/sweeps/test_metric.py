@@ -37,8 +37,8 @@ def changed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", [["check"], ["run"], ["launch", "--cluster=local"]], ids=lambda c: c[0])
 def test_a_metric_that_nothing_logs_is_named_before_a_charge(changed, tmp_path, command):
-    options = changed(metric={"name": "test/mze", "goal": "minimize"})
-    with pytest.raises(ValueError, match="'test/mze', which no trial of TimeSeriesDiffusion logs") as found:
+    options = changed(metric={"name": "test/msee", "goal": "minimize"})
+    with pytest.raises(ValueError, match="'test/msee', which no trial of TimeSeriesDiffusion logs") as found:
         main([command[0], *options, *command[1:]])
     assert "the nearest is 'test/mse' of " in str(found.value)
     assert "test/crps, test/epsilon, test/mae" in str(found.value)

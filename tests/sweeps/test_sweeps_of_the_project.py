@@ -15,6 +15,8 @@ from lightning_dp.sweeps.sweep import read_sweep
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(ROOT.glob("sweeps/**/*.yaml"))
+# DP-LDM's trials start from earlier stages, which papers/test_dpldm.py makes before it looks at all values.
+WITHOUT_STAGES = [path for path in FILES if not path.stem.startswith("dpldm")]
 
 
 def test_they_are_there():
@@ -38,7 +40,7 @@ def test_a_sweep_explains_itself_and_compares_fairly(path):
     assert all(others.count(other) == len(seeds) for other in set(others))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", WITHOUT_STAGES, ids=lambda path: path.stem)
 def test_every_value_of_a_sweep_makes_a_configuration(path, monkeypatch):
     """Each value of each parameter once; parameters are read independently of each other."""
     if any(name in path.read_text().lower() for name in ("etth1", "smartmeter")) and not os.environ.get(
