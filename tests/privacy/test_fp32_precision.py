@@ -106,7 +106,8 @@ def in_a_switched_process(name):
 @pytest.mark.parametrize("name", SWITCHES)
 def test_switch(name):
     """In a process where no other switch ever was set."""
-    process = multiprocessing.get_context("fork").Process(target=in_a_switched_process, args=(name,))
+    context = multiprocessing.get_context("forkserver")  # from one in which no other test ran either
+    process = context.Process(target=in_a_switched_process, args=(name,))
     process.start()
     process.join()
     assert process.exitcode == 0
