@@ -27,6 +27,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 PRETENDED = 37
 """Units that a followed batch pretends to have: nothing else is likely to count up to it.
@@ -373,7 +374,9 @@ class _Rules(TorchDispatchMode):
                 result = rule(func, args, kwargs)
                 if result is not NotImplemented:
                     return result
-            return _made(func, func(*args, **kwargs))
+            result = func(*args, **kwargs)
+            _refuse_parts_of_totals((args, kwargs), result)
+            return _made(func, result)
         except UnitsMixed:
             raise
         except Exception as error:
@@ -400,6 +403,19 @@ def _as_if_apart(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     if not isinstance(found, Tensor) or place is None or found.ndim <= place.dim:
         return found
     return like(found, place)
+
+
+def _refuse_parts_of_totals(operands: Any, result: Any) -> None:
+    """Raise NotImplementedError where a sum over units became something that each unit has a part of.
+
+    DTensor would have to take the sum first, which it can't here; torch 2.11 looks rows up in it as it is.
+    """
+    taken = [one.placements[0] for one in tree_leaves(operands) if isinstance(one, DTensor)]
+    made = [one.placements[0] for one in tree_leaves(result) if isinstance(one, DTensor)]
+    if any(isinstance(place, Partial) and place.reduce_op in ("sum", "avg") for place in taken) and any(
+        isinstance(place, Shard | _StridedShard) for place in made
+    ):
+        raise NotImplementedError
 
 
 def _made(func: Any, result: Any) -> Any:
@@ -658,6 +674,16 @@ def _pad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if any(of_units):
         return NotImplemented
     return _wrap(func(own_part(x), *args[1:], **kwargs), place)
+
+
+@_rule(torch.ops.aten.fill_.Tensor)
+def _fill(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """x[…] = a number that all share; torch 2.11 has no rule."""
+    x, value = args
+    if not _is_common(value):
+        return NotImplemented
+    func(own_part(x), own_part(value))
+    return x
 
 
 @_rule(torch.ops.aten.unfold.default)

@@ -59,6 +59,12 @@ def _square(x: Tensor) -> Tensor:
     return x @ x.transpose(-1, -2) + torch.eye(x.shape[-2])
 
 
+def _marked(x: Tensor) -> Tensor:
+    marks = x > 0
+    marks[:, -3:] = True
+    return marks.float() * x
+
+
 def _written(x: Tensor) -> Tensor:
     found = torch.zeros(len(x), 7, 8)
     found[torch.arange(len(x)), x[:, :, 0].argmax(dim=1)] = x[:, 0]
@@ -93,6 +99,7 @@ AS_ALONE = {
         torch.distributions.Normal(x, 1.0), torch.distributions.Normal(0.0, 1.0)
     ),
     "written into each row": _written,
+    "marked": _marked,
     "checkpointed": lambda x: torch.utils.checkpoint.checkpoint(torch.tanh, x, use_reentrant=True),
 }
 
@@ -129,6 +136,8 @@ MIXED = {
     "written by label": lambda x: torch.zeros(5, 8).index_put(
         ((x[:, 0, 0] > 0).long(),), x[:, 0], accumulate=True
     ),
+    "counts looked up": lambda x: F.one_hot((x[:, 0, 0] > 0).long(), 5).sum(dim=0)[(x[:, 0, 0] > 0).long()],
+    "sums looked up": lambda x: x.sum(dim=0)[(x[:, 0, 0] > 0).long()],
     "mean": lambda x: x - x.mean(dim=0),
     "flip": lambda x: x.flip(0),
     "roll": lambda x: x.roll(1, dims=0),
