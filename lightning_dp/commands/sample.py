@@ -78,10 +78,19 @@ def main(argv: list[str]) -> int:
     report = read_run(arguments.run)
     check_account(arguments.run, report=report)
     # Late: --help, and a folder that can't be right, should not wait for torch.
-    from lightning_dp.images.module import LatentDiffusion
+    from lightning_dp.timeseries.module import TimeSeriesDiffusion
     from lightning_dp.tracking.run_config import model_class
 
-    if issubclass(model_class(arguments.run), LatentDiffusion):
+    kind = model_class(arguments.run)
+    if not issubclass(kind, TimeSeriesDiffusion):
+        # Later still: series don't wait for the image half, nor need its packages.
+        from lightning_dp.images.module import LatentDiffusion
+
+        if not issubclass(kind, LatentDiffusion):
+            raise ValueError(
+                f"{arguments.run} holds a {kind.__name__}, which can't be sampled: it is neither a "
+                "TimeSeriesDiffusion nor a LatentDiffusion."
+            )
         return _sample_images(arguments)
     if arguments.prompt:
         raise ValueError("--prompt is of images; this run is on series.")
@@ -93,7 +102,7 @@ def main(argv: list[str]) -> int:
     from lightning_dp.timeseries.export import TableWriter, schema_of
     from lightning_dp.timeseries.masks import Synthesis
 
-    module, data = _load(arguments.run)
+    module, data = _load(arguments.run, kind=kind)
     if arguments.steps is not None:
         module.sampler.num_steps = arguments.steps
     synthetic = isinstance(getattr(data, "task", None), Synthesis)
@@ -153,25 +162,18 @@ def _sample_images(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _load(folder: Path) -> tuple[Any, Any]:
+def _load(folder: Path, *, kind: Any) -> tuple[Any, Any]:
     """The model with its weights, and its data module, which has read nothing yet."""
     from jsonargparse import ArgumentParser
     from lightning.pytorch import LightningDataModule
 
     from lightning_dp.strategies.device import command_device
-    from lightning_dp.timeseries.module import TimeSeriesDiffusion
-    from lightning_dp.tracking.run_config import model_class, read_run_config
+    from lightning_dp.tracking.run_config import read_run_config
 
-    config, kind = read_run_config(folder), model_class(folder)
-    if not issubclass(kind, TimeSeriesDiffusion):
-        raise ValueError(
-            f"{folder} holds a {kind.__name__}, which can't be sampled: it is neither a "
-            "TimeSeriesDiffusion nor a LatentDiffusion."
-        )
     module = kind.load_from_checkpoint(folder / CHECKPOINT, map_location="cpu")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-    parsed = parser.parse_object({"data": config["data"]})
+    parsed = parser.parse_object({"data": read_run_config(folder)["data"]})
     return module.eval().to(command_device()), parser.instantiate_classes(parsed).data
 
 
