@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dp.adapters.adapter import Adapter
-from lightning_dp.adapters.choices.choice import Choice
+from lightning_dp.adapters.choices.choice import Choice, ChoiceFacts
 from lightning_dp.adapters.choices.noisy_sums import NoisySums
 from lightning_dp.adapters.gradient_norms import gradient_norms
 from lightning_dp.adapters.lora import USUAL_TARGETS, LoRA
@@ -152,7 +152,8 @@ class SaliencyLoRA(Adapter):
         self, module: Any, *, unit: PrivacyUnit, target_epsilon: float | None, delta: float
     ) -> list[Preparation]:
         """The release of the scores; none where they are free."""
-        if isinstance(self.score, FreeScore):
+        score = self.score
+        if isinstance(score, FreeScore):
             return []
         if self.without_noise:
             raise ValueError(
@@ -160,24 +161,25 @@ class SaliencyLoRA(Adapter):
                 "it out, or set 'privacy: null', where ε is ∞"
             )
         most = unit.num_units if self.max_units is None else self.max_units
-        make = partial(
-            self.choice.mechanism,
-            self.score,
-            number=self.selection.number,
-            dimension=len(self.selection.matrices),
-            delta=delta,
-            sampling_rate=min(1.0, most / unit.num_units),
-        )
+
+        def make(sigma: float) -> Mechanism[np.ndarray]:
+            facts = ChoiceFacts(
+                number=self.selection.number,
+                dimension=len(self.selection.matrices),
+                noise_multiplier=sigma,
+                delta=delta,
+                sampling_rate=min(1.0, most / unit.num_units),
+            )
+            return self.choice.mechanism(score, facts)
+
         plain = isinstance(self.choice, NoisySums) and most >= unit.num_units
         noise_multiplier = self._cost.noise_multiplier(
             target_epsilon=target_epsilon,
             delta=delta,
-            event_fn=None if plain else lambda sigma: make(noise_multiplier=sigma).event,
+            event_fn=None if plain else lambda sigma: make(sigma).event,
         )
-        self._mechanism = make(noise_multiplier=noise_multiplier)
-        return [
-            Saliency(self, self.score, module, rows_per_unit=unit.rows_per_unit, mechanism=self._mechanism)
-        ]
+        self._mechanism = make(noise_multiplier)
+        return [Saliency(self, score, module, rows_per_unit=unit.rows_per_unit, mechanism=self._mechanism)]
 
     def begin_fit(self, module: Any) -> None:
         """Freeze what was not chosen.

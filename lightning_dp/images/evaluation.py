@@ -176,11 +176,13 @@ def measure(
     evaluation.check(num_classes=num_classes)
     judged = data.judged_pixels("test")
     test, test_labels = _all(judged), judged.labels
-    if "distances" in evaluation.parts:
+    part = samples[: evaluation.distance_samples]
+    if {"distances", "train_distances"} & set(evaluation.parts):
         extractor = available_extractor()
+        drawn = extractor.features(part)
+    if "distances" in evaluation.parts:
         real = cached_features(test, extractor=extractor)
-        part = samples[: evaluation.distance_samples]
-        found = distances(extractor.features(part), real, extractor_name=extractor.name)
+        found = distances(drawn, real, extractor_name=extractor.name)
         metrics |= {f"test/{name}": value for name, value in found.items()}
         if isinstance(extractor, Inception):
             metrics["test/inception_score"] = inception_score(part, extractor=extractor)
@@ -204,11 +206,9 @@ def measure(
         metrics |= memorisation(samples[rows], train=_all(data.judged_pixels("train")), test=test[rows])
         clock.note("memorisation")
     if "train_distances" in evaluation.parts:
-        extractor = available_extractor()
-        part = samples[: evaluation.distance_samples]
         # Not cached: features of private images leave no file behind.
         train_features = extractor.features(_all(data.judged_pixels("train")))
-        found = distances(extractor.features(part), train_features, extractor_name=extractor.name)
+        found = distances(drawn, train_features, extractor_name=extractor.name)
         metrics |= {f"nonprivate/{name}_train": value for name, value in found.items()}
         clock.note("train_distances")
     return metrics

@@ -4,7 +4,7 @@ from typing import final
 
 import numpy as np
 
-from lightning_dp.adapters.choices.choice import Choice
+from lightning_dp.adapters.choices.choice import Choice, ChoiceFacts
 from lightning_dp.adapters.scores.score import PrivateScore
 from lightning_dp.privacy.release import Mechanism
 from lightning_dp.privacy.top_k import ExponentialTopK
@@ -18,20 +18,11 @@ class Exponential(Choice):
     1 / 2σ, and there are as many draws as matrices that are chosen (`privacy.top_k.ExponentialTopK`).
     """
 
-    def mechanism(
-        self,
-        score: PrivateScore,
-        *,
-        number: int,
-        dimension: int,
-        noise_multiplier: float,
-        delta: float,
-        sampling_rate: float,
-    ) -> Mechanism[np.ndarray]:
+    def mechanism(self, score: PrivateScore, facts: ChoiceFacts) -> Mechanism[np.ndarray]:
         return ExponentialTopK(
-            noise_multiplier=noise_multiplier,
-            sampling_rate=sampling_rate,
-            largest=score.largest(number=number),
-            dimension=dimension,
-            number=number,
+            noise_multiplier=facts.noise_multiplier,
+            sampling_rate=facts.sampling_rate,
+            largest=score.largest(number=facts.number),
+            dimension=facts.dimension,
+            number=facts.number,
         )

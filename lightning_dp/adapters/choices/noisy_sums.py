@@ -4,7 +4,7 @@ from typing import final
 
 import numpy as np
 
-from lightning_dp.adapters.choices.choice import Choice
+from lightning_dp.adapters.choices.choice import Choice, ChoiceFacts
 from lightning_dp.adapters.scores.score import PrivateScore
 from lightning_dp.privacy.release import Mechanism, VectorSum
 
@@ -15,19 +15,10 @@ class NoisySums(Choice):
 
     by_sums = True
 
-    def mechanism(
-        self,
-        score: PrivateScore,
-        *,
-        number: int,
-        dimension: int,
-        noise_multiplier: float,
-        delta: float,
-        sampling_rate: float,
-    ) -> Mechanism[np.ndarray]:
+    def mechanism(self, score: PrivateScore, facts: ChoiceFacts) -> Mechanism[np.ndarray]:
         return VectorSum(
-            noise_multiplier=noise_multiplier,
-            sampling_rate=sampling_rate,
-            max_norm=score.sensitivity(number=number),
-            dimension=dimension,
+            noise_multiplier=facts.noise_multiplier,
+            sampling_rate=facts.sampling_rate,
+            max_norm=score.sensitivity(number=facts.number),
+            dimension=facts.dimension,
         )

@@ -4,7 +4,7 @@ from typing import final
 
 import numpy as np
 
-from lightning_dp.adapters.choices.choice import Choice
+from lightning_dp.adapters.choices.choice import Choice, ChoiceFacts
 from lightning_dp.adapters.scores.score import PrivateScore
 from lightning_dp.privacy.release import Mechanism
 from lightning_dp.privacy.top_k import GapTestedTopK
@@ -29,23 +29,14 @@ class ProposeTestRelease(Choice):
             )
         self.failure_share = failure_share
 
-    def mechanism(
-        self,
-        score: PrivateScore,
-        *,
-        number: int,
-        dimension: int,
-        noise_multiplier: float,
-        delta: float,
-        sampling_rate: float,
-    ) -> Mechanism[np.ndarray]:
+    def mechanism(self, score: PrivateScore, facts: ChoiceFacts) -> Mechanism[np.ndarray]:
         return GapTestedTopK(
-            noise_multiplier=noise_multiplier,
-            sampling_rate=sampling_rate,
-            largest=score.largest(number=number),
-            dimension=dimension,
-            number=number,
-            failure=self.failure_share * delta,
+            noise_multiplier=facts.noise_multiplier,
+            sampling_rate=facts.sampling_rate,
+            largest=score.largest(number=facts.number),
+            dimension=facts.dimension,
+            number=facts.number,
+            failure=self.failure_share * facts.delta,
         )
 
     def scores(self, answer: np.ndarray) -> np.ndarray:
