@@ -184,8 +184,8 @@ def standardise(items):
         (WeighsClasses, HEAVY_AND_LIGHT, 0, "depends on the others of its batch"),
         # Which of the two sentences depends on the units that are drawn: some have next to no gradient.
         (DividesByTheLargest, RECORDS, 0, "so clipping does not bound it"),
+        (LikeOthers, RECORDS, 0, "so clipping does not bound it"),
         (MixesUp, RECORDS, 0, "depends on the others of its batch"),
-        (LikeOthers, RECORDS, 0, "depends on the others of its batch"),
         (FromStep3, RECORDS, 3, "depends on the others of its batch"),
         (HooksMix, RECORDS, 0, "collation or a transfer hook"),
         (Module, Data(RECORDS, collate_fn=standardise), 0, "collation or a transfer hook"),
