@@ -15,7 +15,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from omegaconf.errors import OmegaConfBaseException
 
+from lightning_dp import interpolation
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
 from lightning_dp.choices import did_you_mean, import_choices
@@ -101,7 +103,7 @@ def instantiate_untrained(options: list[str]) -> tuple["Cli", str]:
 
 def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
     strict = {"allow_abbrev": False, "exit_on_error": False}
-    options = {"parser_mode": "omegaconf", **strict}
+    options = {"parser_mode": interpolation.MODE, **strict}
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of how Lightning calls it
     import_choices()
@@ -109,7 +111,11 @@ def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
     # LightningCLI warns about arguments that are handed over otherwise, and a strategy of several processes
     # starts them by this command again.
     # Values may be spelled as Python prints them, which is how a W&B agent hands them on.
-    sys.argv = [before[0], *map(yaml_spelling, argv)]
+    # A subcommand that is none is the parser's to refuse.
+    subcommand = argv[0] if argv else ""
+    interpolation.read_below(subcommand)
+    spelled = [interpolation.lengthen(yaml_spelling(argument), subcommand=subcommand) for argument in argv]
+    sys.argv = [before[0], *spelled]
     try:
         with warnings.catch_warnings():
             for message in _ADVICE:
@@ -121,8 +127,10 @@ def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
                 subclass_mode_data=True,
                 save_config_callback=None,  # RunFolder writes config.yaml, once, with or without a logger
                 auto_configure_optimizers=False,
-                parser_kwargs={"prog": "lightning-dp", **strict, **dict.fromkeys(_SUBCOMMANDS, options)},
+                parser_kwargs={"prog": "lightning-dp", **options, **dict.fromkeys(_SUBCOMMANDS, options)},
             )
+    except OmegaConfBaseException as error:
+        raise ValueError(interpolation.explained(error, subcommand=subcommand)) from error
     except (ArgumentError, ValueError) as error:
         if isinstance(error, ArgumentError) or _NESTED in str(error):
             raise ValueError(did_you_mean(innermost(str(error)))) from error
@@ -156,6 +164,13 @@ class Cli(LightningCLI):
         parser.add_argument("--run", type=Run, default=Run(), help="the run's folder and its tracking")
         for source, target in _LINKS.items():
             parser.link_arguments(f"data.{source}", f"model.init_args.{target}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        model = self.config[self.config.subcommand].model
+        for target in _LINKS.values() if model is not None else ():
+            part, _, name = target.partition(".init_args.")
+            interpolation.open_link_targets(model.init_args.get(part), [name])
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]

@@ -38,17 +38,23 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of how nulls are kept in a dump
     # Late: other commands should not wait for torch.
     from jsonargparse import ArgumentError
+    from omegaconf.errors import OmegaConfBaseException
 
+    from lightning_dp import interpolation
     from lightning_dp.evolution.evolution import PrivateEvolution
     from lightning_dp.lightning_cli import innermost
     from lightning_dp.tracking.run_folder import new_run_folder
 
     parser = _parser()
     try:
+        interpolation.read_below(None)
         config = parser.parse_args(argv)
+        interpolation.open_link_targets(config.task, ["data"])
         config.run.dir = str(config.run.dir or new_run_folder())
         text = parser.dump(config, skip_link_targets=True, skip_none=False)
         made = parser.instantiate_classes(config)
+    except OmegaConfBaseException as error:
+        raise ValueError(interpolation.explained(error)) from error
     except (ArgumentError, ValueError) as error:
         raise ValueError(innermost(str(error))) from error
     folder = Path(made.run.dir)
@@ -77,6 +83,7 @@ def _parser() -> Any:
     from jsonargparse import ArgumentParser
     from lightning.pytorch import LightningDataModule
 
+    from lightning_dp import interpolation
     from lightning_dp.evolution.api import SampleAPI
     from lightning_dp.evolution.embedding import Embedding
     from lightning_dp.evolution.evolution import EvolutionRun, Generations
@@ -88,7 +95,7 @@ def _parser() -> Any:
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parser_mode="omegaconf",
+        parser_mode=interpolation.MODE,
         exit_on_error=False,
         allow_abbrev=False,
     )

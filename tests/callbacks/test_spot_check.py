@@ -139,7 +139,7 @@ class WeighsClasses(Module):
         return F.cross_entropy(self.net(batch[0]), batch[1].abs().mul(6).long().clamp(max=9), weight=weight)
 
 
-# Half of the units are of the heavy class: a batch of one kind alone, which couples nothing, is drawn once in 8,000.
+# Half of the units are of the heavy class: a batch of one kind alone couples nothing, and is next to never drawn.
 HEAVY_AND_LIGHT = TensorDataset(X, torch.where(torch.arange(N) % 2 == 0, 2.0, 0.5))
 
 

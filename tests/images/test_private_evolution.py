@@ -597,6 +597,17 @@ def test_from_the_command_line_to_metrics(tmp_path, capsys):
     assert "holds a run already" in capsys.readouterr().err
 
 
+def test_references_follow_the_command_line(tmp_path):
+    recipe = [
+        "evolve",
+        f"--config={_recipe(tmp_path)}",
+        "--generations.num_samples=${generations.population}",
+    ]
+    assert main([*recipe, "--generations.population=20", "--generations.iterations=1"]) == 0
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["generations"]["num_samples"] == saved["generations"]["population"] == 20
+
+
 _PUBLIC = "--api.init_args.data.init_args"
 
 
@@ -609,6 +620,7 @@ _PUBLIC = "--api.init_args.data.init_args"
         (["--embedding.init_args.side=0"], "side is 0"),
         (["--generations.populatoin=3"], "populatoin"),
         (["--privacy.noise_multiplier=null"], "exactly one of"),
+        (["--privacy.delta=${privacy.detla}"], "privacy.delta: Interpolation key 'privacy.detla' not found"),
     ],
 )
 def test_mistakes_are_one_sentence_and_cost_nothing(tmp_path, capsys, arguments, message):
