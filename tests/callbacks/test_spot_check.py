@@ -139,7 +139,7 @@ class WeighsClasses(Module):
         return F.cross_entropy(self.net(batch[0]), batch[1].abs().mul(6).long().clamp(max=9), weight=weight)
 
 
-# Half of the units are of the heavy class: a batch of one kind alone couples nothing, and is next to never drawn.
+# Half of the units are of the heavy class: one kind alone, next to never drawn, couples nothing.
 HEAVY_AND_LIGHT = TensorDataset(X, torch.where(torch.arange(N) % 2 == 0, 2.0, 0.5))
 
 
