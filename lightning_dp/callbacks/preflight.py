@@ -35,7 +35,7 @@ from lightning_dp.privacy.preflight import (
     inspect_step,
     settle,
 )
-from lightning_dp.privacy.preflight.step import copied as copy_of
+from lightning_dp.privacy.preflight.copies import copied as copy_of
 from lightning_dp.privacy.row_losses import mean_loss
 
 

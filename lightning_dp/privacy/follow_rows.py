@@ -8,7 +8,7 @@ from torch import nn
 from lightning_dp.privacy.batch_layout import BatchLayout
 from lightning_dp.privacy.clipping.following import Followed
 from lightning_dp.privacy.clipping.sites import Sites
-from lightning_dp.privacy.preflight.step import copied
+from lightning_dp.privacy.preflight.copies import copied
 
 
 def follow_rows(

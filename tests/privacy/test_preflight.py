@@ -1,5 +1,7 @@
 """Preflight on plain modules: each planted fault is named with its place, and honest modules pass."""
 
+import copy
+import gc
 import math
 import random
 from dataclasses import dataclass
@@ -31,8 +33,8 @@ from lightning_dp.privacy.preflight import (
     inspect_step,
     settle,
 )
+from lightning_dp.privacy.preflight.copies import copied
 from lightning_dp.privacy.preflight.coupling import couples
-from lightning_dp.privacy.preflight.step import copied
 from lightning_dp.privacy.preflight.values import large
 
 
@@ -847,6 +849,59 @@ def test_a_function_that_keeps_the_module_reaches_the_copy_in_a_copy():
     assert again.loss(x).abs().max() == 0
     assert module.loss(x).abs().max() > 0
     assert copied(again).net.weight is again.net.weight
+
+
+class _Counter(nn.Module):
+    """Of everything that a copy could get wrong: ties, cycles, tables by module, state that Python keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.other.weight = self.one.weight
+        self.register_buffer("seen", torch.zeros(2), persistent=False)
+        self.alias, self.itself = self.seen, [self, (self.one, 1)]
+        self.table = {self.one: [1], "both": self.other, "none": None}
+        self.same = self.table
+        self.one.register_forward_hook(lambda module, args, output: None)
+        self.empty: set[int] = set()
+        self.array, self.number = np.zeros(2), random.Random(0)
+        self.custom = _Custom()
+
+
+class _Custom(nn.Module):
+    def __deepcopy__(self, memo):
+        again = _Custom()
+        again.was_asked = True
+        return again
+
+
+def test_a_copy_is_what_deepcopy_makes_but_for_what_is_shared():
+    module = _Counter()
+    for again, alike in ((copied(module, with_weights=True), copy.deepcopy(module)), (copied(module), None)):
+        assert again is not module
+        assert again.one is not module.one
+        assert (again.one.weight is module.one.weight) == (alike is None)
+        assert again.other.weight is again.one.weight
+        assert again.alias is again.seen is not module.seen
+        assert again.itself is not module.itself
+        assert again.itself[0] is again
+        assert again.itself[1][0] is again.one
+        assert again.table is again.same is not module.table
+        assert again.table["both"] is again.other
+        assert next(iter(again.table)) is again.one
+        assert again.table[again.one] is not module.table[module.one]
+        assert again.custom.was_asked
+        assert list(again.one._forward_hooks) == list(module.one._forward_hooks)
+        for name in ("empty", "array", "number"):
+            assert getattr(again, name) is not getattr(module, name), name
+        for one, its_copy in zip(module.modules(), again.modules(), strict=True):
+            tables = [name for name, value in vars(one).items() if isinstance(value, dict | set | list)]
+            assert tables
+            assert not [name for name in tables if getattr(one, name) is getattr(its_copy, name)]
+            assert all(type(getattr(one, name)) is type(getattr(its_copy, name)) for name in tables)
+        if alike is not None:
+            assert [*vars(again)] == [*vars(alike)]
+    assert gc.isenabled()
 
 
 def test_a_table_as_long_as_there_are_made_up_units_is_nobodys():

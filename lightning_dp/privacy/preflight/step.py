@@ -4,16 +4,12 @@ Every trial runs on a copy of the module, so nothing it does is left behind for 
 attributes, random generators and warnings are as they were. Copies share the weights.
 """
 
-import copy
 import math
-import types
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +21,9 @@ from lightning_dp.privacy.clipping.sites import Sites
 from lightning_dp.privacy.clipping.trees import map_tensors
 from lightning_dp.privacy.draws import Draws, generators_put_back
 from lightning_dp.privacy.fp32_precision import full_precision
+from lightning_dp.privacy.preflight.copies import copied
 from lightning_dp.privacy.preflight.gradient import Gradient
 from lightning_dp.privacy.preflight.made_up import Uncollated
-
-M = TypeVar("M", bound=nn.Module)
 
 _CLOSED = 1e-2
 _TAKES = 2
@@ -301,61 +296,6 @@ class TrainingStep:
 
 def _doubled(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def copied(module: M, *, keep: Sequence[Any] = (), with_weights: bool = False) -> M:
-    """A copy of `module` that shares what is in `keep`, and its weights unless `with_weights`.
-
-    A partial that a configuration made, such as an optimizer to be, is shared as well: it can refer to the
-    whole configuration, and so to the trainer and its data.
-    """
-    shared = () if with_weights else tuple(module.parameters())
-    own = [value for child in module.modules() for value in vars(child).values()]
-    made = [value for value in own if isinstance(value, partial) and not _refers_to_a_module(value)]
-    known: dict[int, Any] = {id(one): one for one in (*keep, *shared, *made)}
-    for child in module.modules():
-        # A module has a dozen empty tables, which take longer to copy than all the rest.
-        for table in vars(child).values():
-            if type(table) in (OrderedDict, dict, set) and not table:
-                known[id(table)] = type(table)()
-        if not with_weights:
-            known[id(child._parameters)] = dict(child._parameters)
-    again = copy.deepcopy(module, known)
-    for child in again.modules():
-        for name, value in list(vars(child).items()):
-            if isinstance(value, types.FunctionType) and value.__closure__:
-                child.__dict__[name] = _rebound(value, known)
-    return again
-
-
-def _rebound(function: types.FunctionType, copies: dict[int, Any]) -> types.FunctionType:
-    """A function that a module keeps, such as lambda x: self.net(x), with copies of modules in its closure.
-
-    Python copies functions by reference, so a copied module would call the original's layers.
-    """
-
-    def cell(old: types.CellType) -> types.CellType:
-        try:
-            held = old.cell_contents
-        except ValueError:  # not filled yet
-            return old
-        return types.CellType(copies[id(held)]) if isinstance(held, nn.Module) and id(held) in copies else old
-
-    again = types.FunctionType(
-        function.__code__,
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        tuple(map(cell, function.__closure__ or ())),
-    )
-    again.__kwdefaults__ = function.__kwdefaults__
-    again.__dict__.update(function.__dict__)
-    return again
-
-
-def _refers_to_a_module(made: partial) -> bool:
-    given = (getattr(made.func, "__self__", None), *made.args, *made.keywords.values())
-    return any(isinstance(one, nn.Module | Tensor) for one in given)
 
 
 def collated(batch: Any) -> Any:

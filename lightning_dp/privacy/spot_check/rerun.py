@@ -17,7 +17,7 @@ from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import UnitNorms
 from lightning_dp.privacy.draws import Draws
-from lightning_dp.privacy.preflight.step import copied
+from lightning_dp.privacy.preflight.copies import copied
 
 
 class CouldNotRun(Exception):
