@@ -29,8 +29,10 @@ COARSE_INTERVAL = 1e-3
 """Ten times coarser and about ten times faster; still an upper bound, so never too low."""
 
 _SETTLED = 2e-4  # a share of ε
+_OF_GROUP = 5e-4  # a share of a group's ε
 _OF_SPREAD = 1e-2
 _WIDEST = 100.0  # a grid of more has no room in floating point
+_BEYOND = 3e8  # of an ε by Rényi divergences, above which a grid takes minutes and then has no room
 
 _RDP_ORDERS = tuple(map(float, [*range(2, 65), *range(72, 257, 8), 320, 384, 512, 768, 1024]))
 """Whole orders only: their moments have a closed form, fractional ones may fail to converge."""
@@ -226,11 +228,14 @@ def epsilon_pld(events: Sequence[Event], delta: float, *, interval: float = FINE
 
     An upper bound for any `interval`, the grid of the privacy loss; a coarser one is faster and a little
     larger. Where ε is far above 10 a grid follows from its size: 20,000 steps of σ = .05 need 22 GB at 1e-4.
-    At the default interval it is halved until that moves ε by less than 2e-4 of it; see `grid_of`.
+    At the default interval it is halved until that moves ε by less than 2e-4 of it; see `grid_of`. Where even
+    that would take minutes, at an ε that says nothing of anybody, it is the bound of `epsilon_rdp`.
     """
     check_delta(delta)
     if not count_releases(events):
         return 0.0
+    if _is_beyond(bound := epsilon_rdp(events, delta)):
+        return bound
     if interval > FINE_INTERVAL:
         return _epsilon_at(events, delta, max(interval, _first_interval(events, delta)))
     return _settled(tuple(events), delta)[0]
@@ -239,10 +244,18 @@ def epsilon_pld(events: Sequence[Event], delta: float, *, interval: float = FINE
 def grid_of(events: Sequence[Event], delta: float) -> tuple[float, float]:
     """The grid on which `epsilon_pld` settles, and about how much it is too high at most.
 
-    That is what half as fine a grid adds: an error shrinks at least as fast as the grid does.
+    That is what half as fine a grid adds: an error shrinks at least as fast as the grid does. Both are inf
+    where ε is no grid's.
     """
+    if _is_beyond(epsilon_rdp(events, delta)):
+        return math.inf, math.inf
     epsilon, interval = _settled(tuple(events), delta)
     return interval, max(0.0, _epsilon_at(events, delta, 2 * interval) - epsilon)
+
+
+def _is_beyond(epsilon: float) -> bool:
+    """Whether no grid is tried; an infinite bound says nothing, and a grid may know better."""
+    return _BEYOND < epsilon < math.inf
 
 
 @lru_cache(maxsize=256)
@@ -375,9 +388,18 @@ def group_epsilon(events: Sequence[GaussianEvent], delta: float, *, group_size: 
     _require(group_size >= 1, f"group_size must be ≥ 1, not {group_size}")
     if group_size == 1 or not count_releases(events):
         return epsilon_pld(events, delta)
+    if _is_beyond(epsilon_rdp(events, delta)):  # as if all of them were in every batch
+        together = [
+            replace(event, noise_multiplier=event.noise_multiplier / group_size, sampling_rate=1.0)
+            for event in events
+        ]
+        return epsilon_rdp(together, delta)
     # ε may be 1 or 10⁷: a coarse pass finds its size, another one or more resolve it finely.
     coarse = min(_WIDEST, max(1.0, 1 / min(event.noise_multiplier for event in events)))
     rough = _group_epsilon(events, delta, group_size=group_size, interval=coarse)
+    # Each loss was rounded up by at most an interval, so no finer grid could take more off than this.
+    if coarse * sum(event.steps for event in events) <= _OF_GROUP * rough < math.inf:
+        return rough
     fine = max(COARSE_INTERVAL, rough / 1e4)
     if fine < coarse:
         return min(rough, _group_epsilon(events, delta, group_size=group_size, interval=fine))

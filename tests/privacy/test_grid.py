@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
 from lightning_dp.privacy import accounting
-from lightning_dp.privacy.accounting import GaussianEvent, epsilon_pld, grid_of
+from lightning_dp.privacy.accounting import GaussianEvent, epsilon_pld, epsilon_rdp, grid_of, group_epsilon
 
 DELTA, RATE, STEPS = 1e-4, 96 / 1434, 20_000
 _PLAN = """
@@ -51,3 +52,26 @@ def test_usual_plans_keep_the_finest_grid():
     interval, error = grid_of(events, 1e-5)
     assert interval == accounting.FINE_INTERVAL
     assert 0 <= error < 1e-4
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 1e-6])
+def test_next_to_no_noise_is_answered_at_once_and_never_too_low(sigma):
+    """A grid of it took minutes and ended in an IndexError; more noise, which a grid can hold, costs less."""
+    events = [GaussianEvent(noise_multiplier=sigma, sampling_rate=RATE, steps=STEPS)]
+    begun = time.process_time()
+    epsilon = epsilon_pld(events, DELTA)
+    assert epsilon == epsilon_rdp(events, DELTA)
+    assert grid_of(events, DELTA) == (float("inf"), float("inf"))
+    assert group_epsilon(events, DELTA, group_size=168) > 168 * epsilon
+    assert time.process_time() - begun <= 5
+    more = [GaussianEvent(noise_multiplier=0.2, sampling_rate=RATE, steps=STEPS)]
+    assert epsilon_pld(more, DELTA) < epsilon
+
+
+def test_a_group_with_little_noise_takes_seconds_and_is_tight():
+    events = [GaussianEvent(noise_multiplier=0.03, sampling_rate=RATE, steps=STEPS // 100)]
+    begun = time.process_time()
+    epsilon = group_epsilon(events, DELTA, group_size=16)
+    assert time.process_time() - begun <= 10
+    finer = accounting._group_epsilon(events, DELTA, group_size=16, interval=1 / 0.03 / 2)
+    assert finer <= epsilon <= (1 + 5e-4) * finer
