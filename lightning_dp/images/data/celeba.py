@@ -47,6 +47,10 @@ class CelebA(ImageSource):
         self._folder = data_folder(data_dir) / self.dataset_id
         self.class_names = tuple(class_names) if class_names is not None else _usual_names(attribute)
 
+    def files(self) -> list[Path]:
+        """The folder of the data set."""
+        return [self._folder]
+
     def open(self, split: Split) -> EncodedTable:
         part = self._column(_PARTITION)
         names = [name for name, number in part.items() if number == _PARTITIONS[split]]

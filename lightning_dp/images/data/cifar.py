@@ -44,6 +44,10 @@ class _Cifar(ImageSource):
         """
         self._data_dir = data_dir
 
+    def files(self) -> list[Path]:
+        """The folder of the data set."""
+        return [data_folder(self._data_dir) / self.dataset_id]
+
     def open(self, split: Split) -> ArrayTable:
         folder = data_folder(self._data_dir) / self.dataset_id
         path = folder / f"{self._archive}-python.tar.gz"

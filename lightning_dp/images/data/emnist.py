@@ -34,6 +34,10 @@ class EMNIST(ImageSource):
     def __init__(self, *, data_dir: str | None = None) -> None:
         self._data_dir = data_dir
 
+    def files(self) -> list[Path]:
+        """The folder of the data set."""
+        return [data_folder(self._data_dir) / self.dataset_id]
+
     def open(self, split: Split) -> ArrayTable:
         folder = data_folder(self._data_dir) / self.dataset_id
         images, labels = (

@@ -50,6 +50,10 @@ class ImageFolder(ImageSource):
                 "into folders, or set labelled to false."
             )
 
+    def files(self) -> list[Path]:
+        """The folder that everything lies in."""
+        return [self._root]
+
     def open(self, split: Split) -> EncodedTable | None:
         folder = self._folder(split)
         if folder is None:

@@ -42,6 +42,10 @@ class _Downsampled(ImageSource):
         if not labelled:
             self.class_names = ()
 
+    def files(self) -> list[Path]:
+        """The folder of the data set."""
+        return [data_folder(self._data_dir) / self.dataset_id]
+
     def open(self, split: Split) -> ArrayTable | None:
         folder = data_folder(self._data_dir) / self.dataset_id
         found = sorted(folder.glob(f"{_STEMS[split]}*"), key=lambda path: (len(path.stem), path.name))

@@ -1,5 +1,6 @@
 """MNIST and Fashion-MNIST: 60,000 train and 10,000 test images of 28 × 28 grey pixels in ten classes."""
 
+from pathlib import Path
 from typing import ClassVar, final
 
 from lightning_dp.data_files import data_folder
@@ -23,6 +24,10 @@ class _Mnist(ImageSource):
                 LIGHTNING_DP_DATA, or a cache folder of the user where that is unset.
         """
         self._data_dir = data_dir
+
+    def files(self) -> list[Path]:
+        """The folder of the data set."""
+        return [data_folder(self._data_dir) / self.dataset_id]
 
     def open(self, split: Split) -> ArrayTable:
         folder = data_folder(self._data_dir) / self.dataset_id

@@ -30,6 +30,11 @@ class NPZ(ImageSource):
         self.class_names = tuple(class_names)
         self.dataset_id = name_of(path, dataset_id)
 
+    def files(self) -> list[Path]:
+        """Those of both splits, or of train alone."""
+        test = self._folder / "test.npz"
+        return [self._folder / "train.npz", *([test] if test.exists() else [])]
+
     def open(self, split: Split) -> ArrayTable | None:
         path = self._folder / f"{split}.npz"
         if not path.exists() and split == "test":
