@@ -10,6 +10,7 @@ from .full import Full as Full
 from .lora import LoRA as LoRA
 from .matching import Matching as Matching
 from .modulation import ModulationOnly as ModulationOnly
+from .norm_affine import NormAffine as NormAffine
 from .output_head import OutputHead as OutputHead
 from .saliency import SaliencyLoRA as SaliencyLoRA
 from .scores.grad_norm import GradNorm as GradNorm

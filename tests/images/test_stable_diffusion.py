@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lightning_dp.adapters.attention import Attention
 from lightning_dp.adapters.lora import LoRA
+from lightning_dp.adapters.norm_affine import NormAffine
 from lightning_dp.adapters.saliency import SaliencyLoRA
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.cli import main
@@ -172,9 +173,10 @@ def test_a_label_is_its_prompt_and_none_is_the_empty_one(checkpoint):
     [
         (LoRA(rank=2), "lora_", False),
         (Attention(), ".attentions.", True),
+        (NormAffine(), "norm", True),
         (SaliencyLoRA(ratio=0.25, rank=2, noise_multiplier=4.0), "lora_", False),
     ],
-    ids=["LoRA", "Attention", "SaliencyLoRA"],
+    ids=["LoRA", "Attention", "NormAffine", "SaliencyLoRA"],
 )
 def test_one_private_step_changes_the_adapter_and_not_one_bit_else(
     checkpoint, tmp_path, adapter, trained, captioned
