@@ -5,6 +5,7 @@ from .choices.choice import Choice as Choice
 from .choices.exponential import Exponential as Exponential
 from .choices.noisy_sums import NoisySums as NoisySums
 from .choices.propose_test_release import ProposeTestRelease as ProposeTestRelease
+from .dylora import DyLoRA as DyLoRA
 from .embedder import Embedder as Embedder
 from .full import Full as Full
 from .lora import LoRA as LoRA

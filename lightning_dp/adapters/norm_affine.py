@@ -43,7 +43,7 @@ class AddedAffine(nn.Module):
         norm: a LayerNorm or RMSNorm, whose last dimensions are scaled, or a GroupNorm, whose channels are.
     """
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: nn.LayerNorm | nn.GroupNorm | nn.RMSNorm) -> None:
         super().__init__()
         self.norm = norm
         shape = (norm.num_channels,) if isinstance(norm, nn.GroupNorm) else norm.normalized_shape
@@ -51,8 +51,7 @@ class AddedAffine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if isinstance(self.norm, nn.GroupNorm):
-            spatial = (-1, *[1] * (x.ndim - 2))
-            weight, bias = weight.reshape(spatial), bias.reshape(spatial)  # (C, 1, …)
-        return self.norm(x) * weight + bias
+        if not isinstance(self.norm, nn.GroupNorm):
+            return self.norm(x) * self.weight + self.bias
+        spatial = (-1, *[1] * (x.ndim - 2))
+        return self.norm(x) * self.weight.reshape(spatial) + self.bias.reshape(spatial)  # of (C, 1, …)
