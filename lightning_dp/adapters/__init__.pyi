@@ -5,11 +5,13 @@ from .choices.choice import Choice as Choice
 from .choices.exponential import Exponential as Exponential
 from .choices.noisy_sums import NoisySums as NoisySums
 from .choices.propose_test_release import ProposeTestRelease as ProposeTestRelease
+from .dylora import DyLoRA as DyLoRA
 from .embedder import Embedder as Embedder
 from .full import Full as Full
 from .lora import LoRA as LoRA
 from .matching import Matching as Matching
 from .modulation import ModulationOnly as ModulationOnly
+from .norm_affine import NormAffine as NormAffine
 from .output_head import OutputHead as OutputHead
 from .saliency import SaliencyLoRA as SaliencyLoRA
 from .scores.grad_norm import GradNorm as GradNorm

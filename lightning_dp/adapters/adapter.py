@@ -20,7 +20,8 @@ class Adapter(ABC):
     A choice made by `choose`, from types and names, costs no privacy. One that looks at private rows is a
     release: `preparations` lists it, and `begin_fit` freezes what was not chosen. Whoever owns an adapter
     calls `apply` before optimizers are made, hands its `preparations` on among its own, and calls
-    `begin_fit` in Lightning's `on_fit_start`.
+    `begin_fit` in Lightning's `on_fit_start`, `begin_step` in `on_train_batch_start` and `mask_gradients` in
+    `on_before_optimizer_step`.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,19 @@ class Adapter(ABC):
         Raises:
             ValueError: there should have been a release, and was none.
         """
+
+    def begin_step(self, step: int) -> None:  # noqa: B027  # nothing changes, for most
+        """Do what this optimizer step does otherwise than others; called before each of its batches.
+
+        Whatever it is must be public: a function of the configuration and of the step alone, and so the same
+        for all units, physical batches and processes.
+
+        Args:
+            step: counted from 0 over resumes.
+        """
+
+    def mask_gradients(self) -> None:  # noqa: B027  # all of them are used, for most
+        """Zero the gradients that `begin_step` left no use for; called after noise, before the optimizer."""
 
     def report(self) -> dict[str, Any]:
         """What was chosen by score, JSON-ready; {} for an adapter that chooses otherwise."""

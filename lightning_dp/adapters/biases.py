@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_dp.adapters.adapter import Adapter
 
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 @final
@@ -28,5 +28,5 @@ class Biases(Adapter):
     def _found(self, module: nn.Module) -> Iterator[nn.Parameter]:
         for layer in module.modules():
             for name, parameter in layer.named_parameters(recurse=False):
-                if name == "bias" or (self.norms and isinstance(layer, _NORMS)):
+                if name == "bias" or (self.norms and isinstance(layer, NORMS)):
                     yield parameter

@@ -1,4 +1,4 @@
-"""Only what steers: AdaLN or FiLM layers (FiLM adapters under DP: Tobaben et al. 2023, arXiv 2302.01190)."""
+"""Only what steers: the AdaLN layers; scale and shift of the norms themselves are in `norm_affine.py`."""
 
 from collections.abc import Iterable
 from typing import final

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dp.adapters.lora import BASE
+from lightning_dp.adapters.norm_affine import AddedAffine
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, fresh: Sequence[str] = ()) -> list[str]:
     """Copy parameters into `module`; buffers stay its own, for they describe its data.
 
-    Works before and after LoRA was put in; its matrices always start anew.
+    Works before and after an adapter has put in parameters of its own, which always start anew: LoRA's
+    matrices, and the scale and shift of norms that had none.
 
     Args:
         module: changed in place, or not at all.
@@ -27,10 +29,13 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, fresh: Seq
         ValueError: names or shapes don't fit, or an expression matches nothing.
     """
     patterns = [re.compile(pattern) for pattern in fresh]
+    added = {
+        id(p) for layer in module.modules() if isinstance(layer, AddedAffine) for p in layer.parameters()
+    }
     own = {
         name.replace(BASE, ""): parameter
         for name, parameter in module.named_parameters()
-        if not _is_lora(name)
+        if not _is_lora(name) and id(parameter) not in added
     }
     for pattern in patterns:
         if not any(pattern.search(name) for name in (*own, *weights)):

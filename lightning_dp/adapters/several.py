@@ -37,6 +37,14 @@ class Several(Adapter):
         for adapter in self.adapters:
             adapter.begin_fit(module)
 
+    def begin_step(self, step: int) -> None:
+        for adapter in self.adapters:
+            adapter.begin_step(step)
+
+    def mask_gradients(self) -> None:
+        for adapter in self.adapters:
+            adapter.mask_gradients()
+
     def replaced(self) -> list[str]:
         return [name for adapter in self.adapters for name in adapter.replaced()]
 

@@ -39,6 +39,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--epochs", type=int, default=defaults.epochs, help="of each classifier")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance; default: the run's own")
     parser.add_argument("--steps", type=int, help="of the sampler; default: the run's own")
+    parser.add_argument(
+        "--rank", type=int, help="of a run by DyLoRA, which of its ranks (default the largest)"
+    )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of sampling and classifiers")
     arguments = parser.parse_args(argv)
     evaluation = Evaluation(
@@ -48,6 +51,7 @@ def main(argv: list[str]) -> int:
         epochs=arguments.epochs,
         guidance=arguments.guidance,
         num_steps=arguments.steps,
+        rank=arguments.rank,
         seed=arguments.seed,
     )
     for run in arguments.runs:

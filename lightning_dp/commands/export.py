@@ -34,6 +34,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FOLDER", help="does not exist yet, or is empty"
     )
+    parser.add_argument(
+        "--rank", type=int, help="of a run by DyLoRA, which of its ranks (default the largest)"
+    )
     arguments = parser.parse_args(argv)
     report = read_run(arguments.run)
     check_account(arguments.run, report=report)
@@ -41,7 +44,7 @@ def main(argv: list[str]) -> int:
     # Late: --help, and a folder that can't be right, should not wait for torch.
     from lightning_dp.images.model_export import export_run
 
-    for line in export_run(arguments.run, out=arguments.output):
+    for line in export_run(arguments.run, out=arguments.output, rank=arguments.rank):
         print(f"weights  {line}")
     print(f"privacy  {arguments.output / 'privacy.json'}")
     return 0

@@ -46,6 +46,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, help="of the draws; they may be repeated without harm")
     parser.add_argument("--steps", type=int, help="of the sampler (default the run's)")
     parser.add_argument("--samples", type=int, help="draws of each predicted window (default 1)")
+    parser.add_argument(
+        "--rank", type=int, help="of a run by DyLoRA, which of its ranks (default the largest)"
+    )
     synthesis = parser.add_argument_group("synthesis")
     synthesis.add_argument("--start", metavar="DATE", help="first stamp of the series, e.g. 2024-01-01")
     synthesis.add_argument(
@@ -98,6 +101,7 @@ def main(argv: list[str]) -> int:
     import torch
     from tqdm import tqdm
 
+    from lightning_dp.adapters.dylora import use_rank
     from lightning_dp.privacy.report import json_ready, replace_text
     from lightning_dp.timeseries.export import TableWriter, schema_of
     from lightning_dp.timeseries.masks import Synthesis
@@ -105,6 +109,8 @@ def main(argv: list[str]) -> int:
     module, data = _load(arguments.run, kind=kind)
     if arguments.steps is not None:
         module.sampler.num_steps = arguments.steps
+    if arguments.rank is not None:
+        use_rank(module.adapter, arguments.rank)
     synthetic = isinstance(getattr(data, "task", None), Synthesis)
     generator = torch.Generator(module.device)
     if arguments.seed is None:
@@ -133,6 +139,7 @@ def main(argv: list[str]) -> int:
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": arguments.seed,
         "num_steps": module.sampler.num_steps,
+        **({} if arguments.rank is None else {"rank": arguments.rank}),
         "checkpoint_sha256": _digest(arguments.run / CHECKPOINT),
         "kind": "synthesis" if synthetic else "predictions",
         **_claims(report, synthetic=synthetic),
@@ -156,6 +163,7 @@ def _sample_images(arguments: argparse.Namespace) -> int:
         file_format=arguments.format,
         guidance=arguments.guidance,
         num_steps=arguments.steps,
+        rank=arguments.rank,
         seed=arguments.seed,
     )
     print(f"images   {folder} ({arguments.num})\nprivacy  {folder / 'privacy.json'}")

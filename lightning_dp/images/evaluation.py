@@ -59,6 +59,7 @@ class Evaluation:
         epochs: of a classifier.
         guidance: w ≥ 1; None for the module's own.
         num_steps: ≥ 1 steps of the sampler; None for the module's own.
+        rank: of a run that trained a `DyLoRA`, which of its ranks to use; None for the largest.
         seed: of sampling and classifiers.
     """
 
@@ -68,6 +69,7 @@ class Evaluation:
     epochs: int = 10
     guidance: float | None = None
     num_steps: int | None = None
+    rank: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -156,7 +158,7 @@ def _samples_of(run: Path, *, data: ImageData, evaluation: Evaluation) -> tuple[
             pixels, labels = (content[name][: evaluation.num_samples] for name in ("images", "labels"))
         samples = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
         return samples, labels, data.num_classes
-    module = load_module(run, num_steps=evaluation.num_steps)
+    module = load_module(run, num_steps=evaluation.num_steps, rank=evaluation.rank)
     # A net may know more classes than the data has: those of its public stage.
     num_classes = min(module.net.num_classes, data.num_classes)
     wanted = balanced_labels(evaluation.num_samples, num_classes=num_classes)

@@ -60,6 +60,7 @@ def sample_run(
     file_format: Format = "png",
     guidance: float | None = None,
     num_steps: int | None = None,
+    rank: int | None = None,
     seed: int | None = None,
 ) -> Path:
     """Sample from a run folder and write the result; reads no image of the data.
@@ -73,6 +74,7 @@ def sample_run(
         file_format: as in `export_images`.
         guidance: w ≥ 1; None for the run's own.
         num_steps: ≥ 1 steps of the sampler; None for the run's own.
+        rank: of a run that trained a `DyLoRA`, which of its ranks to use; None for the largest.
         seed: None for fresh randomness.
 
     Returns:
@@ -84,7 +86,7 @@ def sample_run(
     if num_samples < 1:
         raise ValueError(f"the number of samples is {num_samples}; it must be at least 1.")
     check_empty(out)
-    module = load_module(run, num_steps=num_steps)
+    module = load_module(run, num_steps=num_steps, rank=rank)
     class_names = load_data(run).class_names[: module.net.num_classes]
     about = {
         "run": run.name,
@@ -92,6 +94,8 @@ def sample_run(
         "num_steps": module.sampler.num_steps,
         "seed": seed,
     }
+    if rank is not None:
+        about["rank"] = rank
     if prompts:
         class_names = tuple(str(number) for number in range(len(prompts)))
         labels = balanced_labels(num_samples, num_classes=len(prompts))

@@ -5,6 +5,7 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from lightning_dp.adapters.dylora import TruncatedLinear
 from lightning_dp.images.module import LatentDiffusion
 from lightning_dp.images.stable_diffusion import StableDiffusionUNet
 
@@ -45,11 +46,14 @@ def save_lora(module: LatentDiffusion, *, out: Path) -> int:
     state = net.unet.state_dict()
     for path, layer in net.unet.named_modules():
         if isinstance(layer, LoraLayer):
-            a, b = (state[path + name].cpu().contiguous() for name in (_A, _B))
+            down = layer.lora_A["default"]
+            used = down.rank if isinstance(down, TruncatedLinear) else layer.r["default"]
+            a = state[path + _A][:used].cpu().contiguous()
+            b = state[path + _B][:, :used].cpu().contiguous()
             if b.any():
                 weights |= {f"{path}.lora_A.weight": a, f"{path}.lora_B.weight": b}
                 paths.append(path)
-                rank, scale = layer.r["default"], layer.lora_alpha["default"]
+                rank, scale = used, layer.lora_alpha["default"]
     if not weights:
         raise ValueError("the run's LoRA is still at its start, where it adds nothing: train it first.")
     about = {"r": rank, "lora_alpha": scale, "lora_dropout": 0.0, "bias": "none", "target_modules": paths}

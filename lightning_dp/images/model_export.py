@@ -17,12 +17,13 @@ from lightning_dp.nets.unet import CrossAttentionUNet, UNet
 from lightning_dp.privacy.report import REPORT_NAME
 
 
-def export_run(run: Path, *, out: Path) -> list[str]:
+def export_run(run: Path, *, out: Path, rank: int | None = None) -> list[str]:
     """Write a finished run's weights and its privacy report; reads no image of the data.
 
     Args:
         run: a run folder of `LatentDiffusion` whose net is a UNet of diffusers.
         out: a folder that does not exist or is empty.
+        rank: of a run that trained a `DyLoRA`, which of its ranks to write; None for the largest.
 
     Returns:
         What was written, a line each.
@@ -31,7 +32,7 @@ def export_run(run: Path, *, out: Path) -> list[str]:
         ValueError: the run is of another kind, or the folder is in use.
     """
     check_empty(out)
-    module = load_module(run)
+    module = load_module(run, rank=rank)
     if has_lora(module):
         written = [f"{out / 'pytorch_lora_weights.safetensors'} ({save_lora(module, out=out)} layers)"]
     else:

@@ -165,6 +165,14 @@ class LatentDiffusion(LightningModule):
         if self.adapter is not None:
             self.adapter.begin_fit(self)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.adapter is not None:
+            self.adapter.begin_step(self.global_step)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self.adapter is not None:
+            self.adapter.mask_gradients()
+
     def read_train_set(self) -> ImageDataset | None:
         """Encode every train image once, for the releases and for training.
 

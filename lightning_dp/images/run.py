@@ -7,6 +7,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import instantiate_module
 
+from lightning_dp.adapters.dylora import use_rank
 from lightning_dp.images.checkpoint import read_checkpoint
 from lightning_dp.images.data.image_data import ImageData
 from lightning_dp.images.module import LatentDiffusion
@@ -15,7 +16,7 @@ from lightning_dp.tracking.layout import CHECKPOINT
 from lightning_dp.tracking.run_config import model_class, read_run_config
 
 
-def load_module(run: Path, *, num_steps: int | None = None) -> LatentDiffusion:
+def load_module(run: Path, *, num_steps: int | None = None, rank: int | None = None) -> LatentDiffusion:
     """The module of a run with the weights of its last checkpoint, ready to sample; on a GPU if there is one.
 
     Earlier stages' files are not needed: all weights are in the checkpoint, but those of a
@@ -24,9 +25,10 @@ def load_module(run: Path, *, num_steps: int | None = None) -> LatentDiffusion:
     Args:
         run: its folder.
         num_steps: ≥ 1 steps of the sampler; None for the run's own.
+        rank: of a run that trained a `DyLoRA`, which of its ranks to use; None for the largest.
 
     Raises:
-        ValueError: the folder is no run of the image half, or takes no such number of steps.
+        ValueError: the folder is no run of the image half, or takes no such number of steps or rank.
     """
     kind = model_class(run)
     if not issubclass(kind, LatentDiffusion):
@@ -46,6 +48,8 @@ def load_module(run: Path, *, num_steps: int | None = None) -> LatentDiffusion:
     module.load_state_dict(checkpoint["state_dict"])
     if num_steps is not None:
         module.sampler.num_steps = num_steps
+    if rank is not None:
+        use_rank(module.adapter, rank)
     return module.eval().to(command_device())
 
 

@@ -13,7 +13,9 @@ from .conditioning.modulation import Conditioning as Conditioning
 from .denoising_net import DenoisingNet as DenoisingNet
 from .image_dit import ImageDiT as ImageDiT
 from .image_net import ImageNet as ImageNet
+from .recurrent import GRU as GRU, LSTM as LSTM, RecurrentCell as RecurrentCell
 from .series_dit import SeriesDiT as SeriesDiT
+from .series_rnn import SeriesRNN as SeriesRNN
 from .tokenizers import (
     Bytes as Bytes,
     ClipTokens as ClipTokens,

@@ -1,6 +1,6 @@
 """Diffusion-transformer blocks, for any sequence of tokens (DiT, arXiv 2212.09748, §3.2).
 
-Scope: blocks and final layer; tokens are made from series in `series_dit.py`.
+Scope: blocks and final layer; tokens are made from series in `series_net.py`.
 """
 
 from torch import Tensor, nn

@@ -181,6 +181,14 @@ class TimeSeriesDiffusion(LightningModule):
         if self.adapter is not None:
             self.adapter.begin_fit(self)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.adapter is not None:
+            self.adapter.begin_step(self.global_step)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self.adapter is not None:
+            self.adapter.mask_gradients()
+
     def facts(self) -> dict[str, str | float | int]:
         """What results are listed by: the adapter and how many parameters it trains."""
         return {} if self.adapter is None else self.adapter.facts()

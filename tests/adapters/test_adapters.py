@@ -16,7 +16,9 @@ from lightning_dp.adapters.full import Full
 from lightning_dp.adapters.lora import LoRA
 from lightning_dp.adapters.matching import Matching
 from lightning_dp.adapters.modulation import ModulationOnly
+from lightning_dp.adapters.norm_affine import AddedAffine, NormAffine
 from lightning_dp.adapters.output_head import OutputHead
+from lightning_dp.adapters.public_start import load_weights
 from lightning_dp.adapters.saliency import SaliencyLoRA
 from lightning_dp.adapters.several import Several
 from lightning_dp.nets.conditioning.adaln_zero import AdaLNZero
@@ -123,6 +125,46 @@ def test_norms_of_any_kind_belong_to_biases():
     assert _trainable(net) == {"0.bias", "1.bias", "2.bias", "3.bias"}
 
 
+def test_norms_train_as_they_are_and_those_without_an_affine_map_get_one():
+    net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GroupNorm(2, 4, affine=False), nn.RMSNorm(4))
+    twice = nn.LayerNorm(4, elementwise_affine=False)
+    net.extend([twice, nn.Linear(4, 4), twice])
+    net.double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    before = net(x)
+    NormAffine().apply(net)
+    assert torch.equal(net(x), before)
+    assert net[4] is net[6]
+    added = {f"{place}.{kind}" for place in (2, 4) for kind in ("weight", "bias")}
+    assert _trainable(net) == {"1.weight", "1.bias", "3.weight"} | added
+    with pytest.raises(ValueError, match="finds nothing to train in Linear"):
+        NormAffine().apply(nn.Linear(2, 2))
+    norm = AddedAffine(nn.GroupNorm(2, 4, affine=False))
+    theirs = nn.GroupNorm(2, 4)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter)
+    norm.load_state_dict(theirs.state_dict())
+    image = torch.randn(2, 4, 3, 5)
+    torch.testing.assert_close(norm(image), theirs(image))
+
+
+def test_norms_that_got_an_affine_map_start_from_weights_without_one():
+    public, net = _net(), _net()
+    NormAffine().apply(net)
+    assert {name.rpartition(".")[0] for name in _trainable(net)} == {
+        "blocks.0.attention_norm",
+        "blocks.0.feed_forward_norm",
+        "final.norm",
+    }
+    with torch.no_grad():
+        net.final.linear.weight.zero_()
+        net.final.norm.weight.fill_(3.0)
+    loaded = load_weights(net, public.state_dict())
+    assert set(loaded) == set(public.state_dict())
+    assert torch.equal(net.final.linear.weight, public.final.linear.weight)
+    assert net.final.norm.weight.eq(3.0).all()
+
+
 def test_a_fresh_lora_changes_no_output_and_keeps_the_first_weights():
     net, x = _net(), torch.randn(4, 12, 2)
     expected = _losses(net, x)
@@ -152,7 +194,9 @@ def _collected(engine: ClippingEngine, net: nn.Module, x: Tensor) -> tuple[Tenso
 
 @pytest.mark.parametrize("engine", [BookKeeping, Materialised])
 @pytest.mark.parametrize(
-    "adapter", [LoRA(rank=2, targets=".*"), Biases(), ModulationOnly()], ids=lambda a: type(a).__name__
+    "adapter",
+    [LoRA(rank=2, targets=".*"), Biases(), ModulationOnly(), NormAffine()],
+    ids=lambda a: type(a).__name__,
 )
 def test_what_trains_is_clipped_like_the_oracle(engine, adapter):
     net = _net(channel_independent=False)  # the oracle wants the net's rows to be the layers'
@@ -256,6 +300,7 @@ def test_transformer_blocks_count_from_the_input_to_the_output():
         Biases(),
         OutputHead(),
         LoRA(),
+        NormAffine(),
         SaliencyLoRA(ratio=0.5, noise_multiplier=2.0),
     ],
     ids=lambda adapter: type(adapter).__name__,

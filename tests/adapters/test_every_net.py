@@ -4,6 +4,7 @@ Labels are 0, 1, 2, … and as many as units: nothing may take them for places i
 """
 
 import importlib
+import inspect
 import itertools
 import pkgutil
 from pathlib import Path
@@ -24,7 +25,9 @@ from lightning_dp.nets.conditioning.adaln_zero import AdaLNZero
 from lightning_dp.nets.denoising_net import DenoisingNet
 from lightning_dp.nets.image_dit import ImageDiT
 from lightning_dp.nets.image_net import ImageNet
+from lightning_dp.nets.recurrent import GRU, LSTM
 from lightning_dp.nets.series_dit import SeriesDiT
+from lightning_dp.nets.series_rnn import SeriesRNN
 from lightning_dp.nets.unet import CrossAttentionUNet, UNet
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.functions import Flat
@@ -55,10 +58,24 @@ def series_dit(classes: int) -> DenoisingNet:
     return SeriesDiT(AdaLNZero(), length=LENGTH, num_channels=1, num_covariates=1, **options)
 
 
-NETS = {ImageDiT: image_dit, UNet: unet, CrossAttentionUNet: cross_attention_unet, SeriesDiT: series_dit}
+def series_rnn(classes: int) -> DenoisingNet:
+    options = {"patch_size": 3, "hidden_size": 16, "depth": 2, "cell": LSTM if classes % 2 else GRU}
+    return SeriesRNN(AdaLNZero(), length=LENGTH, num_channels=1, num_covariates=1, **options)
+
+
+NETS = {
+    ImageDiT: image_dit,
+    UNet: unet,
+    CrossAttentionUNet: cross_attention_unet,
+    SeriesDiT: series_dit,
+    SeriesRNN: series_rnn,
+}
+WITHOUT_ATTENTION = "matches none of the linear layers of SeriesRNN"
 REFUSED = {
     ("UNet", "modulation"): "finds nothing to train in UNet",
     ("CrossAttentionUNet", "modulation"): "finds nothing to train in CrossAttentionUNet",
+    ("SeriesRNN", "attention"): "no part of SeriesRNN is a transformer block",
+    **{("SeriesRNN", path.stem): WITHOUT_ATTENTION for path in FRAGMENTS if "lora" in path.stem},
 }
 """What an adapter says it is not for, before anything is trained."""
 
@@ -68,7 +85,11 @@ CASES = list(itertools.product(NETS, FRAGMENTS))
 def test_all_nets_are_tried():
     for found in pkgutil.walk_packages(lightning_dp.nets.__path__, "lightning_dp.nets."):
         importlib.import_module(found.name)
-    own = [kind for base in (ImageNet, DenoisingNet) for kind in base.__subclasses__()]
+    left, own = [ImageNet, DenoisingNet], set()
+    while left:
+        below = left.pop().__subclasses__()
+        left += below
+        own |= {kind for kind in below if not inspect.isabstract(kind)}
     assert {kind for kind in own if kind.__module__.startswith("lightning_dp.nets.")} == set(NETS)
 
 

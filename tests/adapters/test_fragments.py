@@ -54,6 +54,8 @@ EXPECTED = {
     "full": {"adapter": "Full"},
     "attention": {"adapter": "Attention"},
     "modulation": {"adapter": "ModulationOnly"},
+    "norm_affine": {"adapter": "NormAffine"},
+    "dylora": {"adapter": "DyLoRA", "lora_rank": 8, "lora_rank_drawn": "uniform"},
     "lora": {"adapter": "LoRA", "lora_rank": 4},
     "lora_embedder": {"adapter": "LoRA+Embedder", "lora_rank": 4},
     "saliency_lora": {"saliency_score": "GradNorm", "saliency_ratio": 0.3, "chosen_matrices": 5},

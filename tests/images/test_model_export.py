@@ -17,6 +17,7 @@ from transformers import CLIPTextModel
 from lightning_dp.adapters.attention import Attention
 from lightning_dp.adapters.embedder import Embedder
 from lightning_dp.adapters.full import Full
+from lightning_dp.adapters.norm_affine import NormAffine
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.images.class_gaussians import ClassGaussians
 from lightning_dp.images.data.image_data import ImageData
@@ -38,7 +39,9 @@ def _output(net: ImageNet) -> Tensor:
         return net.eval()(_NOISY, _TIMES, labels=_LABELS)
 
 
-@pytest.mark.parametrize("adapter", [Attention(), Full()], ids=["Attention", "Full"])
+@pytest.mark.parametrize(
+    "adapter", [Attention(), Full(), NormAffine()], ids=["Attention", "Full", "NormAffine"]
+)
 def test_a_unet_with_cross_attention_goes_there_and_back(adapter, tmp_path):
     net = CrossAttentionUNet(in_channels=1, size=8, num_classes=3, condition_size=8, num_heads=2, **_LEVELS)
     module = tiny_module(net=awake(net), adapter=adapter)

@@ -20,7 +20,9 @@ from sd_support import write_checkpoint
 from torch import Tensor
 
 from lightning_dp.adapters.attention import Attention
+from lightning_dp.adapters.dylora import DyLoRA, use_rank
 from lightning_dp.adapters.lora import LoRA
+from lightning_dp.adapters.norm_affine import NormAffine
 from lightning_dp.adapters.saliency import SaliencyLoRA
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.cli import main
@@ -172,9 +174,10 @@ def test_a_label_is_its_prompt_and_none_is_the_empty_one(checkpoint):
     [
         (LoRA(rank=2), "lora_", False),
         (Attention(), ".attentions.", True),
+        (NormAffine(), "norm", True),
         (SaliencyLoRA(ratio=0.25, rank=2, noise_multiplier=4.0), "lora_", False),
     ],
-    ids=["LoRA", "Attention", "SaliencyLoRA"],
+    ids=["LoRA", "Attention", "NormAffine", "SaliencyLoRA"],
 )
 def test_one_private_step_changes_the_adapter_and_not_one_bit_else(
     checkpoint, tmp_path, adapter, trained, captioned
@@ -350,6 +353,27 @@ def test_saved_lora_loads_in_diffusers_and_draws_the_same(run, checkpoint, tmp_p
     ).images
     drawn = module.sample(torch.arange(3), generator=torch.Generator().manual_seed(5))
     torch.testing.assert_close((drawn + 1) / 2, images, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_dylora_is_exported_at_the_rank_in_use(checkpoint, tmp_path, rank):
+    module = _module(checkpoint, adapter=DyLoRA(rank=4, scale=6.0)).eval()
+    with torch.no_grad():
+        for name, parameter in module.net.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+    use_rank(module.adapter, rank)
+    save_lora(module, out=tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, local_files_only=True)
+    pipeline.load_lora_weights(tmp_path)
+    noisy, timesteps = torch.randn(3, 4, 8, 8), torch.tensor([20, 500, 900])
+    with torch.no_grad():
+        theirs = pipeline.unet(noisy, timesteps, encoder_hidden_states=module.net.prompts[:3]).sample
+        ours = module.net(noisy, timesteps, labels=torch.arange(3))
+        use_rank(module.adapter, 4)
+        whole = module.net(noisy, timesteps, labels=torch.arange(3))
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(whole, ours, atol=1e-2)
 
 
 def test_only_lora_of_a_pipelines_unet_is_exported(run, checkpoint, tmp_path, capsys):
