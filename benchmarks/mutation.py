@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mutation_mutants import Mutant, mutants_of
+from mutation_mutants import mutants_of
 from mutation_server import ROOT, Server
 
 _PRIVACY = "lightning_dp/privacy"
@@ -71,7 +71,7 @@ def main() -> None:
 def _try(name: str, options: argparse.Namespace) -> None:
     """Try the mutants of one file that were not tried yet."""
     module, files = TARGETS[name]
-    mutants, _ = mutants_of(ROOT / module)
+    mutants, _ = mutants_of((ROOT / module).read_text(encoding="utf-8"))
     if options.sample is not None and options.sample < len(mutants):
         chosen = random.Random(options.seed).sample(range(len(mutants)), options.sample)
         mutants = [mutants[place] for place in sorted(chosen)]
@@ -88,7 +88,7 @@ def _try(name: str, options: argparse.Namespace) -> None:
             results.write(json.dumps({"key": mutant.key, **result}) + "\n")
             results.flush()
             if result["outcome"] == "survived":
-                print(f"  {module}:{mutant.line} {' '.join(mutant.change)}", flush=True)
+                print(f"  {module}:{mutant.line} {' '.join(result['change'])}", flush=True)
 
 
 def _folder(name: str) -> str:
@@ -112,7 +112,7 @@ def _row(name: str, *, work: Path) -> dict[str, Any] | None:
     if not known:
         return None
     module, files = TARGETS[name]
-    mutants, left_out = mutants_of(ROOT / module)
+    mutants, left_out = mutants_of((ROOT / module).read_text(encoding="utf-8"))
     tried = [mutant for mutant in mutants if mutant.key in known]
     survivors = [mutant for mutant in tried if known[mutant.key]["outcome"] == "survived"]
     return {
@@ -124,12 +124,8 @@ def _row(name: str, *, work: Path) -> dict[str, Any] | None:
         "not_tried": len(mutants) - len(tried),
         "left_out": left_out,
         "seconds_per_mutant": round(sum(known[one.key]["seconds"] for one in tried) / max(1, len(tried)), 2),
-        "survivors": [_told(mutant) for mutant in survivors],
+        "survivors": [{"line": one.line, "change": known[one.key]["change"]} for one in survivors],
     }
-
-
-def _told(mutant: Mutant) -> dict[str, Any]:
-    return {"line": mutant.line, "change": list(mutant.change)}
 
 
 def _write(rows: Sequence[dict[str, Any]], path: Path | None) -> None:

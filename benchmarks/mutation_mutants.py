@@ -10,8 +10,6 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from difflib import unified_diff
-from itertools import count
-from pathlib import Path
 
 _SAYS = {"_require", "warn", "warning", "info", "ValueError", "RuntimeError", "TypeError"}
 """Calls whose formatted strings are read by people only."""
@@ -22,34 +20,39 @@ Span = tuple[int, int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """One changed copy of a file.
+    """One change of a file.
 
     Attributes:
         key: of the change and what stands around it, the same as long as those lines stay.
         operator: cosmic-ray's name of the kind of change.
+        occurrence: which of the file's places for it.
         line: of the change, from 1.
         statement: lines of the innermost statement around it; of a compound one its head only.
-        source: the whole changed file.
-        change: the removed and the added lines, with their signs.
     """
 
     key: str
     operator: str
+    occurrence: int
     line: int
     statement: range
-    source: str
-    change: tuple[str, ...]
+
+    def of(self, source: str) -> str:
+        """The changed file."""
+        from cosmic_ray.mutating import mutate_code
+        from cosmic_ray.plugins import get_operator
+
+        changed = mutate_code(source, get_operator(self.operator)(), self.occurrence)
+        assert changed is not None
+        return changed
 
 
-def mutants_of(path: Path) -> tuple[list[Mutant], int]:
+def mutants_of(source: str) -> tuple[list[Mutant], int]:
     """Every mutant of a file in the order of its lines, and how many more were left out."""
     from cosmic_ray.ast import ast_nodes, get_ast
-    from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator, operator_names
 
-    source = path.read_text(encoding="utf-8")
     lines = source.splitlines()
-    tree, parsed = ast.parse(source), get_ast(source)
+    tree, nodes = ast.parse(source), list(ast_nodes(get_ast(source)))
     unseen = _unseen(tree, lines)
     made: list[Mutant] = []
     left_out = 0
@@ -58,29 +61,31 @@ def mutants_of(path: Path) -> tuple[list[Mutant], int]:
         if get_operator(name).arguments():
             continue
         operator = get_operator(name)()
-        places = (place for node in ast_nodes(parsed) for place in operator.mutation_positions(node))
-        for occurrence, (start, end) in zip(count(), places):
+        places = (place for node in nodes for place in operator.mutation_positions(node))
+        for occurrence, (start, end) in enumerate(places):
             star = lines[start[0] - 1][start[1] : start[1] + 2] == "*,"
             if star or any(_within((*start, *end), span) for span in unseen):
                 left_out += 1
                 continue
-            changed = mutate_code(source, operator, occurrence)
-            if changed is None or changed == source:
-                continue
-            change = _change(source, changed)
-            key = hashlib.sha1(repr((name, change, _around(lines, start[0]))).encode()).hexdigest()[:16]
+            around = (name, start[1], end[1], lines[max(0, start[0] - 3) : start[0] + 2])
+            key = hashlib.sha1(repr(around).encode()).hexdigest()[:16]
             keys[key] += 1
             made.append(
                 Mutant(
                     key=f"{key}-{keys[key]}",
-                    operator=name.removeprefix("core/"),
+                    operator=name,
+                    occurrence=occurrence,
                     line=start[0],
                     statement=_statement(tree, start[0], end[0]),
-                    source=changed,
-                    change=change,
                 )
             )
     return sorted(made, key=lambda one: one.line), left_out
+
+
+def change(source: str, changed: str) -> list[str]:
+    """The removed and the added lines, with their signs."""
+    diff = unified_diff(source.splitlines(), changed.splitlines(), lineterm="", n=0)
+    return [line[0] + line[1:].strip() for line in diff if not line.startswith(("---", "+++", "@@"))]
 
 
 def _unseen(tree: ast.Module, lines: list[str]) -> list[Span]:
@@ -124,12 +129,3 @@ def _statement(tree: ast.Module, first: int, last: int) -> range:
             head = body[0].lineno - 1 if body else node.end_lineno or 0
             innermost = range(min(node.lineno, first), max(head, node.lineno, last) + 1)
     return innermost
-
-
-def _change(source: str, changed: str) -> tuple[str, ...]:
-    diff = unified_diff(source.splitlines(), changed.splitlines(), lineterm="", n=0)
-    return tuple(line[0] + line[1:].strip() for line in diff if not line.startswith(("---", "+++", "@@")))
-
-
-def _around(lines: list[str], line: int) -> tuple[str, ...]:
-    return tuple(lines[max(0, line - 3) : line + 2])

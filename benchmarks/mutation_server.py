@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mutation_mutants import Mutant
+from mutation_mutants import Mutant, change
 
 ROOT = Path(__file__).parents[1]
 _PACKAGE = "lightning_dp"
@@ -205,6 +205,7 @@ class Server:
 
     def __init__(self, *, module: str, files: Sequence[str], work: Path, jobs: int) -> None:
         self._module, self._files, self._work = module, list(files), work
+        self._source = (ROOT / module).read_text(encoding="utf-8")
         work.mkdir(parents=True, exist_ok=True)
         self._views = [View(work / f"view{number}", module=module) for number in range(jobs)]
         self.reached = self._reach()
@@ -232,7 +233,7 @@ class Server:
         return Reached(**said)
 
     def tried(self, mutants: Sequence[Mutant], *, everything: bool) -> Iterator[tuple[Mutant, dict[str, Any]]]:
-        """Each mutant with its `outcome` (survived, caught, timeout), the test `by` which, and `seconds`."""
+        """Each mutant with its `outcome` (survived, caught, timeout), `change`, the test `by` which, `seconds`."""
         waiting, running = list(reversed(mutants)), {}
         free = list(range(len(self._views)))
         while waiting or running:
@@ -241,10 +242,12 @@ class Server:
                 mutant = waiting.pop()
                 tests = self._ordered(list(self.reached.seconds) if everything else self.reached.tests_of(mutant))
                 patience = 30 + 5 * sum(self.reached.seconds[test] for test in tests)
-                pid = self._start(place, mutant, tests)
-                running[pid] = (place, mutant, time.monotonic(), patience)
+                changed = mutant.of(self._source)
+                pid = self._start(place, changed, tests)
+                said = change(self._source, changed)
+                running[pid] = (place, mutant, said, time.monotonic(), patience)
             time.sleep(0.01)
-            for pid, (place, mutant, since, patience) in list(running.items()):
+            for pid, (place, mutant, said, since, patience) in list(running.items()):
                 took = time.monotonic() - since
                 done = os.waitpid(pid, os.WNOHANG)[0] == pid
                 if not done and took < patience:
@@ -257,14 +260,14 @@ class Server:
                 free.append(place)
                 result = self._result(place) if done else {"outcome": "timeout", "by": "", "tests": 0}
                 self._caught[result["by"]] += 1
-                yield mutant, {**result, "seconds": round(took, 2)}
+                yield mutant, {**result, "change": said, "seconds": round(took, 2)}
 
     def _ordered(self, tests: list[str]) -> list[str]:
         return sorted(tests, key=lambda one: (self.reached.seconds[one] + 0.02) / (1 + self._caught[one]))
 
-    def _start(self, place: int, mutant: Mutant, tests: list[str]) -> int:
+    def _start(self, place: int, changed: str, tests: list[str]) -> int:
         view = self._views[place]
-        view.show(mutant.source)
+        view.show(changed)
         files = dict.fromkeys(test.partition("::")[0] for test in tests)
         chosen = _Chosen(tests)
 
