@@ -29,7 +29,11 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "charging": (f"{_PRIVACY}/charging.py", ("tests/privacy/test_charging.py",)),
     "functions": (
         f"{_PRIVACY}/clipping/functions.py",
-        ("tests/faults/test_functions.py", f"{_CLIPPING}/test_engine.py"),
+        (
+            f"{_CLIPPING}/test_clipping_functions.py",
+            "tests/faults/test_functions.py",
+            f"{_CLIPPING}/test_engine.py",
+        ),
     ),
     "unit sums": (
         f"{_PRIVACY}/clipping/unit_sums.py",
@@ -41,9 +45,18 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "exact": (
         f"{_PRIVACY}/clipping/exact.py",
-        (f"{_CLIPPING}/test_ways.py", f"{_CLIPPING}/test_magnitudes.py"),
+        (f"{_CLIPPING}/test_ways.py", f"{_CLIPPING}/test_half_precision.py"),
     ),
-    "ranks": (f"{_PRIVACY}/ranks.py", ("tests/strategies/test_private_ddp.py",)),
+    "release": (f"{_PRIVACY}/release.py", ("tests/privacy/test_release.py",)),
+    "release cost": (f"{_PRIVACY}/release_cost.py", ("tests/privacy/test_release.py",)),
+    "ledger": (f"{_PRIVACY}/ledger/ledger.py", ("tests/privacy/test_ledger.py",)),
+    "ledger rows": (f"{_PRIVACY}/ledger/rows.py", ("tests/privacy/test_ledger.py",)),
+    "ledger replay": (f"{_PRIVACY}/ledger/replay.py", ("tests/privacy/test_ledger.py",)),
+    "ledger budget": (f"{_PRIVACY}/ledger/budget.py", ("tests/privacy/test_ledger.py",)),
+    "ledger filter": (f"{_PRIVACY}/ledger/filter.py", ("tests/privacy/test_ledger.py",)),
+    "ledger lease": (f"{_PRIVACY}/ledger/lease.py", ("tests/privacy/test_ledger.py",)),
+    "ledger account": (f"{_PRIVACY}/ledger/account.py", ("tests/privacy/test_ledger.py",)),
+    "ranks": (f"{_PRIVACY}/ranks.py", ("tests/strategies/test_ranks.py",)),
 }
 """By name: a file, and the tests of which one has to fail."""
 
