@@ -24,7 +24,10 @@ _CLIPPING = "tests/privacy/clipping"
 TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "noise": (f"{_PRIVACY}/noise.py", ("tests/privacy/test_sampling_and_noise.py",)),
     "sampling": (f"{_PRIVACY}/sampling.py", ("tests/privacy/test_sampling_and_noise.py",)),
-    "accounting": (f"{_PRIVACY}/accounting.py", ("tests/privacy/test_accounting.py",)),
+    "accounting": (
+        f"{_PRIVACY}/accounting.py",
+        ("tests/privacy/test_accounting.py", "tests/privacy/test_top_k.py"),
+    ),
     "plan": (f"{_PRIVACY}/plan.py", ("tests/privacy/test_plan.py",)),
     "charging": (f"{_PRIVACY}/charging.py", ("tests/privacy/test_charging.py",)),
     "functions": (
@@ -70,6 +73,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="mutants at once")
     parser.add_argument("--sample", type=int, help="so many of a file's mutants, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of --sample")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of tests for one mutant, before --again")
     parser.add_argument("--again", action="store_true", help="those that survived, by every test of the file")
     parser.add_argument("--collect", action="store_true", help="run nothing, write what there is")
     parser.add_argument("--json", type=Path)
@@ -94,10 +98,12 @@ def _try(name: str, options: argparse.Namespace) -> None:
     left = [mutant for mutant in mutants if outcome.get(mutant.key) == wanted]
     if not left:
         return
-    server = Server(module=module, files=files, work=options.work.resolve() / _folder(name), jobs=options.jobs)
+    server = Server(
+        module=module, files=files, work=options.work.resolve() / _folder(name), jobs=options.jobs
+    )
     print(f"{name}: {len(left)} of {len(mutants)} to try", flush=True)
     with _results(name, work=options.work).open("a") as results:
-        for mutant, result in server.tried(left, everything=options.again):
+        for mutant, result in server.tried(left, seconds=None if options.again else options.seconds):
             results.write(json.dumps({"key": mutant.key, **result}) + "\n")
             results.flush()
             if result["outcome"] == "survived":

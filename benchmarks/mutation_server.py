@@ -1,9 +1,9 @@
 """Tests under one changed file, in forks of a process that has imported everything else.
 
 The checkout is shown through a folder of links in which one file is a real one; processes that a test starts
-read that folder too. A first run without a change notes which lines each test reaches; a mutant is then met by
-the tests that reach its statement, those that caught most so far first. A line that runs at import, or that no
-test was seen to reach (another process may), is met by all.
+read that folder too. A first run without a change notes which lines each test reaches; a mutant is met by the
+tests that reach its statement, the fast ones and those that caught most so far first. A line that runs at
+import, or that no test was seen to reach (another process may), is met by all.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class Reached:
 
 
 class _Tracer:
-    """Notes the lines of one file by test; what a fixture of a wider scope reached counts for its whole file."""
+    """Notes the lines of one file by test; what a fixture reaches counts for all tests beside."""
 
     def __init__(self, file: Path) -> None:
         self._file = str(file)
@@ -232,15 +233,20 @@ class Server:
         said.pop("failed")
         return Reached(**said)
 
-    def tried(self, mutants: Sequence[Mutant], *, everything: bool) -> Iterator[tuple[Mutant, dict[str, Any]]]:
-        """Each mutant with its `outcome` (survived, caught, timeout), `change`, the test `by` which, `seconds`."""
+    def tried(
+        self, mutants: Sequence[Mutant], *, seconds: float | None
+    ) -> Iterator[tuple[Mutant, dict[str, Any]]]:
+        """Each mutant with its `outcome` (survived, caught, timeout), `change`, `by` which test.
+
+        It is met by so many seconds of those tests that reach it, or by all there are for None.
+        """
         waiting, running = list(reversed(mutants)), {}
         free = list(range(len(self._views)))
         while waiting or running:
             while free and waiting:
                 place = free.pop()
                 mutant = waiting.pop()
-                tests = self._ordered(list(self.reached.seconds) if everything else self.reached.tests_of(mutant))
+                tests = self._first(mutant, seconds)
                 patience = 30 + 5 * sum(self.reached.seconds[test] for test in tests)
                 changed = mutant.of(self._source)
                 pid = self._start(place, changed, tests)
@@ -262,8 +268,16 @@ class Server:
                 self._caught[result["by"]] += 1
                 yield mutant, {**result, "change": said, "seconds": round(took, 2)}
 
-    def _ordered(self, tests: list[str]) -> list[str]:
-        return sorted(tests, key=lambda one: (self.reached.seconds[one] + 0.02) / (1 + self._caught[one]))
+    def _first(self, mutant: Mutant, seconds: float | None) -> list[str]:
+        took = self.reached.seconds
+        tests = list(took) if seconds is None else self.reached.tests_of(mutant)
+        tests.sort(key=lambda one: (took[one] + 0.02) / (1 + self._caught[one]))
+        if seconds is None:
+            return tests
+        sums = accumulate(took[test] for test in tests)
+        return [test for test, all_so_far in zip(tests, sums, strict=True) if all_so_far <= seconds] or tests[
+            :1
+        ]
 
     def _start(self, place: int, changed: str, tests: list[str]) -> int:
         view = self._views[place]
