@@ -44,11 +44,12 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "uses": (
         f"{_PRIVACY}/clipping/uses.py",
-        (f"{_CLIPPING}/test_ways.py", f"{_CLIPPING}/test_magnitudes.py"),
+        (f"{_CLIPPING}/test_uses.py", f"{_CLIPPING}/test_ways.py", f"{_CLIPPING}/test_magnitudes.py"),
     ),
+    "floors": (f"{_PRIVACY}/clipping/floors.py", (f"{_CLIPPING}/test_uses.py", f"{_CLIPPING}/test_ways.py")),
     "exact": (
         f"{_PRIVACY}/clipping/exact.py",
-        (f"{_CLIPPING}/test_ways.py", f"{_CLIPPING}/test_half_precision.py"),
+        (f"{_CLIPPING}/test_uses.py", f"{_CLIPPING}/test_half_precision.py"),
     ),
     "release": (f"{_PRIVACY}/release.py", ("tests/privacy/test_release.py",)),
     "release cost": (f"{_PRIVACY}/release_cost.py", ("tests/privacy/test_release.py",)),
