@@ -8,8 +8,10 @@ import, or that no test was seen to reach (another process may), is met by all.
 
 import contextlib
 import gc
+import hashlib
 import importlib
 import json
+import math
 import os
 import random
 import resource
@@ -219,26 +221,30 @@ class Server:
         self._caught: Counter[str] = Counter()
 
     def _reach(self) -> Reached:
-        view, answer = self._views[0], self._work / "reached.json"
-        tracer = _Tracer(view.file)
+        """A run without a change, or what one told of the same file and tests."""
+        parts = [self._source, *((ROOT / file.partition("::")[0]).read_text("utf-8") for file in self._files)]
+        state = hashlib.sha1("\0".join([*self._files, *parts]).encode()).hexdigest()[:16]
+        answer = self._work / f"reached-{state}.json"
+        if not answer.exists():
+            view, asked = self._views[0], self._work / "asked.json"
+            tracer = _Tracer(view.file)
 
-        def work() -> dict[str, Any]:
-            code = _run_pytest(view, self._files, tracer)
-            return {**tracer.said(), "code": code}
+            def work() -> dict[str, Any]:
+                code = _run_pytest(view, self._files, tracer)
+                return {**tracer.said(), "code": code}
 
-        os.waitpid(_fork(answer, work), 0)
+            os.waitpid(_fork(asked, work), 0)
+            said = json.loads(asked.read_text())
+            if said["code"] or said["failed"]:
+                raise SystemExit(f"the tests of {self._module} fail without a change: {said['failed']}")
+            asked.rename(answer)
         said = json.loads(answer.read_text())
-        if said.pop("code") or said["failed"]:
-            raise SystemExit(f"the tests of {self._module} fail without a change: {said['failed']}")
-        said.pop("failed")
-        return Reached(**said)
+        return Reached(**{name: said[name] for name in ("seconds", "lines", "always", "modules")})
 
-    def tried(
-        self, mutants: Sequence[Mutant], *, seconds: float | None
-    ) -> Iterator[tuple[Mutant, dict[str, Any]]]:
-        """Each mutant with its `outcome` (survived, caught, timeout), `change`, `by` which test.
+    def tried(self, mutants: Sequence[Mutant], *, seconds: float) -> Iterator[tuple[Mutant, dict[str, Any]]]:
+        """Each mutant with its `outcome` (survived, caught, timeout), `change`, `by` which test, `seconds`.
 
-        It is met by so many seconds of those tests that reach it, or by all there are for None.
+        It is met by so many seconds of the tests that reach it, or by all there are where that is infinite.
         """
         waiting, running = list(reversed(mutants)), {}
         free = list(range(len(self._views)))
@@ -268,16 +274,12 @@ class Server:
                 self._caught[result["by"]] += 1
                 yield mutant, {**result, "change": said, "seconds": round(took, 2)}
 
-    def _first(self, mutant: Mutant, seconds: float | None) -> list[str]:
+    def _first(self, mutant: Mutant, seconds: float) -> list[str]:
         took = self.reached.seconds
-        tests = list(took) if seconds is None else self.reached.tests_of(mutant)
+        tests = self.reached.tests_of(mutant) if math.isfinite(seconds) else list(took)
         tests.sort(key=lambda one: (took[one] + 0.02) / (1 + self._caught[one]))
-        if seconds is None:
-            return tests
         sums = accumulate(took[test] for test in tests)
-        return [test for test, all_so_far in zip(tests, sums, strict=True) if all_so_far <= seconds] or tests[
-            :1
-        ]
+        return [test for test, so_far in zip(tests, sums, strict=True) if so_far <= seconds] or tests[:1]
 
     def _start(self, place: int, changed: str, tests: list[str]) -> int:
         view = self._views[place]
