@@ -40,7 +40,7 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "unit sums": (
         f"{_PRIVACY}/clipping/unit_sums.py",
-        (f"{_CLIPPING}/test_unit_sums.py", f"{_CLIPPING}/test_engine.py"),
+        (f"{_CLIPPING}/test_unit_sums.py", f"{_CLIPPING}/test_engine.py", "tests/faults/test_functions.py"),
     ),
     "uses": (
         f"{_PRIVACY}/clipping/uses.py",

@@ -49,6 +49,7 @@ def test_what_tests_may_fail_at_comes_off_delta_first():
 def test_nothing_costs_nothing_and_a_delta_is_asked_for():
     assert filter_epsilon([], 1e-5, limit_epsilon=1.0) == 0
     assert filter_epsilon([GaussianEvent(noise_multiplier=1.0, steps=0)], 1e-5, limit_epsilon=1.0) == 0
+    assert filter_epsilon([GaussianEvent(noise_multiplier=1e6)], 0.9, limit_epsilon=1.0) == 0
     with pytest.raises(ValueError, match="delta must be"):
         filter_epsilon(GAUSSIANS, 0.0, limit_epsilon=1.0)
 

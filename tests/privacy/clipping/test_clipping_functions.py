@@ -63,5 +63,11 @@ def test_groups_that_can_not_be_clipped_apart_are_refused():
             PerGroup(groups={"a": "x"}, shares={"a": share})
     with pytest.raises(ValueError, match=r"groups\['b'\]=\['nothing'\] matches no trainable parameter"):
         PerGroup(groups={"a": "net", "b": "nothing"}).partition(NAMES)
+    assert PerGroup(groups={"a": "net"}, shares={"a": 0.25}).partition(NAMES) == [0, 0, 0, 1, 0]
+    known = PerGroup(groups={"a": "net"})
     with pytest.raises(RuntimeError, match="was not asked before"):
-        PerGroup(groups={"a": "net"}).factors(torch.ones(2, 1), max_grad_norm=C)
+        known.factors(torch.ones(2, 2), max_grad_norm=C)
+    known.partition(NAMES)
+    for groups in (1, 3):
+        with pytest.raises(RuntimeError, match="was not asked before"):
+            known.factors(torch.ones(2, groups), max_grad_norm=C)

@@ -1,5 +1,7 @@
 """Norms, factors and running sums in numbers, without an engine around them."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -142,6 +144,12 @@ def test_a_partition_with_a_group_left_out_is_refused(groups):
         sums_of(_Groups(groups))
 
 
+@pytest.mark.parametrize("groups", [[0, 1], [0, 1, 0, 1]])
+def test_a_partition_of_other_parameters_is_refused(groups):
+    with pytest.raises(ValueError, match=r"zip\(\) argument 2 is"):
+        sums_of(_Groups(groups))
+
+
 @pytest.mark.parametrize("groups", [[0, 1, 2], [2, 0, 1], [1, 1, 0]])
 def test_a_partition_without_gaps_is_taken(groups):
     assert list(sums_of(_Groups(groups)).groups.values()) == groups
@@ -168,20 +176,41 @@ def test_factors_may_exceed_the_bound_by_rounding_and_no_more():
                 sums.decide(DELIVERED)
 
 
-@pytest.mark.parametrize("place", [0, 1])
-@pytest.mark.parametrize("number", [2, 3])
-def test_the_least_influence_of_others_is_seen(place, number):
-    """Of whichever unit: a factor that is 1e-5 smaller where there are `number` units."""
+def _first_of_equals(norms: Tensor) -> Tensor:
+    return (norms == norms.T).sum(dim=1).ge(2) & torch.triu(norms == norms.T, diagonal=1).any(dim=1)
 
-    def share(norms: Tensor) -> Tensor:
-        factor = torch.ones_like(norms)
-        if len(norms) == number:
-            factor[place] = 1 - 1e-5
-        return factor
 
-    sums = expecting(sums_of(_Times(share)), weights=[1.0] * number)
-    with pytest.raises(RuntimeError, match="gives a unit another factor among other units"):
-        sums.decide({name: values[:number] for name, values in DELIVERED.items()})
+INFLUENCES = {
+    **{
+        f"unit {place} of {number}": (
+            [number],
+            lambda norms, place=place, number=number: (
+                (torch.arange(len(norms)) == place) & (len(norms) == number)
+            ),
+        )
+        for number in (2, 3, 4)
+        for place in range(number)
+    },
+    "a long one among them": ([2, 3, 4], lambda norms: (norms.max() > 1e20).expand(len(norms))),
+    "three of no length": ([2, 3, 4], lambda norms: ((norms == 0).sum() >= 3).expand(len(norms))),
+    "a later unit of the same length": ([3, 4], _first_of_equals),
+}
+"""Who is met by what others there are, and in batches of how many it must be seen."""
+
+
+@pytest.mark.parametrize("influence", INFLUENCES)
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_the_least_influence_of_others_is_seen(influence, number):
+    """Of whichever unit: a factor that is 1e-5 smaller."""
+    seen_in, meets = INFLUENCES[influence]
+    sums = expecting(
+        sums_of(_Times(lambda norms: torch.where(meets(norms[:, :1])[:, None], 1 - 1e-5, 1.0).double())),
+        weights=[1.0] * number,
+    )
+    squares = torch.tensor([9.0, 25.0, 25.0, 25.0], dtype=torch.float64)[:number]
+    seen = pytest.raises(RuntimeError, match="gives a unit another factor among other units")
+    with seen if number in seen_in else contextlib.nullcontext():
+        sums.decide({"0.weight": squares})
 
 
 def test_a_gradient_that_no_engine_saw_is_refused():
