@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_dp.privacy.clipping import uses
+from lightning_dp.privacy.clipping import floors, uses
 from lightning_dp.privacy.clipping.exact import bmm, exact_products, kept_sum, scaled_product
 from lightning_dp.privacy.clipping.uses import ChunkedUse, KeptUse, LookupUse, OuterUse, SumUse, Use
 
@@ -34,8 +34,10 @@ def _kept() -> tuple[Use, Tensor]:
     return KeptUse(gradients), gradients.double()
 
 
-def _lookup(tokens: int) -> tuple[Use, Tensor]:
+def _lookup(tokens: int, *, different: bool = False) -> tuple[Use, Tensor]:
     index, grads = torch.randint(0, 3, (U, tokens)), torch.randn(U, tokens, 2)
+    if different:
+        index = torch.stack([torch.randperm(6)[:tokens] for _ in range(U)])
     whole = torch.zeros(U, 6, 2, dtype=torch.float64)
     for unit in range(U):
         for token in range(tokens):
@@ -59,6 +61,7 @@ KINDS = {
     "kept": _kept,
     "lookup, one token": lambda: _lookup(1),
     "lookup": lambda: _lookup(9),
+    "lookup, all different": lambda: _lookup(6, different=True),
     "sum": _sum,
     "sum of outer ones": lambda: _joined(3),
     "sum of one": lambda: _joined(1),
@@ -150,6 +153,52 @@ def test_units_that_fp32_may_have_got_wrong_are_below_the_floor(way):
     use = OuterUse(inputs, grads)
     trusted = use.squared_norms(way) > use.floor()
     assert trusted.tolist() == [True, False, False, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("way", "part"), [("ghost", 1e-3), ("direct", 1 / (5e3 * 20)), ("keep", 1 / (5e3 * 20))]
+)
+@pytest.mark.parametrize(("of_inputs", "of_grads"), [(1.0, 1.0), (1e3, 1e3), (1e-3, 1e4), (1e5, 1e-2)])
+def test_the_floor_is_a_part_of_what_the_tokens_are_without_cancelling(way, part, of_inputs, of_grads):
+    inputs, grads = _sides(66)
+    use = OuterUse(inputs * of_inputs, grads * of_grads)
+    use.squared_norms(way)
+    lengths = [side.double().norm(dim=2) for side in (use.inputs, use.grads)]
+    if way == "ghost":
+        whole = (lengths[0] * lengths[1]).sum(dim=1).square()
+    else:
+        whole = lengths[0].square().sum(dim=1) * lengths[1].square().sum(dim=1)
+    torch.testing.assert_close(use.floor(), whole * part, rtol=1e-4, atol=0)
+
+
+def test_the_floor_of_a_sum_is_a_part_of_the_squared_sum_of_lengths():
+    parts = [_outer(2), (KeptUse(kept := torch.randn(U, OUT, IN) * 1e3), kept.double())]
+    use = SumUse.of([one for one, _ in parts], units=U)
+    use.squared_norms()
+    lengths = parts[0][0].spread().sqrt() + parts[1][1].flatten(1).norm(dim=1)
+    torch.testing.assert_close(use.floor(), lengths.square() / (5e3 * 20), rtol=1e-4, atol=0)
+
+
+def test_floors_where_fp32_loses_what_is_small_or_has_no_room():
+    tiny, share = 2.0**-126, 1e-6
+    numbers = torch.tensor([0.0, 1e30, 1.1e30, torch.inf, torch.nan], dtype=torch.float64)
+    for found in (
+        floors.beyond(numbers),
+        floors.beyond(numbers, torch.ones(5)),
+        floors.beyond(torch.ones(5), numbers),
+    ):
+        assert found.tolist() == [0.0, 0.0, torch.inf, torch.inf, torch.inf]
+    assert floors.floor_of_kept(20) == 20 * tiny / share
+    none, most = torch.zeros(1).double(), torch.ones(1).double()
+    assert floors.floor_of_sums(none, most, numel=20).tolist() == [20 * tiny / share]
+    assert floors.floor_of_sums(most * 6, most, numel=10**6).tolist() == pytest.approx([6e-7])
+    assert floors.floor_of_sums(most, most * 1.1e30, numel=20).tolist() == [torch.inf]
+    left, right = torch.tensor([2.0]), torch.tensor([10.0])
+    found = floors.floor_of_grams(left, right, plain=torch.zeros(1), tokens=7, widths=(3, 5))
+    assert found.tolist() == pytest.approx([2 * tiny * 7 * (3 * 10 + 5 * 2 + 7) / share])
+    for sides in ((left * 1e30, right), (left, right * 1e30)):
+        wild = floors.floor_of_grams(*sides, plain=torch.zeros(1), tokens=7, widths=(3, 5))
+        assert wild.tolist() == [torch.inf]
 
 
 def test_the_spread_bounds_the_squared_norm():
