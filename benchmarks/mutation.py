@@ -63,6 +63,8 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ranks": (f"{_PRIVACY}/ranks.py", ("tests/strategies/test_ranks.py",)),
 }
 """By name: a file, and the tests of which one has to fail."""
+_JUDGED = Path(__file__).with_name("mutation_judged.json")
+"""By file and mutant, why one that survived moves no ε: read by a person, one by one."""
 
 
 def main() -> None:
@@ -134,6 +136,7 @@ def _row(name: str, *, work: Path) -> dict[str, Any] | None:
     if not known:
         return None
     module, files = TARGETS[name]
+    judged = json.loads(_JUDGED.read_text(encoding="utf-8")).get(module, {})
     mutants, left_out = mutants_of((ROOT / module).read_text(encoding="utf-8"))
     tried = [mutant for mutant in mutants if mutant.key in known]
     survivors = [mutant for mutant in tried if known[mutant.key]["outcome"] == "survived"]
@@ -146,7 +149,10 @@ def _row(name: str, *, work: Path) -> dict[str, Any] | None:
         "not_tried": len(mutants) - len(tried),
         "left_out": left_out,
         "seconds_per_mutant": round(sum(known[one.key]["seconds"] for one in tried) / max(1, len(tried)), 2),
-        "survivors": [{"line": one.line, "change": known[one.key]["change"]} for one in survivors],
+        "survivors": [
+            {"line": one.line, "change": known[one.key]["change"], "judged": judged.get(one.key, "")}
+            for one in survivors
+        ],
     }
 
 
@@ -156,8 +162,16 @@ def _write(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
     from lightning_dp.tracking.tables import Table, markdown
 
     header = ["mutants", "caught", "not_tried", "left_out"]
-    cells = [[row["file"], *(str(row[name]) for name in header), str(len(row["survivors"]))] for row in rows]
-    print(markdown([Table(title="Mutants", header=["file", *header, "survived"], cells=cells)]))
+    cells = [
+        [
+            row["file"],
+            *(str(row[name]) for name in header),
+            str(len(row["survivors"])),
+            str(sum(not one["judged"] for one in row["survivors"])),
+        ]
+        for row in rows
+    ]
+    print(markdown([Table(title="Mutants", header=["file", *header, "survived", "not judged"], cells=cells)]))
     if path:
         write(path, rows=rows)
 

@@ -80,22 +80,29 @@ def told(ranks: Ranks) -> dict[str, Any]:
     return {**found, "failure": repr(caught.value)}
 
 
-def test_what_the_first_rank_does_for_all_and_what_all_add_up(tmp_path):
-    for rank, found in enumerate(on_ranks(3, told, folder=tmp_path)):
+WORLDS = pytest.mark.parametrize("world_size", [2, 3])
+
+
+@WORLDS
+def test_what_the_first_rank_does_for_all_and_what_all_add_up(tmp_path, world_size):
+    for rank, found in enumerate(on_ranks(world_size, told, folder=tmp_path)):
         assert found.pop("asked") == ([0] if rank == 0 else [])
         failure = "LookupError('not there')" if rank == 0 else "FirstRankFailed('LookupError: not there')"
         assert found == {
-            "who": (rank, 3, rank == 0),
+            "who": (rank, world_size, rank == 0),
             "on_first": "of rank 0",
-            "gather": [10, 9, 8],
+            "gather": [10, 9, 8][:world_size],
             "most": 2,
-            "total": [6.0],
+            "total": [sum(range(world_size + 1))],
             "failure": failure,
         }
 
 
-def test_the_total_is_noised_once_by_the_first_rank(tmp_path):
-    assert on_ranks(3, released, folder=tmp_path) == [[[6.0 + 2] * 4, [30.0 + 2]]] * 3
+@WORLDS
+def test_the_total_is_noised_once_by_the_first_rank(tmp_path, world_size):
+    weight, bias = {2: (3.0, 10.0), 3: (6.0, 30.0)}[world_size]
+    expected = [[weight + 2] * 4, [bias + 2]]
+    assert on_ranks(world_size, released, folder=tmp_path) == [expected] * world_size
 
 
 def test_one_process_is_its_own_first():
