@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_dp.privacy.clipping import floors, uses
+from lightning_dp.privacy.clipping import exact, floors, uses
 from lightning_dp.privacy.clipping.exact import bmm, exact_products, kept_sum, scaled_product
 from lightning_dp.privacy.clipping.uses import ChunkedUse, KeptUse, LookupUse, OuterUse, SumUse, Use
 
@@ -231,6 +231,31 @@ def test_products_of_half_precision_are_as_exact_as_fp32(left, right):
     product = bmm(a.transpose(1, 2), b)
     assert product.dtype == torch.float32
     torch.testing.assert_close(product.double(), a.double().transpose(1, 2) @ b.double(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("left", "right"), [(3, 5), (4, 4), (5, 3)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_where_products_of_half_precision_add_up_in_fp32_no_digit_of_a_factor_is_lost(
+    left, right, dtype, monkeypatch
+):
+    """As on a GPU, in the place of whose products are those of a CPU: the same numbers, rounded in fp32."""
+    monkeypatch.setattr(exact, "_native", lambda one, other: one.dtype == other.dtype)
+    for name in ("mm", "bmm"):
+        product = getattr(torch, name)
+
+        def in_fp32(one, other, *, out_dtype=None, product=product):
+            assert one.dtype == other.dtype
+            return product(one.float(), other.float())
+
+        monkeypatch.setattr(torch, name, in_fp32)
+    a, b = torch.randn(U, 9, left).to(dtype), torch.randn(U, 9, right).to(dtype)
+    factors = torch.rand(U) + 0.5
+    found = scaled_product(a, b, factors)
+    expected = torch.einsum("u,utm,utn->mn", factors.double(), a.double(), b.double())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=5e-6)
+    torch.testing.assert_close(
+        bmm(a.transpose(1, 2), b).double(), a.double().transpose(1, 2) @ b.double(), rtol=0, atol=1e-5
+    )
 
 
 def test_kept_sums_leave_out_what_counts_for_nothing_and_multiply_wild_factors_in_fp64():
