@@ -261,9 +261,9 @@ def test_where_products_of_half_precision_add_up_in_fp32_no_digit_of_a_factor_is
 def test_kept_sums_leave_out_what_counts_for_nothing_and_multiply_wild_factors_in_fp64():
     gradients = torch.randn(U, 2, 3)
     gradients[0], gradients[1] = torch.nan, torch.inf
-    gradients[2] *= 1e-38
+    gradients[2] *= 1e-40
     gradients[3] *= 1e30
-    factors = torch.tensor([0.0, 0.0, 1e38, 1e-30, 1.0, 0.5, 1e-40], dtype=torch.float64)
+    factors = torch.tensor([0.0, 0.0, 1e40, 1e-30, 1.0, 0.5, 1e-40], dtype=torch.float64)
     expected = torch.tensordot(factors[2:], gradients[2:].double(), dims=1)
     torch.testing.assert_close(kept_sum(gradients, factors).double(), expected, rtol=1e-5, atol=1e-6)
     for factor in (1e-25, 1e25):  # and at the edge between the two ways
