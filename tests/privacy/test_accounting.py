@@ -218,6 +218,15 @@ def test_renyi_curves_add_up_and_tests_take_from_delta():
     assert epsilon_rdp([], 1e-5) == 0
 
 
+@pytest.mark.parametrize("sigma", [0.25, 1.0, 5.0])
+def test_what_a_test_gives_away_is_no_less_than_its_failure_asks_for(sigma):
+    """Below d = failure / (1 − h(0)) no ε holds, with h(0) the Gaussian's total variation."""
+    given_away = 1e-4 / (2 - 2 * norm.cdf(0.5 / sigma))
+    event = StabilityTestEvent(noise_multiplier=sigma, failure=1e-4)
+    assert epsilon_pld([event], 0.99 * given_away) == math.inf
+    assert epsilon_pld([event], 1.01 * given_away) < math.inf
+
+
 def test_hits_of_a_group_that_are_left_out_are_taken_from_delta(monkeypatch):
     """Of at most three hits two and three: δ is smaller by what they weigh, or gone."""
     monkeypatch.setattr(accounting.binom, "isf", lambda *_: 1)
