@@ -49,7 +49,7 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "floors": (f"{_PRIVACY}/clipping/floors.py", (f"{_CLIPPING}/test_uses.py", f"{_CLIPPING}/test_ways.py")),
     "exact": (
         f"{_PRIVACY}/clipping/exact.py",
-        (f"{_CLIPPING}/test_uses.py", "tests/privacy/test_fp32_precision.py"),
+        (f"{_CLIPPING}/test_uses.py",),
     ),
     "release": (f"{_PRIVACY}/release.py", ("tests/privacy/test_release.py",)),
     "release cost": (f"{_PRIVACY}/release_cost.py", ("tests/privacy/test_release.py",)),

@@ -207,6 +207,7 @@ def test_every_figure_of_a_plan_counts_what_was_released_before_it():
     for steps in (0, -1):
         assert plan.epsilon_after(steps) == epsilon_pld([EARLIER, PRIOR], 1e-5)
     assert epsilon_pld([EARLIER, PRIOR, plan.event(5)], 1e-5) <= plan.epsilon_after(5) < plan.epsilon
+    assert plan.epsilon_after(20) >= epsilon_pld([EARLIER, PRIOR, plan.event(20)], 1e-5), "past its end too"
     assert plan.epsilons() == {"record": plan.epsilon, "window": None, "event": None, "user": None}
 
 
