@@ -3,63 +3,68 @@
     pip install cosmic-ray==8.7.0
     python benchmarks/mutation.py --only noise --json docs/results/mutation.json
 
-Every operator, number and condition of a file is changed, one at a time, in a copy of the checkout; the tests
-named beside the file have to fail. Sessions are kept in --work, so that a run that was stopped goes on by the
-same command. A mutant that survives either changes nothing (the page says why) or lacks a test.
+Every operator, number and condition of a file is changed, one at a time, in a view of the checkout; a test of
+those named beside the file has to fail. Results are kept in --work, so that a run that was stopped goes on by
+the same command, and one after other lines were changed repeats only what they touch. A mutant that survives
+either changes nothing that matters (the page says why) or lacks a test.
 """
 
 import argparse
 import json
-import os
-import shutil
-import sqlite3
-import subprocess
-import sys
-from contextlib import closing
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from result_file import write
+from mutation_mutants import mutants_of
+from mutation_server import ROOT, Server
 
-from lightning_dp.tracking.tables import Table, markdown
-
-ROOT = Path(__file__).parents[1]
-_ENGINES = "tests/privacy/clipping"
-TARGETS: dict[str, tuple[str, str]] = {
-    "noise": ("lightning_dp/privacy/noise.py", "tests/privacy/test_sampling_and_noise.py"),
-    "sampling": ("lightning_dp/privacy/sampling.py", "tests/privacy/test_sampling_and_noise.py"),
+_PRIVACY = "lightning_dp/privacy"
+_CLIPPING = "tests/privacy/clipping"
+TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "noise": (f"{_PRIVACY}/noise.py", ("tests/privacy/test_sampling_and_noise.py",)),
+    "sampling": (f"{_PRIVACY}/sampling.py", ("tests/privacy/test_sampling_and_noise.py",)),
+    "accounting": (
+        f"{_PRIVACY}/accounting.py",
+        ("tests/privacy/test_accounting.py", "tests/privacy/test_top_k.py"),
+    ),
+    "plan": (f"{_PRIVACY}/plan.py", ("tests/privacy/test_plan.py",)),
+    "charging": (f"{_PRIVACY}/charging.py", ("tests/privacy/test_charging.py",)),
     "functions": (
-        "lightning_dp/privacy/clipping/functions.py",
-        f"tests/faults/test_functions.py {_ENGINES}/test_engine.py",
+        f"{_PRIVACY}/clipping/functions.py",
+        (
+            f"{_CLIPPING}/test_clipping_functions.py",
+            "tests/faults/test_functions.py",
+            f"{_CLIPPING}/test_engine.py",
+        ),
     ),
     "unit sums": (
-        "lightning_dp/privacy/clipping/unit_sums.py",
-        f"{_ENGINES}/test_engine.py {_ENGINES}/test_traps.py",
+        f"{_PRIVACY}/clipping/unit_sums.py",
+        (f"{_CLIPPING}/test_unit_sums.py", f"{_CLIPPING}/test_engine.py", "tests/faults/test_functions.py"),
     ),
     "uses": (
-        "lightning_dp/privacy/clipping/uses.py",
-        f"{_ENGINES}/test_ways.py {_ENGINES}/test_magnitudes.py",
+        f"{_PRIVACY}/clipping/uses.py",
+        (f"{_CLIPPING}/test_uses.py", f"{_CLIPPING}/test_ways.py"),
     ),
+    "floors": (f"{_PRIVACY}/clipping/floors.py", (f"{_CLIPPING}/test_uses.py", f"{_CLIPPING}/test_ways.py")),
     "exact": (
-        "lightning_dp/privacy/clipping/exact.py",
-        f"{_ENGINES}/test_ways.py {_ENGINES}/test_magnitudes.py",
+        f"{_PRIVACY}/clipping/exact.py",
+        (f"{_CLIPPING}/test_uses.py",),
     ),
-    "accounting": ("lightning_dp/privacy/accounting.py", "tests/privacy/test_accounting.py"),
-    "plan": ("lightning_dp/privacy/plan.py", "tests/privacy/test_plan.py"),
-    "charging": ("lightning_dp/privacy/charging.py", "tests/privacy/test_charging.py"),
-    "ranks": ("lightning_dp/privacy/ranks.py", "tests/strategies"),
+    "release": (f"{_PRIVACY}/release.py", ("tests/privacy/test_release.py",)),
+    "release cost": (f"{_PRIVACY}/release_cost.py", ("tests/privacy/test_release.py",)),
+    "ledger": (f"{_PRIVACY}/ledger/ledger.py", ("tests/privacy/test_ledger.py",)),
+    "ledger rows": (f"{_PRIVACY}/ledger/rows.py", ("tests/privacy/test_ledger.py",)),
+    "ledger replay": (f"{_PRIVACY}/ledger/replay.py", ("tests/privacy/test_ledger.py",)),
+    "ledger budget": (f"{_PRIVACY}/ledger/budget.py", ("tests/privacy/test_ledger.py",)),
+    "ledger filter": (f"{_PRIVACY}/ledger/filter.py", ("tests/privacy/test_filter.py",)),
+    "ledger lease": (f"{_PRIVACY}/ledger/lease.py", ("tests/privacy/test_ledger.py",)),
+    "ledger account": (f"{_PRIVACY}/ledger/account.py", ("tests/privacy/test_ledger.py",)),
+    "ranks": (f"{_PRIVACY}/ranks.py", ("tests/strategies/test_ranks.py",)),
 }
-"""By name: a file, and the tests that have to fail."""
-
-_CONFIG = """[cosmic-ray]
-module-path = "{module}"
-timeout = {timeout}
-excluded-modules = []
-test-command = "{python} -m pytest -x -q -p no:cacheprovider {tests}"
-
-[cosmic-ray.distributor]
-name = "local"
-"""
+"""By name: a file, and the tests of which one has to fail."""
+_JUDGED = Path(__file__).with_name("mutation_judged.json")
+"""By file and mutant, why one that survived moves no ε: read by a person, one by one."""
 
 
 def main() -> None:
@@ -67,88 +72,108 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--timeout", type=float, default=180.0, help="seconds for one mutant's tests")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "mutation")
-    parser.add_argument("--cosmic-ray", default="cosmic-ray", help="the program")
-    parser.add_argument("--again", action="store_true", help="try those once more that survived")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants at once")
+    parser.add_argument("--sample", type=int, help="so many of a file's mutants, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="of --sample")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="of tests for one mutant; 'inf' is all, reached or not"
+    )
+    parser.add_argument("--again", action="store_true", help="those that survived")
     parser.add_argument("--collect", action="store_true", help="run nothing, write what there is")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     for name in options.only:
         if not options.collect:
-            if options.again:
-                _forget_survivors(options.work / name.replace(" ", "_") / "session.sqlite")
-            _run(name, work=options.work.resolve(), timeout=options.timeout, program=options.cosmic_ray)
-    rows = [row for name in TARGETS if (row := _row(name, work=options.work, program=options.cosmic_ray))]
-    print(markdown([_table(rows)]))
-    if options.json:
-        write(options.json, rows=rows)
+            _try(name, options)
+    rows = [row for name in TARGETS if (row := _row(name, work=options.work))]
+    _write(rows, options.json)
 
 
-def _run(name: str, *, work: Path, timeout: float, program: str) -> None:
+def _try(name: str, options: argparse.Namespace) -> None:
     """Try the mutants of one file that were not tried yet."""
-    module, tests = TARGETS[name]
-    folder = work / name.replace(" ", "_")
-    checkout, session = folder / "checkout", folder / "session.sqlite"
-    folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "config.toml"
-    config.write_text(_CONFIG.format(module=module, timeout=timeout, python=sys.executable, tests=tests))
-    if checkout.exists():
-        shutil.rmtree(checkout)  # what a killed run left may be mutated
-    shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".git", ".venv", "runs", ".*_cache"))
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    if not session.exists():
-        subprocess.run(
-            [program, "init", str(config), str(session)], cwd=checkout, env=environment, check=True
-        )
-    subprocess.run([program, "exec", str(config), str(session)], cwd=checkout, env=environment, check=True)
+    module, files = TARGETS[name]
+    mutants, _ = mutants_of((ROOT / module).read_text(encoding="utf-8"))
+    if options.sample is not None and options.sample < len(mutants):
+        chosen = random.Random(options.seed).sample(range(len(mutants)), options.sample)
+        mutants = [mutants[place] for place in sorted(chosen)]
+    known = _known(name, work=options.work)
+    outcome = {key: result["outcome"] for key, result in known.items()}
+    wanted = "survived" if options.again else None
+    left = [mutant for mutant in mutants if outcome.get(mutant.key) == wanted]
+    if not left:
+        return
+    server = Server(
+        module=module, files=files, work=options.work.resolve() / _folder(name), jobs=options.jobs
+    )
+    print(f"{name}: {len(left)} of {len(mutants)} to try", flush=True)
+    with _results(name, work=options.work).open("a") as results:
+        for mutant, result in server.tried(left, seconds=options.seconds):
+            results.write(json.dumps({"key": mutant.key, **result}) + "\n")
+            results.flush()
+            if result["outcome"] == "survived":
+                print(f"  {module}:{mutant.line} {' '.join(result['change'])}", flush=True)
 
 
-def _forget_survivors(session: Path) -> None:
-    """As if they had not been tried: tests were added since."""
-    if session.exists():
-        with closing(sqlite3.connect(session)) as connection, connection:
-            connection.execute("DELETE FROM work_results WHERE test_outcome = 'SURVIVED'")
+def _folder(name: str) -> str:
+    return name.replace(" ", "_")
 
 
-def _row(name: str, *, work: Path, program: str) -> dict[str, Any] | None:
-    session = work / name.replace(" ", "_") / "session.sqlite"
-    if not session.exists():
+def _results(name: str, *, work: Path) -> Path:
+    work.mkdir(parents=True, exist_ok=True)
+    return work / f"{_folder(name)}.jsonl"
+
+
+def _known(name: str, *, work: Path) -> dict[str, dict[str, Any]]:
+    """By a mutant's key, what became of it when it was tried last."""
+    file = _results(name, work=work)
+    lines = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
+    return {line["key"]: line for line in lines}
+
+
+def _row(name: str, *, work: Path) -> dict[str, Any] | None:
+    known = _known(name, work=work)
+    if not known:
         return None
-    dumped = subprocess.run(
-        [program, "dump", str(session)], capture_output=True, text=True, check=True
-    ).stdout
-    tried, left, survivors = 0, 0, []
-    for line in dumped.splitlines():
-        item, result = json.loads(line)
-        if result is None:
-            left += 1
-            continue
-        tried += 1
-        if result["test_outcome"] == "survived":
-            changed = [
-                one for one in (result["diff"] or "").splitlines() if one[:1] in "+-" and one[1:2] != one[:1]
-            ]
-            line_number = item["mutations"][0]["start_pos"][0]
-            survivors.append({"line": line_number, "change": [one.strip() for one in changed]})
-    module, tests = TARGETS[name]
+    module, files = TARGETS[name]
+    judged = json.loads(_JUDGED.read_text(encoding="utf-8")).get(module, {})
+    mutants, left_out = mutants_of((ROOT / module).read_text(encoding="utf-8"))
+    tried = [mutant for mutant in mutants if mutant.key in known]
+    survivors = [mutant for mutant in tried if known[mutant.key]["outcome"] == "survived"]
     return {
         "file": module,
-        "tests": tests,
-        "mutants": tried,
-        "caught": tried - len(survivors),
-        "not_tried": left,
-        "survivors": survivors,
+        "tests": " ".join(files),
+        "mutants": len(tried),
+        "caught": len(tried) - len(survivors),
+        "by_timeout": sum(known[mutant.key]["outcome"] == "timeout" for mutant in tried),
+        "not_tried": len(mutants) - len(tried),
+        "left_out": left_out,
+        "seconds_per_mutant": round(sum(known[one.key]["seconds"] for one in tried) / max(1, len(tried)), 2),
+        "survivors": [
+            {"line": one.line, "change": known[one.key]["change"], "judged": judged.get(one.key, "")}
+            for one in survivors
+        ],
     }
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    counts = [(row["mutants"], row["caught"], len(row["survivors"]), row["not_tried"]) for row in rows]
-    return Table(
-        title="Mutants",
-        header=["file", "mutants", "caught", "survived", "not tried"],
-        cells=[[row["file"], *map(str, some)] for row, some in zip(rows, counts, strict=True)],
-    )
+def _write(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
+    from result_file import write  # not before: what is imported here is not the changed file
+
+    from lightning_dp.tracking.tables import Table, markdown
+
+    header = ["mutants", "caught", "not_tried", "left_out"]
+    cells = [
+        [
+            row["file"],
+            *(str(row[name]) for name in header),
+            str(len(row["survivors"])),
+            str(sum(not one["judged"] for one in row["survivors"])),
+        ]
+        for row in rows
+    ]
+    print(markdown([Table(title="Mutants", header=["file", *header, "survived", "not judged"], cells=cells)]))
+    if path:
+        write(path, rows=rows)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,22 @@ import pytest
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant, privacy_loss_distribution as pld_lib
 from opacus.accountants import PRVAccountant
+from scipy.stats import norm
 
+from lightning_dp.privacy import accounting
 from lightning_dp.privacy.accounting import (
+    ExponentialEvent,
     GaussianEvent,
     LaplaceEvent,
+    StabilityTestEvent,
+    count_releases,
     epsilon_pld,
     epsilon_rdp,
     event_from_dict,
     event_to_dict,
+    failures,
     group_epsilon,
+    rdp_curve,
 )
 
 PLANS = [  # σ, q, steps, δ
@@ -128,10 +135,114 @@ def test_delta_out_of_range_is_refused(delta):
         epsilon_pld([gaussian(1.0, 0.1, 1)], delta)
 
 
+IMPOSSIBLE = [
+    (GaussianEvent, {"noise_multiplier": 1.0}, "noise_multiplier", (0.0, -0.5, math.inf, math.nan)),
+    (GaussianEvent, {"noise_multiplier": 1.0}, "sampling_rate", (0.0, -0.5, 1.001, 2.0, math.nan)),
+    (GaussianEvent, {"noise_multiplier": 1.0}, "steps", (-1,)),
+    (LaplaceEvent, {}, "noise_multiplier", (0.0, -0.5, math.inf, math.nan)),
+    (ExponentialEvent, {}, "bounded_range", (0.0, -0.5, math.inf, math.nan)),
+    (ExponentialEvent, {"bounded_range": 1.0}, "rounds", (0, -1)),
+    (StabilityTestEvent, {"failure": 0.5}, "noise_multiplier", (0.0, -0.5, math.inf, math.nan)),
+    (StabilityTestEvent, {"noise_multiplier": 1.0}, "failure", (0.0, -0.5, 1.0, 1.5, math.nan)),
+]
+
+
 @pytest.mark.parametrize(
-    "fields",
-    [{"noise_multiplier": 0}, {"sampling_rate": 0.0}, {"sampling_rate": 1.1}, {"steps": -1}],
+    ("kind", "fields", "field", "value"),
+    [(kind, fields, field, value) for kind, fields, field, values in IMPOSSIBLE for value in values],
 )
-def test_impossible_events_are_refused(fields):
-    with pytest.raises(ValueError, match=next(iter(fields))):
-        GaussianEvent(**{"noise_multiplier": 1.0, "sampling_rate": 0.5, "steps": 1, **fields})
+def test_impossible_events_are_refused(kind, fields, field, value):
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        kind(**{**fields, field: value})
+
+
+def test_events_at_the_edge_of_what_is_possible():
+    once = GaussianEvent(noise_multiplier=1.0)
+    assert (once.sampling_rate, once.steps) == (1.0, 1)
+    assert ExponentialEvent(bounded_range=1.0) == ExponentialEvent(bounded_range=1.0, rounds=1)
+    assert gaussian(0.5, 0.5, 0).steps == 0
+    assert ExponentialEvent(bounded_range=0.5, rounds=3).rounds == 3
+    for number in (LaplaceEvent(noise_multiplier=0.5), StabilityTestEvent(noise_multiplier=0.5, failure=0.5)):
+        assert number.noise_multiplier == 0.5
+
+
+def test_what_is_no_event_is_refused():
+    with pytest.raises(ValueError, match=r"event type must be one of .*GaussianEvent.*, not 'Uniform'"):
+        event_from_dict({"type": "Uniform", "noise_multiplier": 1.0})
+
+
+def test_releases_are_counted_by_mechanism():
+    laplace, twice = LaplaceEvent(noise_multiplier=2.0), ExponentialEvent(bounded_range=1.0, rounds=2)
+    events = [gaussian(1.0, 0.5, 3), laplace, gaussian(1.0, 0.5, 4), gaussian(2.0, 0.5, 0), twice, twice]
+    expected = {gaussian(1.0, 0.5, 1): 7, laplace: 1, ExponentialEvent(bounded_range=1.0): 4}
+    assert count_releases(events) == expected
+
+
+@pytest.mark.parametrize("sigma", [0.7, 3.0])
+def test_one_gaussian_costs_what_is_known_in_closed_form(sigma):
+    """Balle & Wang 2018, arXiv 1805.06530, Thm 8, and Rényi's α/2σ² at the best whole order."""
+    epsilon = epsilon_pld([GaussianEvent(noise_multiplier=sigma)], 1e-5)
+
+    def delta(epsilon: float) -> float:
+        return norm.cdf(0.5 / sigma - epsilon * sigma) - math.exp(epsilon) * norm.cdf(
+            -0.5 / sigma - epsilon * sigma
+        )
+
+    assert delta(epsilon) <= 1e-5 < delta(epsilon - 2e-4)
+    by_order = [
+        number / (2 * sigma**2)
+        + math.log(1 - 1 / number)
+        - (math.log(1e-5) + math.log(number)) / (number - 1)
+        for number in range(2, 65)
+    ]
+    assert epsilon_rdp([GaussianEvent(noise_multiplier=sigma)], 1e-5) == pytest.approx(
+        min(by_order), rel=1e-9
+    )
+
+
+def test_renyi_curves_add_up_and_tests_take_from_delta():
+    event = StabilityTestEvent(noise_multiplier=2.0, failure=2e-6)
+    alphas = np.array([2.0, 5.0])
+    bare = alphas / 8
+    expected = bare - math.log1p(-2e-6) * alphas / (alphas - 1)
+    assert rdp_curve(event, (2.0, 5.0)) == pytest.approx(expected, rel=1e-12)
+    assert rdp_curve(GaussianEvent(noise_multiplier=2.0), (2.0, 5.0)) == pytest.approx(bare, rel=1e-12)
+    exponential = rdp_curve(ExponentialEvent(bounded_range=3.0), (2.0, 5.0))
+    assert exponential.tolist() == [2.25, 3.0]
+    counts = count_releases([event, event, event, GaussianEvent(noise_multiplier=1.0)])
+    assert failures(counts) == pytest.approx(6e-6, rel=1e-12)
+    three = epsilon_rdp([event] * 3, 1e-5)
+    gaussians = epsilon_rdp([GaussianEvent(noise_multiplier=2.0, steps=3)], 4e-6)
+    assert three == pytest.approx(gaussians, rel=1e-4)
+    assert epsilon_rdp([event] * 6, 1e-5) == math.inf
+    assert epsilon_rdp([], 1e-5) == 0
+
+
+@pytest.mark.parametrize("sigma", [0.25, 1.0, 5.0])
+def test_what_a_test_gives_away_is_no_less_than_its_failure_asks_for(sigma):
+    """Below d = failure / (1 − h(0)) no ε holds, with h(0) the Gaussian's total variation."""
+    given_away = 1e-4 / (2 - 2 * norm.cdf(0.5 / sigma))
+    event = StabilityTestEvent(noise_multiplier=sigma, failure=1e-4)
+    assert epsilon_pld([event], 0.99 * given_away) == math.inf
+    assert epsilon_pld([event], 1.01 * given_away) < math.inf
+
+
+def test_hits_of_a_group_that_are_left_out_are_taken_from_delta(monkeypatch):
+    """Of at most three hits two and three: δ is smaller by what they weigh, or gone."""
+    monkeypatch.setattr(accounting.binom, "isf", lambda *_: 1)
+    monkeypatch.setattr(accounting, "COARSE_INTERVAL", 1e-2)
+    sigma, q, k, lost = 1.5, 0.1, 3, 3 * 0.1**2 * 0.9 + 0.1**3
+    ours = group_epsilon([gaussian(sigma, q, 2)], 0.1, group_size=k)
+    chances = [0.9**3, 3 * 0.1 * 0.9**2]
+    single = pld_lib.from_mixture_gaussian_mechanism(
+        sigma, [0.0, 1.0], [p / sum(chances) for p in chances], value_discretization_interval=1e-2
+    )
+    left = single.self_compose(2).get_epsilon_for_delta(0.1 - 2 * lost)
+    assert ours == pytest.approx(left, rel=1e-3)
+    assert group_epsilon([gaussian(sigma, q, 2)], 2 * lost, group_size=k) == math.inf
+
+
+def test_a_group_is_of_one_at_least():
+    with pytest.raises(ValueError, match="group_size must be ≥ 1, not 0"):
+        group_epsilon([gaussian(1.0, 0.1, 1)], 1e-5, group_size=0)
+    assert group_epsilon([gaussian(1.0, 0.1, 0)], 1e-5, group_size=7) == 0

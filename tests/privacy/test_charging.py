@@ -135,6 +135,13 @@ def test_what_somebody_answers_for_is_in_the_ledger():
     assert [one for one in said if one] == list(reasons)
 
 
+def test_the_facts_of_a_run_are_in_the_ledger():
+    facts = {"engine": "book_keeping"}
+    StepCharges(Ledger(), PLAN, dataset="meters", run="run", parent=None, reserve_steps=2, facts=facts)
+    (opened,) = (entry for entry in Ledger().entries("meters") if entry.kind == "open")
+    assert opened.detail["facts"] == facts
+
+
 def test_only_releases_that_the_plan_holds_are_made():
     planned, other = (Histogram(noise_multiplier=sigma, edges=(0.0, 1.0, 2.0)) for sigma in (4.0, 2.0))
     plan = replace(PLAN, prior=(planned.event,))

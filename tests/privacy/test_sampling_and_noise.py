@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_dp.privacy.loading import Reading
 from lightning_dp.privacy.noise import GaussianNoise, entropy_bits, generator_on
@@ -53,9 +53,65 @@ def test_each_rank_samples_at_the_very_rate_that_is_paid_for(rank, world_size):
     assert sampler.draw() == [unit for unit, less in zip(own, below, strict=True) if less]
 
 
-def test_a_rank_outside_of_the_world_is_refused():
-    with pytest.raises(ValueError, match="rank must be from 0 to 1, not 2"):
-        PoissonSampler(num_units=12, sampling_rate=0.5, rank=2, world_size=2)
+@pytest.mark.parametrize("rank", [-1, 2, 3])
+def test_a_rank_outside_of_the_world_is_refused(rank):
+    with pytest.raises(ValueError, match=f"rank must be from 0 to 1, not {rank}"):
+        PoissonSampler(num_units=12, sampling_rate=0.5, rank=rank, world_size=2)
+
+
+@pytest.mark.parametrize("rate", [-0.5, 0.0, 1.001, 2.0, float("nan")])
+def test_a_rate_that_is_no_chance_is_refused(rate):
+    with pytest.raises(ValueError, match="sampling_rate must be in"):
+        PoissonSampler(num_units=12, sampling_rate=rate)
+
+
+def test_at_rate_one_every_unit_is_in_every_batch():
+    assert PoissonSampler(num_units=5, sampling_rate=1).draw() == [0, 1, 2, 3, 4]
+
+
+class Items(Dataset):
+    """As many numbers as asked for."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class ManyItems(Items):
+    """The same, fetched at once."""
+
+    def __getitem__(self, index: int) -> int:
+        raise AssertionError("__getitems__ is there")
+
+    def __getitems__(self, indices: list[int]) -> list[int]:
+        return [-index for index in indices]
+
+
+@pytest.mark.parametrize(("rate", "read"), [(1.0, range(10)), (1 - 1e-15, range(10)), (1e-12, ())])
+def test_in_order_reads_the_sample_that_was_paid_for(rate, read):
+    batches = PoissonLoader(Items(10), sampling_rate=0.5).in_order(units_per_batch=3, sampling_rate=rate)
+    read = list(read)
+    for _ in range(2):  # the same units again
+        assert [batch.tolist() for batch in batches] == [read[k : k + 3] for k in range(0, len(read), 3)]
+
+
+def test_in_order_reads_every_unit_where_no_rate_is_given():
+    (batch,) = PoissonLoader(Items(4), sampling_rate=0.5).in_order(units_per_batch=9)
+    assert batch.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("items", "sign"), [(Items(9), 1), (ManyItems(9), -1)])
+@pytest.mark.parametrize("collate", [None, tuple])
+def test_units_are_read_again_as_workers_read_them(items, sign, collate):
+    loader = PoissonLoader(items, sampling_rate=0.5, reading=Reading(collate_fn=collate))
+    batch = loader.collated([3, 8])
+    assert isinstance(batch, tuple if collate else torch.Tensor)
+    assert list(batch) == [3 * sign, 8 * sign]
 
 
 def test_planted_shuffled_batches_are_caught():
@@ -101,8 +157,9 @@ def test_split_covers_each_unit_once_and_ends_once():
         assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
         assert all(part.weights == (1.0,) * len(part.indices) for part in parts)
         assert all(len(part.indices) <= 4 for part in parts)
-    (empty,) = split([], physical_batch_size=4)
-    assert (empty.weights, empty.last) == ((0.0,), True)
+    for size in (4, None):
+        (empty,) = split([], physical_batch_size=size)
+        assert (empty.indices, empty.weights, empty.last) == ((0,), (0.0,), True)
     (whole,) = split([7, 8, 9], physical_batch_size=None)
     assert (whole.indices, whole.weights, whole.last) == ((7, 8, 9), (1.0, 1.0, 1.0), True)
     first, padding = split([5], physical_batch_size=4, parts=2)

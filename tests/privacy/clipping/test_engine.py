@@ -293,6 +293,7 @@ class _Broken(Flat):
         (lambda factors: factors / 0, "not finite"),
         (lambda factors: factors[:, 0], "of shape"),
         (lambda factors: factors[:1], "of shape"),
+        (lambda factors: factors.repeat(1, 2) / 2, "of shape"),
         (lambda factors: 0.5, "float"),
     ],
 )
