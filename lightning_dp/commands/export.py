@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lightning_dp.commands.run_account import check_account, read_run
+from lightning_dp.commands.run_account import read_run
 
 
 def main(argv: list[str]) -> int:
@@ -35,13 +35,12 @@ def main(argv: list[str]) -> int:
         "--output", type=Path, required=True, metavar="FOLDER", help="does not exist yet, or is empty"
     )
     arguments = parser.parse_args(argv)
-    report = read_run(arguments.run)
-    check_account(arguments.run, report=report)
+    account = read_run(arguments.run)
 
     # Late: --help, and a folder that can't be right, should not wait for torch.
     from lightning_dp.images.model_export import export_run
 
-    for line in export_run(arguments.run, out=arguments.output):
+    for line in export_run(arguments.run, out=arguments.output, report=account.to_dict()):
         print(f"weights  {line}")
-    print(f"privacy  {arguments.output / 'privacy.json'}")
+    print(f"privacy  {arguments.output / 'privacy.json'}\n{account.sentence}")
     return 0

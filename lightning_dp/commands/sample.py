@@ -10,10 +10,13 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning_dp.commands.run_account import check_account, read_run
+from lightning_dp.commands.run_account import read_run
 from lightning_dp.tracking.layout import CHECKPOINT
+
+if TYPE_CHECKING:
+    from lightning_dp.tracking.account import Account
 
 
 def main(argv: list[str]) -> int:
@@ -75,8 +78,7 @@ def main(argv: list[str]) -> int:
         "of the private data",
     )
     arguments = parser.parse_args(argv)
-    report = read_run(arguments.run)
-    check_account(arguments.run, report=report)
+    account = read_run(arguments.run)
     # Late: --help, and a folder that can't be right, should not wait for torch.
     from lightning_dp.timeseries.module import TimeSeriesDiffusion
     from lightning_dp.tracking.run_config import model_class
@@ -91,7 +93,7 @@ def main(argv: list[str]) -> int:
                 f"{arguments.run} holds a {kind.__name__}, which can't be sampled: it is neither a "
                 "TimeSeriesDiffusion nor a LatentDiffusion."
             )
-        return _sample_images(arguments)
+        return _sample_images(arguments, account=account)
     if arguments.prompt:
         raise ValueError("--prompt is of images; this run is on series.")
 
@@ -135,7 +137,7 @@ def main(argv: list[str]) -> int:
         "num_steps": module.sampler.num_steps,
         "checkpoint_sha256": _digest(arguments.run / CHECKPOINT),
         "kind": "synthesis" if synthetic else "predictions",
-        **_claims(report, synthetic=synthetic),
+        **_claims(account, synthetic=synthetic),
     }
     text = json.dumps(json_ready(content), indent=2, ensure_ascii=False, allow_nan=False)
     replace_text(path, text + "\n")
@@ -143,7 +145,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _sample_images(arguments: argparse.Namespace) -> int:
+def _sample_images(arguments: argparse.Namespace, *, account: "Account") -> int:
     from lightning_dp.images.export import sample_run
 
     if arguments.num is None:
@@ -157,8 +159,9 @@ def _sample_images(arguments: argparse.Namespace) -> int:
         guidance=arguments.guidance,
         num_steps=arguments.steps,
         seed=arguments.seed,
+        report=account.to_dict(),
     )
-    print(f"images   {folder} ({arguments.num})\nprivacy  {folder / 'privacy.json'}")
+    print(f"images   {folder} ({arguments.num})\nprivacy  {folder / 'privacy.json'}\n{account.sentence}")
     return 0
 
 
@@ -269,8 +272,9 @@ def _predictions(
     return ((int(frame["sample"].iloc[0] == 1), frame) for frame in frames), total
 
 
-def _claims(report: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
+def _claims(account: "Account", *, synthetic: bool) -> dict[str, Any]:
     """What may be said of the table: the run's own account, and one sentence for people."""
+    report = account.report
     epsilon = report.get("epsilon_spent")
     if epsilon == "inf":
         statement = (
@@ -278,9 +282,9 @@ def _claims(report: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
         )
     else:
         statement = (
-            f"Post-processing of weights trained with ({float(epsilon or 'nan'):.4g}, {report.get('delta')})-"
+            f"Post-processing of weights trained with ({float(epsilon):.4g}, {report.get('delta')})-"
             f"differential privacy per {report.get('unit')}: this file costs no further ε, however often it "
-            "is made."
+            f"is made. {account.sentence}"
         )
     if not synthetic:
         statement += (
@@ -293,6 +297,7 @@ def _claims(report: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
         **{name: report[name] for name in kept if name in report},
         "ledger": [report.get("ledger_seq"), report.get("ledger_hash")],
         "read_rows": not synthetic,
+        "checks": account.checks,
     }
 
 
