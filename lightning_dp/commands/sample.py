@@ -288,7 +288,8 @@ def _claims(account: "Account", *, synthetic: bool) -> dict[str, Any]:
         )
     if not synthetic:
         statement += (
-            " It also holds predictions from rows that were read as they are: no ε covers those rows."
+            " It also holds predictions from rows that were read as they are: no ε covers those rows. None "
+            "of their readings is in it: only what was drawn has a value."
         )
     kept = ("unit", "delta", "relation", "noise_multiplier", "epsilon_of_unit", "run")
     return {

@@ -34,6 +34,7 @@ from lightning_dp.privacy.report import (
     replace_text,
     write_privacy_report,
 )
+from lightning_dp.tracking.folder_lock import make_run_folder
 from lightning_dp.tracking.run_folder import environment
 
 
@@ -199,7 +200,7 @@ class PrivateEvolution:
                 f"{type(self._api).__name__} makes samples of shape {samples.shape[1:]}, and the data has "
                 f"{self._task.sample_shape}: give both the same size and mode."
             )
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_run_folder(self._folder)
         (self._folder / "config.yaml").write_text(config)
         (self._folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
         population = Population(samples=samples, labels=labels)

@@ -11,7 +11,7 @@ REPORT_NAME = "privacy.json"
 
 def write_privacy_report(folder: Path, report: dict[str, Any]) -> None:
     """Replace the report as a whole; a reader never sees half of one. ∞ is written as "inf"."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     replace_text(folder / REPORT_NAME, json.dumps(json_ready(report), indent=2, allow_nan=False) + "\n")
 
 

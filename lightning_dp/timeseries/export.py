@@ -185,7 +185,7 @@ def predict(
 
     Yields:
         Frames of the steps at which something was to be predicted; `sample` numbers the draws from 1.
-        Channels that were visible keep their values there.
+        Only what was drawn has a value: where a channel was visible, or missing and not asked for, it is NaN.
     """
     done = 0
     for batch in batches:
@@ -194,7 +194,9 @@ def predict(
             return
         chosen = move_data_to_device(_first(batch, left), module.device)
         draws = module.sample(chosen, num_samples=num_samples, generator=generator).cpu().numpy()
-        asked = chosen["target"].any(dim=2).cpu().numpy()  # (b, L)
+        target = chosen["target"].cpu().numpy()  # (b, L, C)
+        draws = np.where(target[:, None], draws, np.nan)  # (b, n, L, C): no reading of the data goes out
+        asked = target.any(axis=2)  # (b, L)
         for row, steps in enumerate(asked):
             name, stamps = labels(done + row)
             for sample in range(num_samples):

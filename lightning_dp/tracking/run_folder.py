@@ -29,6 +29,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_dp.privacy.report import read_privacy_report, replace_text, write_privacy_report
 from lightning_dp.tracking.account import Account, read_account
+from lightning_dp.tracking.folder_lock import FolderLock, make_run_folder
 from lightning_dp.tracking.layout import CHECKPOINT
 
 EPSILON_OF_TEST = "test/epsilon"
@@ -111,11 +112,13 @@ class RunFolder(Callback):
         self._method = method
         self._seed = seed
         self._account: Account | None = None
+        self._lock: FolderLock | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not trainer.is_global_zero or stage != "fit":
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(self.folder)
+        self._set_results_aside()
         (self.folder / "config.yaml").write_text(self._config)
         (self.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
         if not self._private:
@@ -129,6 +132,24 @@ class RunFolder(Callback):
                     "note": "trained without privacy: nothing about the training data is protected",
                 },
             )
+
+    def _set_results_aside(self) -> None:
+        """What was measured of the weights that a fit goes on from no longer speaks of the run."""
+        path = self.folder / "results.json"
+        if path.is_file():
+            path.replace(path.with_name("results.before_resume.json"))
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let another fit into the folder."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """As at the end of a fit that went well."""
+        self._release()
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -193,7 +214,7 @@ class RunFolder(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_run_folder(self.folder)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         account = self._checked()
         report = account.report

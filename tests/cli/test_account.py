@@ -49,6 +49,7 @@ def original(ledger_of_run) -> Path:
     recipe = ROOT / "conf" / "experiment" / "synthesise_simulator.yaml"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIGHTNING_DP_LEDGER", str(ledger_of_run))
+        patch.setenv("WANDB_MODE", "disabled")
         assert main(["fit", f"--config={recipe}", f"--run.dir={folder}", *TINY]) == 0
     return folder
 
@@ -116,7 +117,7 @@ FORGERIES = {
     "sigma, all alike": (lambda run: consistent(run, noise_multiplier=99.0), "checkpoint's own account says"),
     "q, all alike": (lambda run: consistent(run, sampling_rate=1e-4), "checkpoint's own account says"),
     "no mechanisms": (lambda run: edit(run, epsilon_spent=0.1, mechanisms=[]), "its mechanisms don't hold"),
-    "delta": (lambda run: edit(run, epsilon_spent=0.5, delta=0.5), "the checkpoint's is 0.01"),
+    "delta": (lambda run: edit(run, epsilon_spent=3.0, delta=0.5), "the checkpoint's is 0.01"),
     "relation": (lambda run: edit(run, relation="replace one"), "only 'add or remove one unit'"),
     "another run's": (foreign, "which doesn't cover them"),
     "a public model's": (
@@ -260,3 +261,12 @@ def test_a_report_of_an_older_version_is_read(run):
     edit(run, weights_seen=[{"dataset": "D", "unit": "user", "delta": 0.01, "runs": ["x"], "epsilon": 3.0}])
     with pytest.raises(ValueError, match="of an older version doesn't list the mechanisms"):
         read_account(run)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_no_subcommand_takes_a_logger_that_may_send_private_statistics(run, capsys, command):
+    arguments = [f"--config={run / 'config.yaml'}", f"--run.dir={run}", "--ckpt_path=last"]
+    logger = ["--trainer.logger=lightning.pytorch.loggers.WandbLogger", "--trainer.logger.offline=true"]
+    assert main([command, *arguments, *logger]) == 2
+    assert "WandbLogger, which may send" in capsys.readouterr().err
+    assert not list(run.rglob("*.wandb"))
