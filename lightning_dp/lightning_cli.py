@@ -25,7 +25,7 @@ from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
 from lightning_dp.choices import did_you_mean, import_choices
 from lightning_dp.sweeps.spelling import yaml_spelling
-from lightning_dp.tracking.checkpoint_file import WholeCheckpoints
+from lightning_dp.tracking.checkpoint_file import UNREADABLE, WholeCheckpoints, damaged
 from lightning_dp.tracking.layout import CHECKPOINT
 from lightning_dp.tracking.local_loggers import RunMetrics, check_loggers
 from lightning_dp.tracking.predictions import PredictionWriter
@@ -178,6 +178,13 @@ class Cli(LightningCLI):
         for target in _LINKS.values() if model is not None else ():
             part, _, name = target.partition(".init_args.")
             interpolation.open_link_targets(model.init_args.get(part), [name])
+
+    def _parse_ckpt_path(self) -> None:
+        """As Lightning's, which reads the model's settings from the checkpoint before all else."""
+        try:
+            super()._parse_ckpt_path()
+        except UNREADABLE as error:
+            raise damaged(self.config[self.subcommand].ckpt_path, error) from error
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]

@@ -78,6 +78,8 @@ def main(argv: list[str]) -> int:
         "of the private data",
     )
     arguments = parser.parse_args(argv)
+    checkpoint = arguments.run / CHECKPOINT
+    weights = _digest(checkpoint) if checkpoint.is_file() else ""
     account = read_run(arguments.run)
     # Late: --help, and a folder that can't be right, should not wait for torch.
     from lightning_dp.timeseries.module import TimeSeriesDiffusion
@@ -105,6 +107,10 @@ def main(argv: list[str]) -> int:
     from lightning_dp.timeseries.masks import Synthesis
 
     module, data = _load(arguments.run, kind=kind)
+    if _digest(checkpoint) != weights:
+        raise ValueError(
+            f"{checkpoint} was written anew while its account was looked at: a fit is running; ask again."
+        )
     if arguments.steps is not None:
         module.sampler.num_steps = arguments.steps
     synthetic = isinstance(getattr(data, "task", None), Synthesis)
@@ -116,8 +122,28 @@ def main(argv: list[str]) -> int:
     schema = schema_of(data)
     draw = _synthesis if synthetic else _predictions
     frames, total = draw(arguments, module=module, data=data, schema=schema, generator=generator)
+    path = arguments.output.with_name(f"{arguments.output.name}.privacy.json")
+    claims = _claims(account, synthetic=synthetic)
+
+    def say(complete: Path) -> None:
+        """The report, before the table that it speaks of is there."""
+        content = {
+            "file": arguments.output.name,
+            "sha256": _digest(complete),
+            "rows": table.num_rows,
+            "series" if synthetic else "windows": total,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seed": arguments.seed,
+            "num_steps": module.sampler.num_steps,
+            "checkpoint_sha256": weights,
+            "kind": "synthesis" if synthetic else "predictions",
+            **claims,
+        }
+        text = json.dumps(json_ready(content), indent=2, ensure_ascii=False, allow_nan=False)
+        replace_text(path, text + "\n")
+
     with (
-        TableWriter(arguments.output) as table,
+        TableWriter(arguments.output, before=say) as table,
         tqdm(total=total, unit="series" if synthetic else "window", desc="sampling") as progress,
     ):
         for number, frame in frames:
@@ -125,23 +151,7 @@ def main(argv: list[str]) -> int:
             progress.update(number)
     if not table.num_rows:
         raise ValueError("there is nothing to predict in the chosen windows, so nothing was written.")
-
-    path = arguments.output.with_name(f"{arguments.output.name}.privacy.json")
-    content = {
-        "file": arguments.output.name,
-        "sha256": _digest(arguments.output),
-        "rows": table.num_rows,
-        "series" if synthetic else "windows": total,
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": arguments.seed,
-        "num_steps": module.sampler.num_steps,
-        "checkpoint_sha256": _digest(arguments.run / CHECKPOINT),
-        "kind": "synthesis" if synthetic else "predictions",
-        **_claims(account, synthetic=synthetic),
-    }
-    text = json.dumps(json_ready(content), indent=2, ensure_ascii=False, allow_nan=False)
-    replace_text(path, text + "\n")
-    print(f"table    {arguments.output} ({table.num_rows} rows)\nprivacy  {path}\n{content['statement']}")
+    print(f"table    {arguments.output} ({table.num_rows} rows)\nprivacy  {path}\n{claims['statement']}")
     return 0
 
 

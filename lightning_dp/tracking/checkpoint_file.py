@@ -10,6 +10,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from lightning_dp.privacy.report import sync_folder
 
+UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError)
+"""What torch raises for a file that is no checkpoint, or a part of one."""
+
 
 class WholeCheckpoints(TorchCheckpointIO):
     """Lightning's checkpoints, each in the folder it belongs in until it is complete, then renamed.
@@ -57,8 +60,8 @@ class WholeCheckpoints(TorchCheckpointIO):
             return super().load_checkpoint(path, map_location, weights_only)
         except FileNotFoundError:
             raise
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise _damaged(path, error) from error
+        except UNREADABLE as error:
+            raise damaged(path, error) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -71,14 +74,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise _damaged(path, error) from error
+    except UNREADABLE as error:
+        raise damaged(path, error) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no checkpoint of a run, but a {type(content).__name__}")
     return content
 
 
-def _damaged(path: Any, error: Exception) -> ValueError:
+def damaged(path: Any, error: Exception) -> ValueError:
+    """The sentence for a checkpoint that can't be read, made of what torch says."""
     reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
     return ValueError(
         f"{path} is damaged or no checkpoint ({reason}): put back a copy, or start the run anew in another "
