@@ -184,7 +184,7 @@ class Cli(LightningCLI):
         try:
             super()._parse_ckpt_path()
         except UNREADABLE as error:
-            raise damaged(self.config[self.subcommand].ckpt_path, error) from error
+            raise damaged(self.config[self.config.subcommand].ckpt_path, error) from error
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
