@@ -19,6 +19,8 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         make_run_folder(folder)
+        if not (folder / "config.yaml").exists():  # a logger may have made it for this fit, for all to read
+            folder.chmod(0o700)
         self._file: IO[str] | None = (folder / _NAME).open("a")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
