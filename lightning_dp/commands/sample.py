@@ -285,7 +285,7 @@ def _predictions(
 def _claims(account: "Account", *, synthetic: bool) -> dict[str, Any]:
     """What may be said of the table: the run's own account, and one sentence for people."""
     report = account.report
-    epsilon = report.get("epsilon_spent")
+    epsilon = report["epsilon_spent"]  # a checked account has one
     if epsilon == "inf":
         statement = (
             "ε = ∞: the model was trained without privacy, and this file may reveal its training data."
