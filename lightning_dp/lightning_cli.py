@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -15,6 +16,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_dp import interpolation
@@ -22,6 +25,7 @@ from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
 from lightning_dp.choices import did_you_mean, import_choices
 from lightning_dp.sweeps.spelling import yaml_spelling
+from lightning_dp.tracking.checkpoint_file import UNREADABLE, WholeCheckpoints, damaged
 from lightning_dp.tracking.layout import CHECKPOINT
 from lightning_dp.tracking.local_loggers import RunMetrics, check_loggers
 from lightning_dp.tracking.predictions import PredictionWriter
@@ -60,9 +64,12 @@ def run(argv: list[str]) -> LightningCLI:
 
     Raises:
         ValueError: the command line or a configuration file can't be right, in one sentence.
+        SystemExit: with 143 after SIGTERM; checkpoint and report are written by then.
     """
     try:
         return _build(Cli, argv)
+    except SIGTERMException as error:  # its own exit status is 0, which schedulers take for success
+        raise SystemExit(128 + signal.SIGTERM) from error
     finally:
         finish_wandb(failed=sys.exc_info()[0] is not None)
 
@@ -172,6 +179,13 @@ class Cli(LightningCLI):
             part, _, name = target.partition(".init_args.")
             interpolation.open_link_targets(model.init_args.get(part), [name])
 
+    def _parse_ckpt_path(self) -> None:
+        """As Lightning's, which reads the model's settings from the checkpoint before all else."""
+        try:
+            super()._parse_ckpt_path()
+        except UNREADABLE as error:
+            raise damaged(self.config[self.config.subcommand].ckpt_path, error) from error
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self._folder = _run_folder(config.run.dir)
@@ -204,6 +218,10 @@ class Cli(LightningCLI):
         if trainer_config.default_root_dir is None:
             trainer_config.default_root_dir = str(self._folder)
         trainer_config.logger = self._loggers(trainer_config.logger, run)
+        plugins = trainer_config.plugins
+        plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins] if plugins else []
+        if not _has(plugins, CheckpointIO):
+            trainer_config.plugins = [*plugins, WholeCheckpoints()]
         extra.append(WandbStart())
         if not _has(trainer_config.callbacks, WeightsOrigin):
             extra.append(WeightsOrigin())
@@ -236,6 +254,9 @@ class Cli(LightningCLI):
 
     def _loggers(self, given: Any, run: Run) -> Any:
         """The folder's own metrics.csv first, beside it the loggers that are given, else W&B."""
+        others = list(given) if isinstance(given, list | tuple) else [given]
+        others = [one for one in others if one is not None and not isinstance(one, bool)]
+        check_loggers(others, share_nonprivate=run.share_nonprivate)
         if self.subcommand != "fit":
             return given or False
         if given is False:
@@ -252,8 +273,6 @@ class Cli(LightningCLI):
         if given is None or given is True:
             wandb_logger = make_wandb_logger(run, folder=self._folder, config=yaml.safe_load(self._text))
             return [*own, *([wandb_logger] if wandb_logger else [])]
-        others = list(given) if isinstance(given, list | tuple) else [given]
-        check_loggers(others, share_nonprivate=run.share_nonprivate)
         return [*own, *others]
 
 

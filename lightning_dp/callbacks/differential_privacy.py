@@ -48,6 +48,7 @@ from lightning_dp.callbacks.trainer_checks import (
 )
 from lightning_dp.callbacks.weights_account import Before, account_for, check_public_start
 from lightning_dp.callbacks.weights_seen import Origin, remember, seen_by
+from lightning_dp.privacy.accounting import event_to_dict
 from lightning_dp.privacy.charging import StepCharges
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.engine import ClippingEngine
@@ -453,7 +454,7 @@ class DifferentialPrivacy(Callback):
             },
         )
         remember(pl_module, Origin(dataset=dataset, run=self._run, ledger=list(self._charges.head)))
-        self._charges.cover()
+        self._charges.cover(announce=self._announce)
         self._report(status="running")  # before anything is read: never below what may be released
         self._loader.randomness = self._randomness = SecretRandomness()
         self._randomness.begin()  # from here on rows are read
@@ -714,7 +715,7 @@ class DifferentialPrivacy(Callback):
             pl_module.log(name, value, prog_bar=name == "privacy/epsilon")
         if self._charges.left < 1:
             self._out_of_credit = trainer.should_stop = True
-        elif self._charges.cover():
+        elif self._charges.cover(announce=self._announce):
             self._report(status="running")
 
     def _figures(self) -> dict[str, float]:
@@ -786,17 +787,23 @@ class DifferentialPrivacy(Callback):
             self._report(status=status)
             self._loader = None
 
-    def _report(self, *, status: str) -> None:
+    def _announce(self, charged: int) -> None:
+        """The report says what a reservation costs before the ledger does, so it is never below it."""
+        self._report(status="running", charged=charged)
+
+    def _report(self, *, status: str, charged: int | None = None) -> None:
         if not self._ranks.is_first:
             return
         assert self._charges is not None
         seq, digest = self._charges.head
+        charged = self._charges.charged if charged is None else charged
         write_privacy_report(
             self._folder,
             {
                 "status": status,
-                "epsilon_spent": self.plan.epsilon_after(self._charges.charged),
-                "steps_charged": self._charges.charged,
+                "epsilon_spent": self.plan.epsilon_after(charged),
+                "steps_charged": charged,
+                "mechanisms": self._mechanisms(charged),
                 "run": self._run,
                 "ledger_seq": seq,
                 "ledger_hash": digest,
@@ -804,6 +811,10 @@ class DifferentialPrivacy(Callback):
                 **self._facts,
             },
         )
+
+    def _mechanisms(self, steps: int) -> list[dict[str, Any]]:
+        """Everything that the weights release in so many steps, for whoever computes ε again."""
+        return [event_to_dict(event) for event in self.plan.events_of_weights(steps)]
 
     @cached_property
     def _facts(self) -> dict[str, object]:
@@ -825,6 +836,8 @@ class DifferentialPrivacy(Callback):
             "run": self._run,
             "ledger": [seq, digest],
             "epsilon": self.plan.epsilon_after(self._charges.spent),
+            "steps": self._charges.spent,
+            "mechanisms": self._mechanisms(self._charges.spent),
             "delta": self.plan.delta,
             "unit": self.plan.unit.name,
         }

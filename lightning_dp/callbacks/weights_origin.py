@@ -19,6 +19,7 @@ from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.weights_seen import Origin, data_of, remember, seen_by, unique
 from lightning_dp.privacy.ledger import Ledger, LedgerError
 from lightning_dp.privacy.report import replace_text
+from lightning_dp.tracking.folder_lock import make_run_folder
 from lightning_dp.tracking.run_folder import CHECKPOINT
 
 FILE = "weights_origin.json"
@@ -100,7 +101,7 @@ class WeightsOrigin(Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # ranks agree on it together
         if not trainer.is_global_zero:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        make_run_folder(folder)
         replace_text(folder / FILE, json.dumps(self.report(), indent=2) + "\n")
 
     def report(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`lightning-dp dashboard`: a static site over run folders."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from lightning_dp.dashboard.server import make_server
@@ -39,8 +40,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--port", type=int, default=8787, help="of --serve (default 8787, 0: a free one)")
     arguments = parser.parse_args(argv)
     ledger = None if arguments.ledger is None else Ledger(arguments.ledger)
-    count = write_site(arguments.runs, out=arguments.out, ledger=ledger, title=arguments.title)
+    refused: list[str] = []
+    count = write_site(
+        arguments.runs, out=arguments.out, ledger=ledger, title=arguments.title, on_refused=refused.append
+    )
     print(f"{count} run{'s' * (count != 1)} in {arguments.out / 'index.html'}")
+    for sentence in refused:
+        print(f"lightning-dp dashboard: {sentence}", file=sys.stderr)
     if arguments.serve:
         with make_server(arguments.out, port=arguments.port) as server:
             print(f"http://127.0.0.1:{server.server_port}/  (Ctrl+C ends)", flush=True)
@@ -48,4 +54,4 @@ def main(argv: list[str]) -> int:
                 server.serve_forever()
             except KeyboardInterrupt:
                 print()
-    return 0
+    return 1 if refused else 0

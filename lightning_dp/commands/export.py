@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lightning_dp.commands.run_account import check_account, read_run
+from lightning_dp.commands.run_account import read_run
 
 
 def main(argv: list[str]) -> int:
@@ -38,13 +38,14 @@ def main(argv: list[str]) -> int:
         "--rank", type=int, help="of a run by DyLoRA, which of its ranks (default the largest)"
     )
     arguments = parser.parse_args(argv)
-    report = read_run(arguments.run)
-    check_account(arguments.run, report=report)
+    account = read_run(arguments.run)
 
     # Late: --help, and a folder that can't be right, should not wait for torch.
     from lightning_dp.images.model_export import export_run
 
-    for line in export_run(arguments.run, out=arguments.output, rank=arguments.rank):
+    for line in export_run(
+        arguments.run, out=arguments.output, rank=arguments.rank, report=account.to_dict()
+    ):
         print(f"weights  {line}")
-    print(f"privacy  {arguments.output / 'privacy.json'}")
+    print(f"privacy  {arguments.output / 'privacy.json'}\n{account.sentence}")
     return 0

@@ -77,9 +77,9 @@ def write(module: Any, folder: Path, *, config: str) -> None:
     """
     import torch
 
-    from lightning_dp.commands.run_account import UNTRAINED
     from lightning_dp.images.export import check_empty
     from lightning_dp.privacy.report import write_privacy_report
+    from lightning_dp.tracking.account import UNTRAINED
     from lightning_dp.tracking.layout import CHECKPOINT
 
     check_empty(folder)

@@ -10,10 +10,13 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning_dp.commands.run_account import check_account, read_run
+from lightning_dp.commands.run_account import read_run
 from lightning_dp.tracking.layout import CHECKPOINT
+
+if TYPE_CHECKING:
+    from lightning_dp.tracking.account import Account
 
 
 def main(argv: list[str]) -> int:
@@ -78,8 +81,9 @@ def main(argv: list[str]) -> int:
         "of the private data",
     )
     arguments = parser.parse_args(argv)
-    report = read_run(arguments.run)
-    check_account(arguments.run, report=report)
+    checkpoint = arguments.run / CHECKPOINT
+    weights = _digest(checkpoint) if checkpoint.is_file() else ""
+    account = read_run(arguments.run)
     # Late: --help, and a folder that can't be right, should not wait for torch.
     from lightning_dp.timeseries.module import TimeSeriesDiffusion
     from lightning_dp.tracking.run_config import model_class
@@ -94,7 +98,7 @@ def main(argv: list[str]) -> int:
                 f"{arguments.run} holds a {kind.__name__}, which can't be sampled: it is neither a "
                 "TimeSeriesDiffusion nor a LatentDiffusion."
             )
-        return _sample_images(arguments)
+        return _sample_images(arguments, account=account)
     if arguments.prompt:
         raise ValueError("--prompt is of images; this run is on series.")
 
@@ -107,6 +111,10 @@ def main(argv: list[str]) -> int:
     from lightning_dp.timeseries.masks import Synthesis
 
     module, data = _load(arguments.run, kind=kind)
+    if _digest(checkpoint) != weights:
+        raise ValueError(
+            f"{checkpoint} was written anew while its account was looked at: a fit is running; ask again."
+        )
     if arguments.steps is not None:
         module.sampler.num_steps = arguments.steps
     if arguments.rank is not None:
@@ -120,8 +128,29 @@ def main(argv: list[str]) -> int:
     schema = schema_of(data)
     draw = _synthesis if synthetic else _predictions
     frames, total = draw(arguments, module=module, data=data, schema=schema, generator=generator)
+    path = arguments.output.with_name(f"{arguments.output.name}.privacy.json")
+    claims = _claims(account, synthetic=synthetic)
+
+    def say(complete: Path) -> None:
+        """The report, before the table that it speaks of is there."""
+        content = {
+            "file": arguments.output.name,
+            "sha256": _digest(complete),
+            "rows": table.num_rows,
+            "series" if synthetic else "windows": total,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seed": arguments.seed,
+            "num_steps": module.sampler.num_steps,
+            **({} if arguments.rank is None else {"rank": arguments.rank}),
+            "checkpoint_sha256": weights,
+            "kind": "synthesis" if synthetic else "predictions",
+            **claims,
+        }
+        text = json.dumps(json_ready(content), indent=2, ensure_ascii=False, allow_nan=False)
+        replace_text(path, text + "\n")
+
     with (
-        TableWriter(arguments.output) as table,
+        TableWriter(arguments.output, before=say) as table,
         tqdm(total=total, unit="series" if synthetic else "window", desc="sampling") as progress,
     ):
         for number, frame in frames:
@@ -129,28 +158,11 @@ def main(argv: list[str]) -> int:
             progress.update(number)
     if not table.num_rows:
         raise ValueError("there is nothing to predict in the chosen windows, so nothing was written.")
-
-    path = arguments.output.with_name(f"{arguments.output.name}.privacy.json")
-    content = {
-        "file": arguments.output.name,
-        "sha256": _digest(arguments.output),
-        "rows": table.num_rows,
-        "series" if synthetic else "windows": total,
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": arguments.seed,
-        "num_steps": module.sampler.num_steps,
-        **({} if arguments.rank is None else {"rank": arguments.rank}),
-        "checkpoint_sha256": _digest(arguments.run / CHECKPOINT),
-        "kind": "synthesis" if synthetic else "predictions",
-        **_claims(report, synthetic=synthetic),
-    }
-    text = json.dumps(json_ready(content), indent=2, ensure_ascii=False, allow_nan=False)
-    replace_text(path, text + "\n")
-    print(f"table    {arguments.output} ({table.num_rows} rows)\nprivacy  {path}\n{content['statement']}")
+    print(f"table    {arguments.output} ({table.num_rows} rows)\nprivacy  {path}\n{claims['statement']}")
     return 0
 
 
-def _sample_images(arguments: argparse.Namespace) -> int:
+def _sample_images(arguments: argparse.Namespace, *, account: "Account") -> int:
     from lightning_dp.images.export import sample_run
 
     if arguments.num is None:
@@ -165,8 +177,9 @@ def _sample_images(arguments: argparse.Namespace) -> int:
         num_steps=arguments.steps,
         rank=arguments.rank,
         seed=arguments.seed,
+        report=account.to_dict(),
     )
-    print(f"images   {folder} ({arguments.num})\nprivacy  {folder / 'privacy.json'}")
+    print(f"images   {folder} ({arguments.num})\nprivacy  {folder / 'privacy.json'}\n{account.sentence}")
     return 0
 
 
@@ -277,22 +290,24 @@ def _predictions(
     return ((int(frame["sample"].iloc[0] == 1), frame) for frame in frames), total
 
 
-def _claims(report: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
+def _claims(account: "Account", *, synthetic: bool) -> dict[str, Any]:
     """What may be said of the table: the run's own account, and one sentence for people."""
-    epsilon = report.get("epsilon_spent")
+    report = account.report
+    epsilon = report["epsilon_spent"]  # a checked account has one
     if epsilon == "inf":
         statement = (
             "ε = ∞: the model was trained without privacy, and this file may reveal its training data."
         )
     else:
         statement = (
-            f"Post-processing of weights trained with ({float(epsilon or 'nan'):.4g}, {report.get('delta')})-"
+            f"Post-processing of weights trained with ({float(epsilon):.4g}, {report.get('delta')})-"
             f"differential privacy per {report.get('unit')}: this file costs no further ε, however often it "
-            "is made."
+            f"is made. {account.sentence}"
         )
     if not synthetic:
         statement += (
-            " It also holds predictions from rows that were read as they are: no ε covers those rows."
+            " It also holds predictions from rows that were read as they are: no ε covers those rows. None "
+            "of their readings is in it: only what was drawn has a value."
         )
     kept = ("unit", "delta", "relation", "noise_multiplier", "epsilon_of_unit", "run")
     return {
@@ -301,6 +316,7 @@ def _claims(report: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
         **{name: report[name] for name in kept if name in report},
         "ledger": [report.get("ledger_seq"), report.get("ledger_hash")],
         "read_rows": not synthetic,
+        "checks": account.checks,
     }
 
 

@@ -1,6 +1,7 @@
 """One JSON-ready record per run: what the site needs of every run before any is looked at closely.
 
-Read from the run folder and nowhere else; numbers are passed on as they are, never computed.
+Read from the run folder; numbers are passed on as they are. ε is computed again, and a run that claims
+less is listed with the reason and without its figures.
 """
 
 import json
@@ -11,7 +12,9 @@ from typing import Any
 
 import yaml
 
-from lightning_dp.privacy.report import read_privacy_report
+from lightning_dp.privacy.claim import ClaimError
+from lightning_dp.privacy.ledger import LedgerError
+from lightning_dp.tracking.account import Account, read_account
 from lightning_dp.tracking.results import (
     PRIVATE_PREFIX,
     RESULTS_NAME,
@@ -55,16 +58,22 @@ class NamedFolder:
 
 
 def records_of(runs: Sequence[NamedFolder]) -> list[dict[str, Any]]:
-    """The records of all runs, each with the line (`series`) it belongs to."""
+    """The records of all runs, each with the line (`series`) it belongs to.
+
+    `refused` is true of runs whose claims can't be believed: what they say is not to be passed on.
+    """
     records, finished, results = [], [], []
     for run in runs:
-        result, problem = None, ""
-        if (run.folder / RESULTS_NAME).is_file():
-            try:
-                result = read_result(run.folder)
-            except ValueError as error:
-                problem = str(error).removeprefix(f"{run.folder}/")
-        record = _record(run, result, problem=problem)
+        result, problem, account, refused = None, "", Account(report={}), False
+        try:
+            account = read_account(run.folder)
+            if (run.folder / RESULTS_NAME).is_file():
+                result = read_result(run.folder, account=account)
+        except (ValueError, LedgerError) as error:
+            problem = str(error).removeprefix(f"{run.folder}/")
+            refused = not account.report or isinstance(error, ClaimError)
+        record = _record(run, result, problem=problem, report=account.report)
+        record["refused"] = refused
         records.append(record)
         if result is not None:
             finished.append(record)
@@ -74,8 +83,9 @@ def records_of(runs: Sequence[NamedFolder]) -> list[dict[str, Any]]:
     return records
 
 
-def _record(run: NamedFolder, result: RunResult | None, *, problem: str) -> dict[str, Any]:
-    report = _privacy_report(run.folder)
+def _record(
+    run: NamedFolder, result: RunResult | None, *, problem: str, report: dict[str, Any]
+) -> dict[str, Any]:
     record = {
         "key": run.key,
         "name": run.name,
@@ -129,13 +139,6 @@ def _record(run: NamedFolder, result: RunResult | None, *, problem: str) -> dict
         },
         "finished": True,
     }
-
-
-def _privacy_report(folder: Path) -> dict[str, Any]:
-    try:
-        return read_privacy_report(folder)
-    except json.JSONDecodeError:
-        return {"status": "privacy.json can't be read"}
 
 
 def _config(folder: Path) -> dict[str, Any]:

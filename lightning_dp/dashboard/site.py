@@ -17,7 +17,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -34,10 +34,16 @@ from lightning_dp.tracking.results import better, metric_label, metrics_in_order
 
 _MARKER = ".lightning-dp-dashboard"
 _COPIED = ("config.yaml", "privacy.json", "results.json", "environment.json", "diagnostics.json")
+_CLAIMS = ("privacy.json", "results.json")
 
 
 def write_site(
-    folders: Sequence[Path], *, out: Path, ledger: Ledger | None = None, title: str = "Runs"
+    folders: Sequence[Path],
+    *,
+    out: Path,
+    ledger: Ledger | None = None,
+    title: str = "Runs",
+    on_refused: Callable[[str], None] | None = None,
 ) -> int:
     """Write the site over all runs at or below `folders`, in place of an older one.
 
@@ -49,6 +55,7 @@ def write_site(
         out: where to; new, empty, or an older dashboard.
         ledger: whose accounts to show; only read. None shows none.
         title: of the page.
+        on_refused: told the name of each run whose claims can't be believed, and why; it is listed as such.
 
     Returns:
         The number of runs.
@@ -75,7 +82,10 @@ def write_site(
         (out / item.name).write_text(content, encoding="utf-8")
     shutil.copyfile(library, out / "plotly.min.js")
     for run, record in zip(runs, records, strict=True):
-        record["files"] = _copy_run(run, out / "runs" / run.key, plots=record["plots"])
+        left_out = _CLAIMS if record["refused"] else ()
+        record["files"] = _copy_run(run, out / "runs" / run.key, plots=record["plots"], left_out=left_out)
+        if record["refused"] and on_refused is not None:
+            on_refused(f"{run.name}: {record['status']}")
     metrics = metrics_in_order(
         name
         for record in records
@@ -140,10 +150,12 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[-60:].lower() or "run"
 
 
-def _copy_run(run: NamedFolder, target: Path, *, plots: Sequence[str]) -> list[str]:
+def _copy_run(
+    run: NamedFolder, target: Path, *, plots: Sequence[str], left_out: Sequence[str] = ()
+) -> list[str]:
     """Copy what the page links to; `.txt`, so that browsers show it and nobody takes it for a run."""
     target.mkdir(parents=True)
-    copied = [name for name in _COPIED if (run.folder / name).is_file()]
+    copied = [name for name in _COPIED if (run.folder / name).is_file() and name not in left_out]
     for name in copied:
         shutil.copyfile(run.folder / name, target / f"{name}.txt")
     for plot in plots:

@@ -25,6 +25,7 @@ from lightning_dp.evolution.population import Population, balanced
 from lightning_dp.evolution.state import State, has_state, read_state
 from lightning_dp.evolution.task import EvolutionTask
 from lightning_dp.evolution.voting import nearest, per_unit
+from lightning_dp.privacy.accounting import event_to_dict
 from lightning_dp.privacy.ledger import Ledger, LedgerError
 from lightning_dp.privacy.release import PerUnit
 from lightning_dp.privacy.report import (
@@ -33,6 +34,7 @@ from lightning_dp.privacy.report import (
     replace_text,
     write_privacy_report,
 )
+from lightning_dp.tracking.folder_lock import make_run_folder
 from lightning_dp.tracking.run_folder import environment
 
 
@@ -198,7 +200,7 @@ class PrivateEvolution:
                 f"{type(self._api).__name__} makes samples of shape {samples.shape[1:]}, and the data has "
                 f"{self._task.sample_shape}: give both the same size and mode."
             )
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_run_folder(self._folder)
         (self._folder / "config.yaml").write_text(config)
         (self._folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
         population = Population(samples=samples, labels=labels)
@@ -214,6 +216,8 @@ class PrivateEvolution:
         if state.iteration:
             candidates = self._children(state.population, labels, after=state.iteration)
         embedded = self._embedding.embed(candidates.samples)
+        if self._facts or read_privacy_report(self._folder):  # else the vote finds out what there is to say
+            self._report(account, status="running", votes=account.spent + 1)  # before the ledger is charged
         votes = account.vote(
             lambda: self._ballots(embedded, candidates.labels), num_options=len(candidates.labels)
         )
@@ -270,14 +274,16 @@ class PrivateEvolution:
 
     # what the folder says
 
-    def _report(self, account: VotesAccount, *, status: str) -> None:
+    def _report(self, account: VotesAccount, *, status: str, votes: int | None = None) -> None:
         seq, digest = account.head
+        charged = account.spent if votes is None else votes
         # A process that takes no vote has not read N, but finds it in the report of the one that did.
         facts = self._facts or read_privacy_report(self._folder)
         spent = {
             "status": status,
-            "epsilon_spent": self.plan.epsilon_after(account.spent),
-            "steps_charged": account.spent,
+            "epsilon_spent": self.plan.epsilon_after(charged),
+            "steps_charged": charged,
+            "mechanisms": [event_to_dict(self.plan.event(charged))],
             "run": account.run,
             "ledger_seq": seq,
             "ledger_hash": digest,

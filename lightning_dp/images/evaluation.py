@@ -19,8 +19,9 @@ from lightning_dp.images.memorisation import MEMORISATION, memorisation
 from lightning_dp.images.metrics import DISTANCES, cached_features, distances, inception_score
 from lightning_dp.images.run import load_data, load_module
 from lightning_dp.images.sample_grid import grid_of_classes
-from lightning_dp.privacy.report import json_ready, read_privacy_report, replace_text
+from lightning_dp.privacy.report import REPORT_NAME, json_ready, replace_text
 from lightning_dp.strategies.device import command_device
+from lightning_dp.tracking.account import Account, read_account
 from lightning_dp.tracking.layout import SAMPLES
 
 Part = Literal[
@@ -127,6 +128,12 @@ def evaluate_run(run: Path, *, evaluation: Evaluation) -> dict[str, float]:
     Returns:
         The metrics, `test/…`, `nonprivate/…` and `seconds/…`.
     """
+    account = read_account(run)
+    if not account.report:
+        raise ValueError(
+            f"{run} has no {REPORT_NAME}, so nobody knows what its samples may claim: put back the report of "
+            "the run, or name another folder."
+        )
     metrics: dict[str, float] = {}
     data = load_data(run)
     clock = _Clock(metrics)
@@ -139,6 +146,7 @@ def evaluate_run(run: Path, *, evaluation: Evaluation) -> dict[str, float]:
         grid_of_classes(samples, labels, class_names=names, path=run / "plots" / "sample_grid.png")
     _add_to_results(
         run,
+        account=account,
         metrics=metrics,
         dataset=data.dataset_id,
         evaluation=evaluation,
@@ -234,22 +242,35 @@ def _all(pixels: Pixels) -> np.ndarray:
 
 
 def _add_to_results(
-    run: Path, *, metrics: dict[str, float], dataset: str, evaluation: Evaluation, num_samples: int, size: int
+    run: Path,
+    *,
+    account: Account,
+    metrics: dict[str, float],
+    dataset: str,
+    evaluation: Evaluation,
+    num_samples: int,
+    size: int,
 ) -> None:
     path = run / "results.json"
-    report = read_privacy_report(run)
+    report = account.report
     results = (
         json.loads(path.read_text())
         if path.is_file()
         else {
             "method": run.name,
             "dataset": dataset,
-            "epsilon": report.get("epsilon_spent", "unknown: this folder has no privacy.json"),
             "delta": report.get("delta"),
             "unit": report.get("unit"),
             "epsilon_of_unit": report.get("epsilon_of_unit", {}),
         }
     )
+    # Of the weights that were sampled, whatever an earlier result says.
+    results |= {
+        "epsilon": report["epsilon_spent"],
+        "steps": report.get("steps_charged"),
+        "ledger": [report.get("ledger_seq"), report.get("ledger_hash")],
+        "checks": account.checks,
+    }
     results["metrics"] = {**results.get("metrics", {}), **metrics}
     results["evaluation"] = {
         "compared_with": f"the test split of {dataset}",

@@ -1,10 +1,9 @@
 """Samples of a run as files that can be handed on: PNG folders or NPZ, with the privacy report beside."""
 
 import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor
 from lightning_dp.images.data.dataset import to_bytes
 from lightning_dp.images.module import LatentDiffusion
 from lightning_dp.images.run import load_data, load_module
-from lightning_dp.privacy.report import REPORT_NAME, replace_text
+from lightning_dp.privacy.report import replace_text, write_privacy_report
+from lightning_dp.tracking.account import read_account
 
 Format = Literal["png", "npz"]
 
@@ -62,6 +62,7 @@ def sample_run(
     num_steps: int | None = None,
     rank: int | None = None,
     seed: int | None = None,
+    report: Mapping[str, Any] | None = None,
 ) -> Path:
     """Sample from a run folder and write the result; reads no image of the data.
 
@@ -76,16 +77,18 @@ def sample_run(
         num_steps: ≥ 1 steps of the sampler; None for the run's own.
         rank: of a run that trained a `DyLoRA`, which of its ranks to use; None for the largest.
         seed: None for fresh randomness.
+        report: the run's checked account; None reads it.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: no such run, or the folder is in use.
+        ValueError: no such run, its account can't be believed, or the folder is in use.
     """
     if num_samples < 1:
         raise ValueError(f"the number of samples is {num_samples}; it must be at least 1.")
     check_empty(out)
+    report = read_account(run, needs_weights=True).to_dict() if report is None else report
     module = load_module(run, num_steps=num_steps, rank=rank)
     class_names = load_data(run).class_names[: module.net.num_classes]
     about = {
@@ -112,7 +115,7 @@ def sample_run(
         class_names=class_names,
         out=out,
         file_format=file_format,
-        report=run / REPORT_NAME,
+        report=report,
         about=about,
     )
 
@@ -124,7 +127,7 @@ def export_images(
     class_names: Sequence[str],
     out: Path,
     file_format: Format = "png",
-    report: Path | None = None,
+    report: Mapping[str, Any] | None = None,
     about: dict[str, object] | None = None,
 ) -> Path:
     """Write images so that `ImageFolder` or `NPZ` read them back as they are.
@@ -135,7 +138,7 @@ def export_images(
         class_names: folders of the PNGs; [] puts all into one.
         out: a folder that does not exist or is empty.
         file_format: `png`: OUT/train/CLASS/00000.png; `npz`: OUT/train.npz.
-        report: `privacy.json` of the run they came from, copied beside them.
+        report: the checked account of the run they came from, written beside them.
         about: what else there is to know, saved as about.json.
 
     Raises:
@@ -145,8 +148,8 @@ def export_images(
         raise ValueError(f"the format is {file_format!r}; it must be png or npz.")
     check_empty(out)
     out.mkdir(parents=True, exist_ok=True)
-    if report is not None and report.is_file():
-        shutil.copyfile(report, out / REPORT_NAME)
+    if report:
+        write_privacy_report(out, dict(report))  # before what it speaks of
     replace_text(
         out / "about.json",
         json.dumps({"images": len(images), "class_names": list(class_names), **(about or {})}, indent=2)

@@ -84,8 +84,12 @@ class StepCharges:
         """Steps that the ledger holds against the run: those spent and, until `close`, those reserved."""
         return self.spent + self._credit
 
-    def cover(self) -> bool:
+    def cover(self, *, announce: Callable[[int], None] | None = None) -> bool:
         """Make sure that the next step is paid for; True if something was charged.
+
+        Args:
+            announce: told on rank 0 what `charged` will be, before the ledger is: whoever reads what it
+                writes finds at no moment less than the ledger holds. If it fails, nothing is charged.
 
         Raises:
             LedgerError: nothing is left of the plan or of the data set's budget.
@@ -98,6 +102,8 @@ class StepCharges:
 
         def reserve() -> tuple[int, str]:
             assert self._lease is not None
+            if announce is not None:
+                announce(self.charged + steps)
             return self._lease.reserve(self._plan.event(steps)).reference
 
         self.head = self._ranks.on_first(reserve)

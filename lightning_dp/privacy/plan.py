@@ -120,24 +120,24 @@ class PrivacyPlan:
         """Everything that is released up to the end of `steps` steps."""
         return [*self.prior, self.event(steps)]
 
-    def _of_weights(self, steps: int) -> list[Event]:
+    def events_of_weights(self, steps: int) -> list[Event]:
         """Everything that the weights have released by then, in earlier runs too."""
         return [*self.earlier, *self.events(steps)]
 
     @cached_property
     def epsilon(self) -> float:
         """ε per unit at the end of the plan (PLD)."""
-        return epsilon_pld(self._of_weights(self.num_steps), self.delta)
+        return epsilon_pld(self.events_of_weights(self.num_steps), self.delta)
 
     @property
     def grid(self) -> tuple[float, float]:
         """On which grid of the privacy loss ε was computed, and about how much it is too high at most."""
-        return grid_of(self._of_weights(self.num_steps), self.delta)
+        return grid_of(self.events_of_weights(self.num_steps), self.delta)
 
     @cached_property
     def epsilon_rdp(self) -> float:
         """The same by Rényi composition: larger, shown as a check."""
-        return epsilon_rdp(self._of_weights(self.num_steps), self.delta)
+        return epsilon_rdp(self.events_of_weights(self.num_steps), self.delta)
 
     def epsilons(self) -> dict[str, float | None]:
         """ε of each privacy unit at the end of the plan; None where the unit is undefined here.
@@ -147,7 +147,7 @@ class PrivacyPlan:
         """
         event = None
         if self.unit.windows_per_event is not None:
-            events = self._of_weights(self.num_steps)
+            events = self.events_of_weights(self.num_steps)
             gaussian = [one for one in events if isinstance(one, GaussianEvent)]
             event = (
                 group_epsilon(gaussian, self.delta, group_size=self.unit.windows_per_event)
@@ -171,7 +171,7 @@ class PrivacyPlan:
         if steps <= self.num_steps <= rounded:
             return self.epsilon
         # The fast figure is a little above the exact one; during the plan it can't pass its end.
-        fast = _fast_epsilon(tuple(self._of_weights(rounded)), self.delta)
+        fast = _fast_epsilon(tuple(self.events_of_weights(rounded)), self.delta)
         return min(fast, self.epsilon) if rounded <= self.num_steps else fast
 
     def to_dict(self) -> dict[str, object]:

@@ -4,7 +4,7 @@ Shapes: N windows, L time steps, C channels, F covariates.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -185,7 +185,7 @@ def predict(
 
     Yields:
         Frames of the steps at which something was to be predicted; `sample` numbers the draws from 1.
-        Channels that were visible keep their values there.
+        Only what was drawn has a value: where a channel was visible, or missing and not asked for, it is NaN.
     """
     done = 0
     for batch in batches:
@@ -194,7 +194,9 @@ def predict(
             return
         chosen = move_data_to_device(_first(batch, left), module.device)
         draws = module.sample(chosen, num_samples=num_samples, generator=generator).cpu().numpy()
-        asked = chosen["target"].any(dim=2).cpu().numpy()  # (b, L)
+        target = chosen["target"].cpu().numpy()  # (b, L, C)
+        draws = np.where(target[:, None], draws, np.nan)  # (b, n, L, C): no reading of the data goes out
+        asked = target.any(axis=2)  # (b, L)
         for row, steps in enumerate(asked):
             name, stamps = labels(done + row)
             for sample in range(num_samples):
@@ -234,14 +236,17 @@ class TableWriter:
 
     Args:
         path: of the file; its ending says what it is.
+        before: is told where the complete table lies just before it takes the place of an older one, which is
+            gone by then: what it writes about the table is never beside another one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, before: Callable[[Path], None] | None = None) -> None:
         if path.suffix not in FORMATS:
             raise ValueError(
                 f"--output {path} ends in {path.suffix!r}; it must be one of {', '.join(FORMATS)}."
             )
         self._path = path
+        self._before = before
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
         self._parquet: pq.ParquetWriter | None = None
         self.num_rows = 0
@@ -266,9 +271,13 @@ class TableWriter:
     ) -> None:
         if self._parquet is not None:
             self._parquet.close()
-        if kind is None and self.num_rows:
-            self._temporary.replace(self._path)
-        else:
+        try:
+            if kind is None and self.num_rows:
+                if self._before is not None:
+                    self._path.unlink(missing_ok=True)
+                    self._before(self._temporary)
+                self._temporary.replace(self._path)
+        finally:
             self._temporary.unlink(missing_ok=True)
 
 

@@ -1,5 +1,10 @@
-"""`predictions.npz` in the run folder: what `lightning-dp predict` forecast."""
+"""`nonprivate_predictions.npz` in the run folder: what `lightning-dp predict` forecast, contexts included.
 
+What a forecast continues stands in it as it was read, so it says by name, content and report that it holds
+private inputs; `lightning-dp sample` writes what was drawn alone.
+"""
+
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,13 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from lightning_dp.privacy.ranks import Ranks
+from lightning_dp.privacy.report import replace_text
+from lightning_dp.tracking.folder_lock import make_run_folder
+
+STATEMENT = (
+    "contains private inputs: beside what was predicted, the readings that it was predicted from, as they "
+    "are; no ε covers this file, so keep it where the data is kept"
+)
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -24,7 +36,7 @@ class PredictionWriter(BasePredictionWriter):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(write_interval="batch")
-        self._path = folder / "predictions.npz"
+        self._path = folder / "nonprivate_predictions.npz"
         self._parts: list[tuple[int, list[int], dict[str, Tensor]]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -62,13 +74,21 @@ class PredictionWriter(BasePredictionWriter):
         self._parts = []
         if not trainer.is_global_zero:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_run_folder(self._path.parent)
         names = every[0][2] if every else {}
         arrays = {name: torch.cat([values[name] for _, _, values in every]).numpy() for name in names}
         if trainer.world_size > 1:  # by loader, then by row
             keys = [(loader, row) for loader, rows, _ in every for row in rows]
             order = sorted(range(len(keys)), key=keys.__getitem__)
             arrays = {name: array[order] for name, array in arrays.items()}
-        np.savez_compressed(self._path, **arrays)  # type: ignore[arg-type]
+        statement = np.array(STATEMENT)
+        np.savez_compressed(self._path, contains_private_inputs=statement, **arrays)  # type: ignore[arg-type]
+        replace_text(
+            self._path.with_name(f"{self._path.name}.privacy.json"),
+            json.dumps(
+                {"file": self._path.name, "epsilon": "inf", "statement": STATEMENT}, ensure_ascii=False
+            )
+            + "\n",
+        )
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        print(f"{self._path}: {shapes}")
+        print(f"{self._path}: {shapes}\n{STATEMENT}")

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from lightning_dp.privacy.claim import TOLERANCE, ClaimError
 from lightning_dp.privacy.report import REPORT_NAME
+from lightning_dp.tracking.account import Account, read_account
 from lightning_dp.tracking.figures import quality_against_epsilon
 
 RESULTS_NAME = "results.json"
@@ -120,12 +122,17 @@ def run_folders(folder: Path) -> list[Path]:
     return found
 
 
-def read_result(folder: Path) -> RunResult:
+def read_result(folder: Path, *, account: Account | None = None) -> RunResult:
     """The result of one run folder. Older folders have bare `Infinity` in them, newer ones are strict JSON.
 
+    Args:
+        folder: of the run.
+        account: its checked account; None reads it.
+
     Raises:
-        ValueError: it is not a run's result.
+        ValueError: it is not a run's result, or it claims less than the run's account, which is checked.
     """
+    account = read_account(folder) if account is None else account
     path = folder / RESULTS_NAME
     try:
         content = json.loads(path.read_text())
@@ -135,6 +142,13 @@ def read_result(folder: Path) -> RunResult:
             f"{path} is not the result of a run ({type(error).__name__}: {error}); write it again with "
             "'lightning-dp test', or move the folder away"
         ) from error
+    epsilon = as_number(content.get("epsilon"))
+    spent = as_number(account.report.get("epsilon_spent"))
+    if epsilon < spent * (1 - TOLERANCE) if math.isfinite(spent) else epsilon < spent:
+        raise ClaimError(
+            f"{path} claims ε = {epsilon:.6g}, and the account of its run says {spent:.6g}: write it again "
+            "with 'lightning-dp test'"
+        )
     scores: dict[str, float] = {}
     baselines: dict[str, dict[str, float]] = defaultdict(dict)
     for name, value in metrics.items():
@@ -148,7 +162,7 @@ def read_result(folder: Path) -> RunResult:
         folder=folder,
         dataset=dataset,
         method=method,
-        epsilon=as_number(content.get("epsilon")),
+        epsilon=epsilon,
         delta=content.get("delta"),
         unit=content.get("unit") or "",
         epsilon_of_unit={

@@ -28,6 +28,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_dp.privacy.report import read_privacy_report, replace_text, write_privacy_report
+from lightning_dp.tracking.account import Account, read_account
+from lightning_dp.tracking.folder_lock import FolderLock, make_run_folder
 from lightning_dp.tracking.layout import CHECKPOINT
 
 EPSILON_OF_TEST = "test/epsilon"
@@ -109,11 +111,14 @@ class RunFolder(Callback):
         self._private = private
         self._method = method
         self._seed = seed
+        self._account: Account | None = None
+        self._lock: FolderLock | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not trainer.is_global_zero or stage != "fit":
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(self.folder)
+        self._set_results_aside()
         (self.folder / "config.yaml").write_text(self._config)
         (self.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
         if not self._private:
@@ -127,6 +132,24 @@ class RunFolder(Callback):
                     "note": "trained without privacy: nothing about the training data is protected",
                 },
             )
+
+    def _set_results_aside(self) -> None:
+        """What was measured of the weights that a fit goes on from no longer speaks of the run."""
+        path = self.folder / "results.json"
+        if path.is_file():
+            path.replace(path.with_name("results.before_resume.json"))
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let another fit into the folder."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """As at the end of a fit that went well."""
+        self._release()
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -143,11 +166,19 @@ class RunFolder(Callback):
 
     def _keep_account(self, trainer: Trainer, *, run: str | None) -> None:
         """Copy the report of the run folder that the weights lie in, if it is the report of these weights."""
-        origin = Path(str(trainer.ckpt_path)).parents[1]
-        report = read_privacy_report(origin)
-        is_of_weights = bool(report) and report.get("run") == run
-        if trainer.is_global_zero and is_of_weights and not read_privacy_report(self.folder):
-            write_privacy_report(self.folder, {**report, "weights_of": str(origin)})
+        origin = Path(str(trainer.ckpt_path)).resolve().parents[1]
+        here = read_privacy_report(self.folder)
+        if here and here.get("run") != run:
+            raise ValueError(
+                f"{self.folder} has the privacy.json of run {here.get('run')}, and the weights of "
+                f"--ckpt_path are of run {run}: restore the one that belongs to the weights, or name "
+                "another --run.dir"
+            )
+        if read_privacy_report(origin).get("run") != run:
+            return
+        self._account = read_account(origin)
+        if trainer.is_global_zero and self._account.report and not here:
+            write_privacy_report(self.folder, {**self._account.to_dict(), "weights_of": origin.name})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plain names for whatever groups and plots runs: dots and nesting get in the way there."""
@@ -170,16 +201,23 @@ class RunFolder(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """ε stands beside the test metrics wherever they are logged."""
-        spent = read_privacy_report(self.folder).get("epsilon_spent")
+        spent = self._checked().report.get("epsilon_spent")
         if spent is not None:
             pl_module.log(EPSILON_OF_TEST, float(spent))
+
+    def _checked(self) -> Account:
+        """The account of the weights that are tested: of a fit in this process, or of a checkpoint."""
+        if self._account is None:
+            self._account = read_account(self.folder)
+        return self._account
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_run_folder(self.folder)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        report = read_privacy_report(self.folder)
+        account = self._checked()
+        report = account.report
         results = {
             "method": self._method,
             "dataset": dataset_name(trainer),
@@ -192,6 +230,7 @@ class RunFolder(Callback):
             "noise_multiplier": report.get("noise_multiplier"),
             "steps": report.get("steps_charged"),
             "ledger": [report.get("ledger_seq"), report.get("ledger_hash")],
+            "checks": account.checks,
             "metrics": metrics,
         }
         text = json.dumps(_strict(results), indent=2, allow_nan=False)

@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_dp.privacy.report import json_ready
+from lightning_dp.tracking.folder_lock import make_run_folder
 from lightning_dp.tracking.outgoing import PRIVATE_PREFIX, FollowsFit, Outgoing
 from lightning_dp.tracking.run_folder import Run, environment
 
@@ -126,7 +127,7 @@ class DiscreetWandbLogger(WandbLogger, FollowsFit):
         """The W&B run, which begins now if it has not yet."""
         if not self._started:
             self._started = True
-            Path(self.save_dir or ".").mkdir(parents=True, exist_ok=True)
+            make_run_folder(Path(self.save_dir or "."))
             self.log_facts(self._hyperparams)
         return self._run()
 

@@ -13,7 +13,8 @@ import torch
 import wandb
 from lightning.pytorch import Trainer
 
-from lightning_dp.privacy.report import REPORT_NAME, json_ready, read_privacy_report
+from lightning_dp.privacy.report import REPORT_NAME, json_ready
+from lightning_dp.tracking.account import read_account
 from lightning_dp.tracking.layout import CHECKPOINT
 from lightning_dp.tracking.run_folder import Run
 from lightning_dp.tracking.wandb_logger import DiscreetWandbLogger
@@ -44,7 +45,7 @@ def figures_to_send(folder: Path, *, rows_are_public: bool, share_nonprivate: bo
 
 
 def _publish(wandb_run: Any, trainer: Trainer, *, folder: Path, run: Run) -> None:
-    report = read_privacy_report(folder)
+    report = read_account(folder).report
     summary = {
         "epsilon": report.get("epsilon_spent"),
         "delta": report.get("delta"),

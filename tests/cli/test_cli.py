@@ -107,11 +107,15 @@ def test_a_test_in_another_folder_keeps_the_epsilon_of_its_weights_and_of_no_oth
 
 def test_predict_command_saves_forecasts(finished):
     assert main(["predict", f"--config={finished / 'config.yaml'}", "--ckpt_path=last"]) == 0
-    saved = np.load(finished / "predictions.npz")
+    saved = np.load(finished / "nonprivate_predictions.npz")
     rows, samples = saved["samples"].shape[:2]
     assert samples == 4
     assert saved["point"].shape == (rows, 120, 1)
     assert np.isfinite(saved["quantiles"]).all()
+    assert str(saved["contains_private_inputs"]).startswith("contains private inputs")
+    beside = json.loads((finished / "nonprivate_predictions.npz.privacy.json").read_text())
+    assert (beside["epsilon"], beside["statement"]) == ("inf", str(saved["contains_private_inputs"]))
+    assert not (finished / "predictions.npz").exists()
 
 
 def test_several_devices_score_and_predict_every_row_once(finished, tmp_path):
@@ -128,7 +132,9 @@ def test_several_devices_score_and_predict_every_row_once(finished, tmp_path):
     assert scores[1].keys() == scores[0].keys()
     for name in ("test/mse", "test/mae", "test/rmse", "baseline/mean_of_days/mse"):
         assert scores[1][name] == pytest.approx(scores[0][name], rel=1e-6)
-    one, several = (np.load(tmp_path / folder / "predictions.npz") for folder in ("one", "several"))
+    one, several = (
+        np.load(tmp_path / folder / "nonprivate_predictions.npz") for folder in ("one", "several")
+    )
     rows = len(one["point"])
     assert rows % devices
     assert several["point"].shape == one["point"].shape

@@ -10,7 +10,7 @@ from lightning_dp.evolution.task import EvolutionTask, PrivateRows
 from lightning_dp.images.data.image_data import ImageData
 from lightning_dp.images.export import export_images
 from lightning_dp.images.sample_grid import grid_of_classes
-from lightning_dp.privacy.report import REPORT_NAME
+from lightning_dp.privacy.report import read_privacy_report
 from lightning_dp.privacy.units import UnitName
 from lightning_dp.tracking.layout import SAMPLES
 
@@ -61,7 +61,7 @@ class ImageTask(EvolutionTask):
             class_names=names,
             out=folder / SAMPLES.parent,
             file_format="npz",
-            report=folder / REPORT_NAME,
+            report=read_privacy_report(folder),  # as this process has written it
             about={"run": folder.name},
         )
         grid_of_classes(samples, labels, class_names=names, path=folder / "plots" / "sample_grid.png")

@@ -1,0 +1,325 @@
+"""The account of a run folder, as every command reads it: computed again, and compared with what is there.
+
+`privacy.json` is a file that anybody can edit, copy or lose. Its ε is shown only where it is no smaller than
+ε of the mechanisms that it records, of those in the checkpoint, of the plan that config.yaml asks for, and
+of the ledger's entries, as far as these are at hand. Nothing of this is signed: who edits all of them alike,
+the ledger too, is not found out here.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_dp.privacy.accounting import Event, GaussianEvent, epsilon_pld, releases
+from lightning_dp.privacy.claim import (
+    TOLERANCE,
+    ClaimError,
+    check_at_least,
+    check_report,
+    claimed_epsilon,
+    delta_of_report,
+    mechanisms_of,
+)
+from lightning_dp.privacy.ledger import Ledger, default_ledger_path
+from lightning_dp.privacy.plan import calibrate_noise_multiplier, delta_of
+from lightning_dp.privacy.report import REPORT_NAME, read_privacy_report
+from lightning_dp.tracking.layout import CHECKPOINT
+
+UNTRAINED = "lightning_dp_untrained"
+"""In checkpoint and privacy report of a public model that no data was shown to, see `commands.public`."""
+
+_AGREES = "agrees"
+_ATTEMPTS = 3  # a fit may write between two reads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """A privacy report whose ε holds against everything that it was compared with.
+
+    Attributes:
+        report: content of privacy.json; {} where there is none.
+        checks: what it was compared with (mechanisms, checkpoint, config, ledger) → "agrees", or why it was
+            not.
+    """
+
+    report: dict[str, Any]
+    checks: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sentence(self) -> str:
+        """Which checks were made, for people."""
+        made = [name for name, outcome in self.checks.items() if outcome == _AGREES]
+        missing = [f"{name}: {outcome}" for name, outcome in self.checks.items() if outcome != _AGREES]
+        return (
+            f"ε was compared with {', '.join(made) or 'nothing'}"
+            + (f" (not with {'; '.join(missing)})" if missing else "")
+            + "."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report with its checks, for a copy beside what it speaks of."""
+        return {**self.report, "checks": self.checks}
+
+
+def read_account(folder: Path, *, needs_weights: bool = False) -> Account:
+    """The checked account of a run folder.
+
+    Args:
+        folder: of the run.
+        needs_weights: refuse where there is no checkpoint to speak of.
+
+    Raises:
+        ValueError: it claims less than was spent, speaks of other weights, or is damaged; says which.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _read(folder, needs_weights=needs_weights)
+        except ClaimError as error:
+            if attempt + 1 == _ATTEMPTS:
+                raise ClaimError(
+                    f"{folder / REPORT_NAME} can't be believed: {error}; put back the report that belongs to "
+                    "this run, or resume the run, which writes it anew."
+                ) from error
+            time.sleep(0.1)
+    raise AssertionError
+
+
+def _read(folder: Path, *, needs_weights: bool) -> Account:
+    config = _config(folder)
+    entries = _Entries.at_hand(config)
+    checkpoint = _checkpoint(folder / CHECKPOINT, needed=needs_weights)
+    report = read_privacy_report(folder)  # last: while a fit runs, it is ahead of the rest
+    if not report:
+        return Account(report={})
+    if checkpoint is not None:
+        _check_weights(folder, checkpoint, report)
+    if report.get(UNTRAINED) is True:
+        if checkpoint is None or checkpoint.get(UNTRAINED) is not True:
+            raise ClaimError("it is the report of public weights, and there are none such beside it")
+        return Account(report=report, checks={"checkpoint": _AGREES})
+    check_report(report)
+    if claimed_epsilon(report) == float("inf"):
+        return Account(report=report, checks={"checkpoint": _AGREES} if checkpoint else {})
+    checks = {"mechanisms": _AGREES}
+    saved = (checkpoint or {}).get("callbacks", {}).get("DifferentialPrivacy")
+    checks["checkpoint"] = "there is none"
+    if checkpoint is not None and saved:
+        _check_checkpoint(saved, report, global_step=int(checkpoint.get("global_step", 0)))
+        checks["checkpoint"] = _AGREES
+    checks["config"] = _check_config(config, report)
+    checks["ledger"] = entries.check(report)
+    return Account(report=report, checks=checks)
+
+
+# --- the checkpoint ---------------------------------------------------------------------------------
+
+
+def _checkpoint(path: Path, *, needed: bool) -> dict[str, Any] | None:
+    if not needed and not path.is_file():
+        return None
+    from lightning_dp.tracking.checkpoint_file import read_checkpoint
+
+    return read_checkpoint(path)
+
+
+def _check_weights(folder: Path, checkpoint: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+    """Refuse weights that are not those which the report speaks of."""
+    saved = checkpoint.get("callbacks", {}).get("DifferentialPrivacy")
+    if checkpoint.get(UNTRAINED) is True and report.get(UNTRAINED) is True and not saved:
+        return
+    private = report.get("epsilon_spent") != "inf"
+    if private != bool(saved):
+        raise ValueError(
+            f"{folder} has weights trained {'with' if saved else 'without'} privacy and a privacy.json that "
+            f"says otherwise: one of the two is from another run, so no ε can be stated."
+        )
+    if saved and (saved["run"] != report.get("run") or saved["ledger"][0] > _seq(report)):
+        raise ValueError(
+            f"{folder} has weights of run {saved['run']}, ledger entry {saved['ledger'][0]}, and a "
+            f"privacy.json of run {report.get('run')}, entry {report.get('ledger_seq')}, which doesn't cover "
+            "them: restore the one that belongs to the weights."
+        )
+
+
+def _seq(report: Mapping[str, Any]) -> int:
+    seq = report.get("ledger_seq")
+    return seq if isinstance(seq, int) else -1
+
+
+def _check_checkpoint(saved: Mapping[str, Any], report: Mapping[str, Any], *, global_step: int) -> None:
+    """The checkpoint's own account: what it says of itself, and what it says of the report."""
+    claimed, delta = claimed_epsilon(report), delta_of_report(report)
+    released = mechanisms_of(report)
+    for name in ("delta", "unit"):
+        if saved.get(name, report.get(name)) != report.get(name):
+            raise ClaimError(f"{name} is {report.get(name)}, and the checkpoint's is {saved[name]}")
+    if _steps(released) < global_step:
+        raise ClaimError(
+            f"it records {_steps(released)} steps, and the checkpoint holds weights of step {global_step}"
+        )
+    own = claimed_epsilon({"epsilon_spent": saved.get("epsilon")})
+    if claimed < own * (1 - TOLERANCE):
+        raise ClaimError(f"it claims ε = {claimed:.6g}, and the checkpoint's own account says {own:.6g}")
+    in_checkpoint = _listed(saved)
+    if in_checkpoint is None:  # of an older version; it knows at least its steps
+        event = _training_event(report, steps=global_step)
+        in_checkpoint = (event,) if event.steps else ()
+    elif _steps(in_checkpoint) < global_step:
+        raise ClaimError(
+            f"the checkpoint's account records {_steps(in_checkpoint)} steps, and its weights are of step "
+            f"{global_step}"
+        )
+    check_at_least(own, events=in_checkpoint, delta=delta, what="what the checkpoint records, whose account")
+    check_at_least(claimed, events=in_checkpoint, delta=delta, what="what the checkpoint records")
+
+
+def _listed(saved: Mapping[str, Any]) -> tuple[Event, ...] | None:
+    if "mechanisms" not in saved:
+        return None
+    return mechanisms_of({**_NO_OWN, "mechanisms": saved["mechanisms"]})
+
+
+_NO_OWN: dict[str, Any] = {"noise_multiplier": 1.0, "sampling_rate": 1.0, "steps_charged": 0}
+
+
+def _training_event(report: Mapping[str, Any], *, steps: int) -> GaussianEvent:
+    return GaussianEvent(
+        noise_multiplier=float(report["noise_multiplier"]),
+        sampling_rate=float(report["sampling_rate"]),
+        steps=steps,
+    )
+
+
+def _steps(events: tuple[Event, ...]) -> int:
+    return sum(releases(event)[1] for event in events if isinstance(event, GaussianEvent))
+
+
+# --- the configuration ------------------------------------------------------------------------------
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}): put back a copy") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _check_config(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """The settings that config.yaml states, against those of the report."""
+    if not config:
+        return "there is no config.yaml"
+    if "privacy" not in config:
+        return "config.yaml has no section privacy"
+    wanted = config["privacy"]
+    if not isinstance(wanted, Mapping):
+        raise ClaimError("it is the report of a private run, and config.yaml says privacy: null")
+    num_units = report.get("num_units")
+    delta = wanted.get("delta")
+    if isinstance(delta, str) and isinstance(num_units, int):
+        delta = delta_of(delta, num_units=num_units)  # type: ignore[arg-type]
+    stated = {
+        "delta": delta,
+        "noise_multiplier": wanted.get("noise_multiplier"),
+        "num_units": wanted.get("num_units"),
+        "expected_batch_size": wanted.get("expected_batch_size"),
+        "max_grad_norm": wanted.get("max_grad_norm"),
+    }
+    for name, value in stated.items():
+        if value is not None and name in report and not _equal(report[name], value):
+            raise ClaimError(f"{name} is {report[name]}, and config.yaml says {value}")
+    batch, rate = report.get("expected_batch_size"), report.get("sampling_rate")
+    if batch is not None and num_units is not None and not _equal(batch / num_units, rate):
+        raise ClaimError(
+            f"sampling_rate is {rate}, and {batch} of {num_units} units are {batch / num_units:.6g}"
+        )
+    target = wanted.get("target_epsilon")
+    if target is not None:
+        _check_noise(report, target=float(target))
+    return _AGREES
+
+
+def _equal(value: Any, expected: Any) -> bool:
+    try:
+        return abs(float(value) - float(expected)) <= TOLERANCE * abs(float(expected))
+    except (TypeError, ValueError):
+        return False
+
+
+def _check_noise(report: Mapping[str, Any], *, target: float) -> None:
+    """σ is the least that meets the target: more noise than that was not what the run drew.
+
+    Checked without a search: at a σ that is a thousandth smaller the plan must miss the target.
+    """
+    sigma, steps = float(report["noise_multiplier"]), report.get("num_steps")
+    if not isinstance(steps, int) or steps < 1:
+        raise ClaimError(f"num_steps is {steps!r}, which is no number of steps")
+    prior = mechanisms_of({**report, **_NO_OWN, "mechanisms": report.get("prior_releases") or []})
+    less = GaussianEvent(
+        noise_multiplier=sigma * (1 - 1e-3), sampling_rate=float(report["sampling_rate"]), steps=steps
+    )
+    if epsilon_pld([*prior, less], delta_of_report(report)) >= target:
+        return
+    least = calibrate_noise_multiplier(
+        target_epsilon=target,
+        delta=delta_of_report(report),
+        sampling_rate=float(report["sampling_rate"]),
+        num_steps=steps,
+        prior=prior,
+    )
+    if sigma > least * (1 + 1e-3):
+        raise ClaimError(
+            f"noise_multiplier is {sigma}, and target_epsilon {target:g} of config.yaml is met by {least}"
+        )
+
+
+# --- the ledger -------------------------------------------------------------------------------------
+
+
+class _Entries:
+    """The ledger that a run's configuration names, if it lies on this machine."""
+
+    def __init__(self, ledger: Ledger | None) -> None:
+        self._ledger = ledger
+
+    @classmethod
+    def at_hand(cls, config: Mapping[str, Any]) -> "_Entries":
+        privacy = config.get("privacy")
+        named = privacy.get("ledger") if isinstance(privacy, Mapping) else None
+        try:
+            path = Path(named).expanduser() if isinstance(named, str) else default_ledger_path()
+        except RuntimeError:  # nobody knows where this user's home is
+            return cls(None)
+        return cls(Ledger(path) if path.is_file() else None)
+
+    def check(self, report: Mapping[str, Any]) -> str:
+        """Compare a report with what its run was charged; "agrees", or why there was nothing to compare.
+
+        Raises:
+            LedgerError: the ledger can't vouch.
+        """
+        run = report.get("run")
+        if self._ledger is None:
+            return "not at hand"
+        charges = self._ledger.charges_of([str(run)])
+        if not charges:
+            return "the one at hand knows nothing of this run"
+        if not self._ledger.contains(_seq(report), str(report.get("ledger_hash"))):
+            raise ClaimError(
+                f"its ledger entry {report.get('ledger_seq')} is not in the ledger, which knows its run {run}"
+            )
+        events = tuple(event for _, by_run in charges.values() for one in by_run.values() for event in one)
+        check_at_least(
+            claimed_epsilon(report),
+            events=events,
+            delta=delta_of_report(report),
+            what="what the ledger was charged for this run",
+        )
+        return _AGREES
