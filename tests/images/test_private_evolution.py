@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from evolution_support import DELTA, NUM_UNITS, SIGMA, TARGET, Crowd, Identity, finished, run_of
 from image_support import CLASSES, npz_data, pictures, tiny_module, tiny_net, write_npz
 
 from lightning_dp.cli import main
 from lightning_dp.data_files import write_atomically
 from lightning_dp.evolution import evolution as evolution_file
 from lightning_dp.evolution.account import VotesAccount
-from lightning_dp.evolution.api import SampleAPI
-from lightning_dp.evolution.embedding import Embedding
-from lightning_dp.evolution.evolution import Generations, PrivateEvolution
+from lightning_dp.evolution.evolution import PrivateEvolution
 from lightning_dp.evolution.plan import VotesPlan, VotesPrivacy
 from lightning_dp.evolution.population import Population
 from lightning_dp.evolution.state import read_state
-from lightning_dp.evolution.task import EvolutionTask, PrivateRows
+from lightning_dp.evolution.task import PrivateRows
 from lightning_dp.evolution.voting import nearest, per_unit
 from lightning_dp.images.evolution.diffusion_api import DiffusionAPI
 from lightning_dp.images.evolution.pixel_embedding import PixelEmbedding
@@ -33,89 +32,6 @@ from lightning_dp.privacy.accounting import GaussianEvent, epsilon_pld
 from lightning_dp.privacy.ledger import BudgetExceeded, Ledger, LedgerError
 from lightning_dp.privacy.release import VoteCounts
 from lightning_dp.privacy.secure_noise import SecureGaussianNoise
-from lightning_dp.privacy.units import PrivacyUnit
-
-NUM_UNITS, DELTA, SIGMA = 400, 1e-3, 4.0
-TARGET = np.array([3.0, -2.0])
-
-
-class Identity(Embedding):
-    """A sample is its own embedding."""
-
-    def embed(self, samples: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(samples, dtype=np.float32)).flatten(1)
-
-
-class Plane(SampleAPI):
-    """Points drawn around the origin, varied by small steps."""
-
-    def random(self, labels, *, rng):
-        return rng.normal(0, 1, (len(labels), 2))
-
-    def vary(self, samples, labels, *, degree, rng):
-        return samples + degree * rng.normal(0, 1, samples.shape)
-
-    def facts(self):
-        return {"api": "Plane"}
-
-
-class Crowd(EvolutionTask):
-    """Two classes of points, around TARGET and around −TARGET; it knows what the ledger held at its reading.
-
-    Args:
-        rows_per_unit: rows that each unit has.
-        ledger: looked at when rows are read.
-    """
-
-    dataset_id = "crowd"
-    unit_name = "user"
-    class_names = ("there", "opposite")
-    sample_shape = (2,)
-
-    def __init__(self, *, ledger: Ledger | None = None, rows_per_unit: int = 1) -> None:
-        self.ledger = ledger or Ledger()
-        self.rows_per_unit = rows_per_unit
-        self.charged_at_reading: list[int] = []
-        self.prepared = 0
-
-    def prepare(self) -> None:
-        self.prepared += 1
-
-    def read(self) -> PrivateRows:
-        self.charged_at_reading.append(len(self.ledger.events("crowd", unit="user")))
-        rows = NUM_UNITS * self.rows_per_unit
-        labels = np.arange(rows) % 2
-        noise = np.random.default_rng(1).normal(0, 0.3, (rows, 2))
-        unit = PrivacyUnit(name="user", num_units=NUM_UNITS, description="somebody in the crowd")
-        return PrivateRows(
-            samples=noise + np.where(labels[:, None] == 0, TARGET, -TARGET),
-            labels=labels,
-            owners=np.arange(rows) // self.rows_per_unit,
-            unit=unit,
-        )
-
-    def write(self, folder, samples, labels) -> None:
-        np.savez(folder / "finished.npz", samples=samples, labels=labels)
-
-    def facts(self):
-        return {"task": "points"}
-
-
-def run_of(folder: Path, *, task: Crowd | None = None, privacy: VotesPrivacy | None = None, **options):
-    options = {"iterations": 6, "population": 40, "num_samples": 50, **options}
-    return PrivateEvolution(
-        task or Crowd(),
-        api=Plane(),
-        embedding=Identity(),
-        generations=Generations(**options),
-        privacy=privacy or VotesPrivacy(noise_multiplier=SIGMA, delta=DELTA),
-        folder=folder,
-    )
-
-
-def finished(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(folder / "finished.npz") as content:
-        return content["samples"], content["labels"]
 
 
 def spent_by_ledger() -> float:
