@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 from evolution_support import DELTA, NUM_UNITS, SIGMA, TARGET, Crowd, Identity, finished, run_of
-from image_support import CLASSES, npz_data, pictures, tiny_module, tiny_net, write_npz
+from image_support import CLASSES, npz_data, pictures, tiny_module, tiny_net, write_npz, write_png
+from sd_support import write_checkpoint
 
 from lightning_dp.cli import main
 from lightning_dp.data_files import write_atomically
@@ -538,7 +539,23 @@ def test_mistakes_are_one_sentence_and_cost_nothing(tmp_path, capsys, arguments,
     assert not ledger.path.exists() or not [e for e in ledger.entries() if e.kind == "release"]
 
 
-RECIPES = sorted((Path(__file__).parents[2] / "conf" / "evolution").glob("*.yaml"))
+HOME = Path(__file__).parents[2] / "conf" / "evolution"
+RECIPES = sorted(HOME.glob("**/*.yaml"))
+
+
+def _toys(path: Path, folder: Path) -> tuple[list[str], int]:
+    """What a recipe lacks here, made up, and the number of units that it then has."""
+    if path.name != "cats_stable_diffusion.yaml":
+        return [], 60_000
+    for number in range(6):
+        name = ("cookie", "doudou")[number % 2]
+        write_png(folder / "cats" / "train" / name / f"{number}.png", size=(20, 16), mode="RGB", level=number)
+    return [
+        f"--data.init_args.source.init_args.path={folder / 'cats'}",
+        f"--api.init_args.path={write_checkpoint(folder / 'checkpoint')}",
+        "--api.init_args.num_steps=2",
+        *(f"--{part}.init_args.size=16" for part in ("data", "api")),
+    ], 6
 
 
 @pytest.mark.skipif(not os.environ.get("LIGHTNING_DP_DATA"), reason="needs images: set LIGHTNING_DP_DATA")
@@ -546,8 +563,12 @@ RECIPES = sorted((Path(__file__).parents[2] / "conf" / "evolution").glob("*.yaml
 def test_recipe_votes_once(path, tmp_path):
     short = ["--generations.iterations=1", "--generations.population=20", "--generations.num_samples=20"]
     noise = ["--privacy.target_epsilon=null", "--privacy.noise_multiplier=4"]
-    assert main(["evolve", f"--config={path}", *short, *noise, f"--run.dir={tmp_path / 'run'}"]) == 0
-    assert json.loads((tmp_path / "run" / "privacy.json").read_text())["num_units"] == 60_000
+    toys, num_units = _toys(path, tmp_path)
+    # Rules are a fragment: they go on top of a recipe.
+    whole = [path] if path.parent == HOME else [HOME / "fashion_mnist.yaml", path]
+    recipe = [f"--config={one}" for one in whole]
+    assert main(["evolve", *recipe, *short, *noise, *toys, f"--run.dir={tmp_path / 'run'}"]) == 0
+    assert json.loads((tmp_path / "run" / "privacy.json").read_text())["num_units"] == num_units
 
 
 def test_images_of_users(tmp_path):

@@ -50,8 +50,6 @@ def test_a_sample_stays_of_its_class_and_nears_it_with_the_degree(api):
         varied = api.vary(samples, labels, degree=degree, rng=rng(1))
         assert set(varied[labels == 1, 0]) == set(api._subjects[1])
         distance.append(abs(varied - samples).mean())
-        again = api.random(labels, rng=rng(2))
-        assert (varied.min(axis=0) >= np.minimum(samples, again).min(axis=0) - 40).all()
     assert distance[0] == 0 < distance[1] < distance[2]
 
 
@@ -72,19 +70,29 @@ def test_numbers_stay_within_bounds_and_choices_change_by_chance():
     assert changed == pytest.approx(0.5 * 4 / 5, abs=0.03)
 
 
-def test_every_character_is_its_own_in_every_known_font():
-    """Of one font no two digits look alike: a font of other signs would be caught by eye alone."""
-    api = RenderedText([str(digit) for digit in range(10)], size=28)
-    assert api.facts()["fonts"] >= 15
-    for font in range(api.facts()["fonts"]):
+def _draws_digits(api: RenderedText) -> list[bool]:
+    """For each font whether no two digits look alike, and a 1 is as tall as a 0 and no wider."""
+    sound = []
+    for font in range(int(api.facts()["fonts"])):
         samples = np.array([[digit, font, 22.0, 0.0, 0.0] for digit in range(10)])
-        images = api.render(samples).reshape(10, -1) > 127
-        overlap = (images[:, None] & images[None]).sum(axis=2) / (images[:, None] | images[None]).sum(axis=2)
+        images = api.render(samples)[:, 0] > 127  # (10, 28, 28)
+        flat = images.reshape(10, -1)
+        overlap = (flat[:, None] & flat[None]).sum(axis=2) / (flat[:, None] | flat[None]).sum(axis=2)
         np.fill_diagonal(overlap, 0)
-        assert overlap.max() < 0.9
-        # A 0 has a hole in its middle row, and a 1 is narrower than a 0.
-        wide = [np.flatnonzero(images[digit].reshape(28, 28).any(axis=0)) for digit in (0, 1)]
-        assert np.ptp(wide[1]) <= np.ptp(wide[0])
+        height, width = (
+            np.array([np.ptp(np.flatnonzero(i.any(axis=axis))) for i in images]) for axis in (1, 0)
+        )
+        sound.append(overlap.max() < 0.9 and abs(height[1] - height[0]) <= 2 and width[1] <= width[0])
+    return sound
+
+
+def test_every_known_font_draws_digits():
+    digits = [str(digit) for digit in range(10)]
+    sound = _draws_digits(RenderedText(digits))
+    assert len(sound) >= 15
+    assert all(sound)
+    # Planted: a font beside them that has other signs in the digits' places.
+    assert not any(_draws_digits(RenderedText(digits, fonts=[str(FONTS / "cmsy10.ttf")])))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +132,6 @@ def test_shapes_that_cannot_be(options, message):
 
 
 def test_given_fonts_are_those_that_are_drawn(tmp_path):
-    (tmp_path / "fonts").symlink_to(FONTS)
     one = RenderedText(["A"], fonts=[SERIF])
     assert one.facts()["fonts"] == 1
     (tmp_path / "some").mkdir()
