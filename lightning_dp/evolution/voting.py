@@ -18,8 +18,8 @@ def nearest(
     """(R, k) numbers of the candidates with the same label that are nearest in ℓ2, NaN for an abstention.
 
     A row abstains where nobody stands for its label, or where its embedding is not finite, and with the rest
-    of its k votes where fewer than k stand. It votes for no candidate twice. Whatever a row holds, its votes
-    depend on it and on public candidates alone.
+    of its k votes where fewer than k stand. It votes for no candidate twice, and of equally near ones for the
+    first. Whatever a row holds, its votes depend on it and on public candidates alone.
 
     Args:
         private: (R, D) embeddings.
@@ -38,8 +38,10 @@ def nearest(
         count = min(neighbours, len(options))
         for part in np.split(rows, range(_ROWS_AT_ONCE, len(rows), _ROWS_AT_ONCE)):
             scores = offset - private[torch.from_numpy(part)] @ own.T  # (r, m)
-            found = scores.topk(count, dim=1, largest=False).indices  # (r, count)
-            votes[part, :count] = options[found.numpy()]
+            for number in range(count):
+                best = scores.argmin(dim=1, keepdim=True)  # of equals the first, which topk does not promise
+                votes[part, number] = options[best[:, 0].numpy()]
+                scores.scatter_(1, best, torch.inf)
     return votes
 
 

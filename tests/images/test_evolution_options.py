@@ -92,6 +92,19 @@ def test_votes_are_for_the_k_nearest_of_ones_class():
     assert sums == pytest.approx(np.bincount(found.astype(int).ravel(), minlength=40) / math.sqrt(5))
 
 
+@pytest.mark.parametrize("count", [3, 300])
+def test_of_equally_near_candidates_the_first_ones_get_the_votes(count):
+    """Whatever else is voted on with a row: its votes must not depend on how many rows there are."""
+    votes = nearest(
+        torch.zeros(count, 2),
+        torch.ones(50, 2),
+        private_labels=np.zeros(count, dtype=int),
+        candidate_labels=np.zeros(50, dtype=int),
+        neighbours=2,
+    )
+    assert (votes == [0, 1]).all()
+
+
 def test_fewer_candidates_than_neighbours_are_each_voted_for_once():
     candidates = torch.eye(3)
     votes = nearest(
