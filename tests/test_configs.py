@@ -16,11 +16,12 @@ IMAGES = re.compile(
     r"lightning_dp\.(images\.|LatentDiffusion|Autoencoder|Image|CrossAttentionUNet|StableDiffusion)"
 )
 # Controls and adapters are laid over a whole recipe, in test_controls.py and adapters/test_fragments.py;
-# images have images/test_image_configs.py, the papers' recipes papers/test_recipes.py.
+# images have images/test_image_configs.py, the papers' recipes papers/test_recipes.py, rules of evolution
+# images/test_private_evolution.py.
 RECIPES = sorted(
     path
     for path in ROOT.glob("conf/**/*.yaml")
-    if path.parent.name not in ("controls", "adapter", "ablation", "papers", "timedit")
+    if path.parent.name not in ("controls", "adapter", "ablation", "papers", "timedit", "rules")
     and path.stem not in ("gpu", "gpus", "timedit_4x64", "timedit_96")  # laid over a recipe of papers/
     and not IMAGES.search(path.read_text())
 )

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 _DESCRIPTION = """\
-Make synthetic data by Private Evolution. A generation of public samples; each private unit votes for the
+Make synthetic data by Private Evolution. A generation of public samples; each private row votes for the
 nearest of its class; noisy counts choose parents; an API makes variations of them. Nothing is trained, and
 what it costs is one noisy histogram per iteration, charged to the ledger before a private row is read.
 
 The parts, each chosen by class_path in a YAML:
   data         the private data
   task         what kind of data that is: lightning_dp.images.ImageTask
-  api          where samples come from: PublicImages (a public set), DiffusionAPI (a public run of 'fit')
+  api          where samples come from: PublicImages (a public set), DiffusionAPI (a public run of 'fit'),
+               DiffusersPipelineAPI (a public pipeline folder), RenderedText, RenderedShapes (a simulator)
   embedding    where nearness is measured: PixelEmbedding, AutoencoderEmbedding, FeatureEmbedding
-  generations  iterations, population, num_samples, threshold, degrees
+  generations  iterations, population, num_samples, threshold, degrees, lookahead, neighbours, selection,
+               children, keep_parents
   privacy      target_epsilon or noise_multiplier, and delta
 """
 _EPILOG = """\

@@ -1,6 +1,6 @@
 """Private Evolution (Lin et al., arXiv 2305.15560; with simulators arXiv 2502.05505): no training.
 
-A generation of public samples; each private unit votes for the nearest of its class; the noisy counts
+A generation of public samples; each private row votes for the nearest of its class; the noisy counts
 choose parents; an API makes the next generation of them. Private rows meet the samples in the votes and
 nowhere else, so the cost is that of T noisy histograms, whatever API and embedding are.
 
@@ -10,18 +10,21 @@ Scope: any kind of data, in one process. What a row, a sample and a finished set
 import csv
 import json
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import final
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from lightning_dp.evolution.account import VotesAccount
 from lightning_dp.evolution.api import SampleAPI
 from lightning_dp.evolution.embedding import Embedding
+from lightning_dp.evolution.generations import Generations
 from lightning_dp.evolution.plan import VotesPlan, VotesPrivacy
 from lightning_dp.evolution.population import Population, balanced
+from lightning_dp.evolution.settings import check_same, settings_of
 from lightning_dp.evolution.state import State, has_state, read_state
 from lightning_dp.evolution.task import EvolutionTask
 from lightning_dp.evolution.voting import nearest, per_unit
@@ -37,47 +40,8 @@ from lightning_dp.privacy.report import (
 from lightning_dp.tracking.folder_lock import make_run_folder
 from lightning_dp.tracking.run_folder import environment
 
-
-@dataclass(frozen=True, kw_only=True)
-class Generations:
-    """How a population evolves; public choices, none of which changes ε but the number of iterations.
-
-    Attributes:
-        iterations: T ≥ 1 votes; the noise of each grows with √T.
-        population: samples of one generation, spread evenly over the classes. Each should get several
-            times the noise in votes: units ÷ population against σ.
-        num_samples: size of the finished set, balanced over the classes.
-        threshold: H ≥ 0, in standard deviations of the noise; taken off every count.
-        first_degree, last_degree: of variation, in [0, 1]; in equal steps from one to the other, the last
-            one for the finished set.
-        keep_parents: whether a parent that was chosen lives on beside its variations. Off is the paper's.
-    """
-
-    iterations: int = 10
-    population: int = 2000
-    num_samples: int = 10_000
-    threshold: float = 2.0
-    first_degree: float = 1.0
-    last_degree: float = 0.1
-    keep_parents: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("iterations", "population", "num_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"generations.{name} is {getattr(self, name)}; it must be at least 1.")
-        if not 0 <= self.threshold < float("inf"):
-            raise ValueError(
-                f"generations.threshold is {self.threshold}; it counts standard deviations of the noise and "
-                "can't be negative: 2 is usual."
-            )
-        for name in ("first_degree", "last_degree"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"generations.{name} is {getattr(self, name)}; it must lie in [0, 1].")
-
-    def degree(self, iteration: int) -> float:
-        """Of the variations that follow vote number `iteration`, from 1."""
-        done = (iteration - 1) / (self.iterations - 1) if self.iterations > 1 else 1.0
-        return self.first_degree + (self.last_degree - self.first_degree) * done
+_LOOKAHEAD = 1
+"""Sets the randomness of lookahead before a vote apart from that of the children after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +61,9 @@ class EvolutionRun:
 class PrivateEvolution:
     """One run, into one folder.
 
-    Guarantee: everything in the folder is (ε, δ)-DP for adding or removing one privacy unit: a unit has one
-    vote per iteration, shared over its rows, so it moves the counts by at most 1 in ℓ2, and each vote is
-    one Gaussian release, charged to the ledger before the first private row is read.
+    Guarantee: everything in the folder is (ε, δ)-DP for adding or removing one privacy unit: in each
+    iteration the votes of all its rows together move the counts by at most 1 in ℓ2 (proof: `VoteCounts`),
+    and each vote is one Gaussian release, charged to the ledger before the first private row is read.
 
     Args:
         task: the private data.
@@ -127,11 +91,7 @@ class PrivateEvolution:
         method: str = "private evolution",
         seed: int = 0,
     ) -> None:
-        if generations.population < len(task.class_names):
-            raise ValueError(
-                f"generations.population is {generations.population}, but there are {len(task.class_names)} "
-                "classes: each needs at least one sample."
-            )
+        generations.check_classes(len(task.class_names))
         self.plan: VotesPlan = privacy.plan(generations.iterations)
         self._task = task
         self._api = api
@@ -153,14 +113,18 @@ class PrivateEvolution:
                 resumed run takes fewer.
 
         Raises:
-            ValueError: the folder holds another run, or what the API makes is not what the data holds.
+            ValueError: the folder holds another run, the run that is resumed was started with other
+                settings, or what the API makes is not what the data holds.
             LedgerError: the budget does not cover the plan; nothing was read.
         """
         if not resume and has_state(self._folder):
             raise ValueError(
                 f"{self._folder} holds a run already: go on with it by --resume, or choose another folder"
             )
+        settings = settings_of(config, generations=self._generations, seed=self._seed)
         before = read_state(self._folder) if resume else None
+        if before:
+            check_same(before.settings, settings)
         account = VotesAccount(
             Ledger(self._privacy.ledger),
             self.plan,
@@ -172,7 +136,8 @@ class PrivateEvolution:
         try:
             with account:
                 self._task.prepare()
-                population = self._evolve(before or self._start(account, config=config), account)
+                state = before or self._start(account, config=config, settings=settings)
+                population = self._evolve(state, account)
         except BaseException:
             if account.spent:
                 self._report(account, status="interrupted")
@@ -183,28 +148,37 @@ class PrivateEvolution:
 
     def _evolve(self, state: State, account: VotesAccount) -> Population:
         """The last generation with its votes."""
-        while account.left:
-            state = self._iterate(state, account)
+        total = self.plan.iterations
+        with tqdm(
+            total=total, initial=account.spent, unit="vote", desc="evolving", disable=None, leave=False
+        ) as progress:
+            while account.left:
+                state = self._iterate(state, account)
+                progress.set_postfix(epsilon=f"{self.plan.epsilon_after(account.spent):.4g}", refresh=False)
+                progress.update()
         if state.population.votes is None:
             raise LedgerError(
-                f"run {state.run} was charged for all its {self.plan.iterations} votes and lost every one of "
+                f"run {state.run} was charged for all its {total} votes and lost every one of "
                 "them in crashes; they stay charged. Start a new run to spend more."
             )
         return state.population
 
-    def _start(self, account: VotesAccount, *, config: str) -> State:
+    def _start(self, account: VotesAccount, *, config: str, settings: dict[str, str]) -> State:
         labels = balanced(self._generations.population, num_classes=len(self._task.class_names))
         samples = self._api.random(labels, rng=self._rng(0))
-        if samples.shape[1:] != self._task.sample_shape:
+        shape = self._api.render(samples[:1]).shape[1:]
+        if shape != self._task.sample_shape:
             raise ValueError(
-                f"{type(self._api).__name__} makes samples of shape {samples.shape[1:]}, and the data has "
+                f"{type(self._api).__name__} makes samples of shape {shape}, and the data has "
                 f"{self._task.sample_shape}: give both the same size and mode."
             )
         make_run_folder(self._folder)
         (self._folder / "config.yaml").write_text(config)
         (self._folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
         population = Population(samples=samples, labels=labels)
-        state = State(run=account.run, ledger=account.head, iteration=0, population=population)
+        state = State(
+            run=account.run, ledger=account.head, iteration=0, settings=settings, population=population
+        )
         state.save(self._folder)
         return state
 
@@ -215,7 +189,7 @@ class PrivateEvolution:
         candidates = state.population
         if state.iteration:
             candidates = self._children(state.population, labels, after=state.iteration)
-        embedded = self._embedding.embed(candidates.samples)
+        embedded = self._standing(candidates, vote=number)
         if self._facts or read_privacy_report(self._folder):  # else the vote finds out what there is to say
             self._report(account, status="running", votes=account.spent + 1)  # before the ledger is charged
         votes = account.vote(
@@ -225,20 +199,44 @@ class PrivateEvolution:
         # The report first: it covers whatever the state holds, wherever a crash comes.
         self._report(account, status="running")
         self._log(population, account, iteration=number)
-        state = State(run=state.run, ledger=account.head, iteration=number, population=population)
+        state = replace(state, ledger=account.head, iteration=number, population=population)
         state.save(self._folder)
         return state
+
+    def _standing(self, candidates: Population, *, vote: int) -> Tensor:
+        """(M, D): where each candidate stands for a vote, by lookahead at what its children will be like.
+
+        With lookahead k it is the mean of the embeddings of k variations of the candidate, made at the degree
+        of the children that follow the vote (Lin et al., §4; their own draws, not those children). The
+        candidate itself is not among them; k = 0 is the candidate. It is made of public things, before
+        the vote is charged and without a private row, so a unit's votes are still for numbers of public
+        candidates and the sensitivity of the counts is what it was.
+        """
+        made = self._generations
+        if not made.lookahead:
+            return self._embedding.embed(self._api.render(candidates.samples))
+        rng, degree = self._rng(vote, _LOOKAHEAD), made.degree(vote)
+        total: Tensor | None = None
+        for _ in range(made.lookahead):  # one after another: memory for one generation
+            varied = self._api.vary(candidates.samples, candidates.labels, degree=degree, rng=rng)
+            embedded = self._embedding.embed(self._api.render(varied))
+            total = embedded if total is None else total + embedded
+        assert total is not None
+        return total / made.lookahead
 
     def _children(self, population: Population, labels: np.ndarray, *, after: int) -> Population:
         """Variations of parents that the votes choose, and the parents themselves where they are kept."""
         rng = self._rng(after)
-        parents = population.choose(labels, threshold=self._threshold, rng=rng)
+        made = self._generations
+        parents = population.choose(
+            labels, threshold=self._threshold, rng=rng, selection=made.selection, children=made.children
+        )
         samples = population.samples[parents]
         varied = np.ones(len(parents), dtype=bool)
-        if self._generations.keep_parents:
+        if made.keep_parents:
             varied[np.unique(parents, return_index=True)[1]] = False
         if varied.any():
-            degree = self._generations.degree(after)
+            degree = made.degree(after)
             samples[varied] = self._api.vary(samples[varied], labels[varied], degree=degree, rng=rng)
         return Population(samples=samples, labels=labels)
 
@@ -255,18 +253,24 @@ class PrivateEvolution:
             )
             self._facts = self.plan.to_dict(rows.unit)
         own = self._electorate
-        votes = nearest(own.embedded, candidates, private_labels=own.labels, candidate_labels=labels)
+        votes = nearest(
+            own.embedded,
+            candidates,
+            private_labels=own.labels,
+            candidate_labels=labels,
+            neighbours=self._generations.neighbours,
+        )
         return per_unit(votes, owners=own.owners, num_units=own.num_units)
 
     def _finish(self, population: Population) -> None:
         """The finished set: post-processing of the last votes."""
         labels = balanced(self._generations.num_samples, num_classes=len(self._task.class_names))
         finished = self._children(population, labels, after=self._generations.iterations)
-        self._task.write(self._folder, finished.samples, labels)
+        self._task.write(self._folder, self._api.render(finished.samples), labels)
 
-    def _rng(self, iteration: int) -> np.random.Generator:
+    def _rng(self, iteration: int, *purpose: int) -> np.random.Generator:
         """Of the public choices after a vote, the same whether or not the run was resumed there."""
-        return np.random.default_rng([self._seed, iteration])
+        return np.random.default_rng([self._seed, iteration, *purpose])
 
     @property
     def _threshold(self) -> float:

@@ -10,10 +10,10 @@ from lightning_dp.privacy.units import PrivacyUnit
 
 @dataclass(frozen=True, kw_only=True)
 class VotesPlan:
-    """T noisy histograms, in each of which every unit has one vote.
+    """T noisy histograms, in each of which the votes of one unit have an ℓ2 norm of at most 1.
 
     Attributes:
-        noise_multiplier: σ > 0; the standard deviation of the noise, in votes.
+        noise_multiplier: σ > 0; the standard deviation of the noise, in votes of a unit that casts one.
         iterations: T ≥ 1.
         delta: δ in (0, 1).
     """
@@ -56,7 +56,7 @@ class VotesPlan:
         ).to_dict()
         own = {
             "sampling": "none: every unit votes in every iteration",
-            "mechanism": "votes with Gaussian noise",
+            "mechanism": "votes, a unit's bounded to an ℓ2 norm of 1, with Gaussian noise",
         }
         left_out = ("max_grad_norm", "expected_batch_size", "prior_releases")
         return {**{name: value for name, value in whole.items() if name not in left_out}, **own}

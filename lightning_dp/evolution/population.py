@@ -4,13 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lightning_dp.evolution.generations import Selection
+
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
     """Public: what is private in it has been paid for.
 
     Attributes:
-        samples: (M, …).
+        samples: (M, …), as the API keeps them: images, or what it renders them from.
         labels: (M,) int64, −1 for none.
         votes: (M,) noisy; None before the first vote.
     """
@@ -36,21 +38,41 @@ class Population:
                 weights[own] = 1.0
         return weights
 
-    def choose(self, labels: np.ndarray, *, threshold: float, rng: np.random.Generator) -> np.ndarray:
-        """(n,) numbers of parents, one for each of `labels`, in proportion to their class's weights.
+    def choose(
+        self,
+        labels: np.ndarray,
+        *,
+        threshold: float,
+        rng: np.random.Generator,
+        selection: Selection = "sample",
+        children: int = 1,
+    ) -> np.ndarray:
+        """(n,) numbers of parents, one for each of `labels`.
+
+        By `sample` ⌈n/L⌉ are drawn for a class that is asked for n times, with replacement and in proportion
+        to its weights, and have L children each. By `rank` the ⌈m/L⌉ of a class's m samples with the most
+        votes share the n children evenly: L each, where the next generation is as large as this one.
 
         Args:
             labels: (n,), each of them a label of the population.
-            threshold: as in `weights`.
-            rng: public randomness.
+            threshold: as in `weights`, of which `rank` makes no use.
+            rng: public randomness, of which `rank` needs none.
+            selection: as in `Generations`; `rank` after a vote only.
+            children: L ≥ 1.
         """
         weights = self.weights(threshold=threshold)
         parents = np.empty(len(labels), dtype=np.int64)
         for label in np.unique(labels):
             own = np.flatnonzero(self.labels == label)
             wanted = np.flatnonzero(labels == label)
-            share = weights[own] / weights[own].sum()
-            parents[wanted] = rng.choice(own, size=len(wanted), p=share)
+            if selection == "rank":
+                assert self.votes is not None
+                best = own[np.argsort(-self.votes[own], kind="stable")]
+                chosen = best[: -(-len(own) // children)]
+            else:
+                share = weights[own] / weights[own].sum()
+                chosen = rng.choice(own, size=-(-len(wanted) // children), p=share)
+            parents[wanted] = np.resize(chosen, len(wanted))  # over and over
         return parents
 
 

@@ -21,17 +21,24 @@ class State:
         run: id in the ledger.
         ledger: (seq, hash) of the run's last entry when this was written.
         iteration: votes that `population` is the result of.
+        settings: what the run was started with, as `settings_of` reads it.
         population: the last generation.
     """
 
     run: str
     ledger: tuple[int, str]
     iteration: int
+    settings: dict[str, str]
     population: Population
 
     def save(self, folder: Path) -> None:
         """Replace the state as a whole."""
-        facts = {"run": self.run, "ledger": list(self.ledger), "iteration": self.iteration}
+        facts = {
+            "run": self.run,
+            "ledger": list(self.ledger),
+            "iteration": self.iteration,
+            "settings": self.settings,
+        }
         arrays = {name: value for name, value in vars(self.population).items() if value is not None}
         content = io.BytesIO()
         np.savez_compressed(content, facts=np.array(json.dumps(facts)), **arrays)
@@ -47,7 +54,7 @@ def read_state(folder: Path) -> State:
     """The state of a run folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it was written before settings were kept.
     """
     if not has_state(folder):
         raise ValueError(
@@ -57,10 +64,16 @@ def read_state(folder: Path) -> State:
         facts = json.loads(str(content["facts"]))
         names = [field.name for field in fields(Population)]
         arrays = {name: content[name] for name in names if name in content}
+    if "settings" not in facts:
+        raise ValueError(
+            f"{folder / _NAME} holds no settings, as states of an earlier version, whose votes were counted "
+            "in another way: start a new run in another folder."
+        )
     seq, digest = facts["ledger"]
     return State(
         run=facts["run"],
         ledger=(int(seq), str(digest)),
         iteration=int(facts["iteration"]),
+        settings=facts["settings"],
         population=Population(**arrays),
     )

@@ -33,10 +33,13 @@ from .discriminator import PatchDiscriminator as PatchDiscriminator
 from .downstream import SmallCNN as SmallCNN, WideResNet as WideResNet
 from .evaluation import Evaluation as Evaluation
 from .evolution.autoencoder_embedding import AutoencoderEmbedding as AutoencoderEmbedding
+from .evolution.diffusers_api import DiffusersPipelineAPI as DiffusersPipelineAPI
 from .evolution.diffusion_api import DiffusionAPI as DiffusionAPI
 from .evolution.feature_embedding import FeatureEmbedding as FeatureEmbedding
 from .evolution.pixel_embedding import PixelEmbedding as PixelEmbedding
 from .evolution.public_images import PublicImages as PublicImages
+from .evolution.rendered_shapes import RenderedShapes as RenderedShapes
+from .evolution.rendered_text import RenderedText as RenderedText
 from .evolution.task import ImageTask as ImageTask
 from .latent_autoencoder import KLAutoencoder as KLAutoencoder, VQAutoencoder as VQAutoencoder
 from .module import LatentDiffusion as LatentDiffusion

@@ -26,19 +26,22 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_weights(kind: Any, folder: Path) -> Any:
+def load_weights(kind: Any, folder: Path, *, safetensors: bool | None = None) -> Any:
     """A model of diffusers or transformers with all of its weights, in fp32, on the CPU.
 
     Args:
         kind: its class.
         folder: with config.json and the weights.
+        safetensors: whether they have to be safetensors; None takes older files where there are no others.
 
     Raises:
         ValueError: files are missing, damaged or don't fit; a part that is missing is not made up.
     """
     read_config(folder / "config.json")
     try:
-        model, found = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        model, found = kind.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, use_safetensors=safetensors
+        )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"the weights of {folder} can't be loaded ({' '.join(str(error).split())[:200]}): copy the "

@@ -311,8 +311,14 @@ class Vote(Mechanism[int]):
 class VoteCounts(Mechanism[np.ndarray]):
     """Votes for each option after noise, (num_options,) fp64; neither whole nor always above 0.
 
-    As in `Vote` a unit has one vote, shared over its values, and NaN abstains; here all counts are
-    published. The sensitivity is 1, in ℓ1 and so in ℓ2.
+    A unit may cast any number of votes, for one option several times; NaN, and what is not on offer,
+    abstains. Let h be the unit's own histogram, how often it votes for each option. It adds h / ‖h‖₂, or
+    nothing where h = 0: k votes for k options count 1/√k each.
+
+    Proof that the sensitivity is 1: the sums are Σ_u h_u / ‖h_u‖₂, and h_u depends on the values of unit u
+    alone. Adding or removing u leaves every other term as it is, so the sums move by h_u / ‖h_u‖₂, whose ℓ2
+    norm is 1, or by 0. The noise is Gaussian, which asks for ℓ2 and nothing else. One vote shared over the
+    unit's values, h / ‖h‖₁, would be as private, and no count of it larger: ‖h‖₂ ≤ ‖h‖₁.
 
     Attributes:
         num_options: ≥ 1, public; a value is the number of an option.
@@ -329,7 +335,18 @@ class VoteCounts(Mechanism[np.ndarray]):
         return 1.0
 
     def sums(self, values: PerUnit) -> np.ndarray:
-        return _shares(values, np.arange(self.num_options + 1) - 0.5)
+        rows = _rows(values)  # (units, width)
+        options = np.round(rows)
+        offered = (options >= 0) & (options < self.num_options)  # False of NaN
+        owners = np.nonzero(offered)[0]
+        # One number for each pair of a unit and an option that it votes for; how often is h.
+        pairs, times = np.unique(
+            owners * self.num_options + options[offered].astype(np.int64), return_counts=True
+        )
+        owners, options = pairs // self.num_options, pairs % self.num_options
+        norms = np.sqrt(np.bincount(owners, weights=times.astype(np.float64) ** 2, minlength=1))
+        sums = np.bincount(options, weights=times / norms[owners], minlength=self.num_options)
+        return sums.astype(np.float64)  # of nothing at all bincount makes whole numbers
 
     def answer(self, noisy: np.ndarray) -> np.ndarray:
         return noisy

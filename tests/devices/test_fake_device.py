@@ -10,6 +10,8 @@ import torch
 import yaml
 from fake_device import fake_device
 from images.image_support import CLASSES
+from images.pipeline_support import write_ddpm, write_dit
+from images.sd_support import write_checkpoint
 from labels import on_gpu
 from support import Records, Regression
 from torch import nn
@@ -18,6 +20,7 @@ from toy_recipes import ROOT, toy
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.gradient_diagnostics import GradientDiagnostics
 from lightning_dp.cli import main
+from lightning_dp.images.evolution.diffusers_api import DiffusersPipelineAPI
 from lightning_dp.images.evolution.diffusion_api import DiffusionAPI
 from lightning_dp.privacy.clipping import exact, unit_sums
 from lightning_dp.privacy.clipping.observing import UnitNorms
@@ -186,6 +189,25 @@ def _evolve(folder: Path, public_run: Path):
 def test_evolution(tmp_path, public_run):
     assert not _evolve(tmp_path, public_run).mixed
     assert (tmp_path / "run" / "samples" / "train.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("write", "options"),
+    [
+        (write_ddpm, {}),
+        (write_dit, {"classes": [1, 2, 3]}),
+        (write_checkpoint, {"prompts": ["a", "b", "c"]}),
+    ],
+    ids=["ddpm", "dit", "sd"],
+)
+def test_a_pipeline_folder_draws_and_varies_on_the_device(tmp_path, write, options):
+    folder, labels = write(tmp_path / "pipeline"), np.arange(3)
+    with fake_device() as seen:
+        api = DiffusersPipelineAPI(str(folder), public="random numbers", num_steps=2, size=8, **options)
+        samples = api.random(labels, rng=np.random.default_rng(0))
+        varied = api.vary(samples, labels, degree=0.5, rng=np.random.default_rng(0))
+        assert api.render(varied).shape == (3, 3, 8, 8)
+    assert not seen.mixed
 
 
 def test_an_evolution_on_the_host_is_seen(tmp_path, public_run, monkeypatch):

@@ -22,6 +22,7 @@ from lightning_dp.privacy.release import (
     PublicBounds,
     VectorSum,
     Vote,
+    VoteCounts,
 )
 from lightning_dp.privacy.units import PrivacyUnit
 
@@ -33,6 +34,7 @@ MECHANISMS: list[Mechanism] = [
     BoundedVariance(noise_multiplier=2.0, bounds=PublicBounds(lower=1e-9, upper=3e-9), num_units=1),
     Histogram(noise_multiplier=2.0, edges=(-1.0, 0.0, 0.5, 1e9)),
     Vote(noise_multiplier=2.0, num_options=3),
+    VoteCounts(noise_multiplier=2.0, num_options=3),
     VectorSum(noise_multiplier=2.0, max_norm=0.3, dimension=3),
 ]
 
@@ -109,7 +111,7 @@ def test_one_unit_moves_the_sums_by_at_most_the_sensitivity(mechanism: Mechanism
 def test_the_sensitivity_is_reached(mechanism: Mechanism) -> None:
     """A stated bound far above the true one would waste budget."""
     unit = [1e308] * 3
-    if isinstance(mechanism, Histogram | Vote):
+    if isinstance(mechanism, Histogram | Vote | VoteCounts):
         unit = [1.0]
     assert moved_by_one_unit(mechanism, [unit, [0.0] * 3]) == pytest.approx(mechanism.sensitivity)
 
@@ -146,6 +148,32 @@ class OwnCount(Unclipped):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnboundedBallots(Unclipped):
+    """Planted: each vote of a unit counts one."""
+
+    def sums(self, values):
+        return sum((np.bincount(np.int64(unit), minlength=3) for unit in values), np.zeros(3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByNumberOfVotes(Unclipped):
+    """Planted: n votes count 1/√n each, which is their ℓ2 norm only while no two are for the same."""
+
+    def sums(self, values):
+        ballots = (np.bincount(np.int64(unit), minlength=3) / math.sqrt(len(unit)) for unit in values)
+        return sum(ballots, np.zeros(3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InAnotherNorm(Unclipped):
+    """Planted: a unit's largest count is 1, a bound in ℓ∞."""
+
+    def sums(self, values):
+        ballots = (np.bincount(np.int64(unit), minlength=3) for unit in values)
+        return sum((ballot / ballot.max() for ballot in ballots), np.zeros(3))
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoisonedByNaN(Unclipped):
     """Planted: one NaN spoils the sum."""
 
@@ -160,6 +188,9 @@ class PoisonedByNaN(Unclipped):
         (PerRow, [[1.0, 1.0], [0.0]]),
         (OwnCount, [[1.0], [0.0]]),
         (PoisonedByNaN, [[math.nan], [0.0]]),
+        (UnboundedBallots, [[1, 2], [0]]),
+        (ByNumberOfVotes, [[1, 1], [0]]),
+        (InAnotherNorm, [[1, 2], [0]]),
     ],
 )
 def test_planted_mechanisms_are_caught(planted: type[Mechanism], units: list[list[float]]) -> None:
@@ -171,6 +202,16 @@ def test_planted_mechanisms_are_caught(planted: type[Mechanism], units: list[lis
             return False
 
     assert not sound()
+
+
+@pytest.mark.parametrize("units", [[[1, 2], [0]], [[1, 1], [0]], [[1, 1, 2], [0, 0, 0, 1]], [[9], [-1, 2]]])
+def test_the_counts_bound_what_the_planted_ones_do_not(units: list[list[float]]) -> None:
+    counts = VoteCounts(noise_multiplier=1.0, num_options=3)
+    assert moved_by_one_unit(counts, units) == pytest.approx(1.0)
+    ballots = [np.array([unit.count(option) for option in range(3)]) for unit in units]
+    expected = sum(ballot / max(np.linalg.norm(ballot), 1) for ballot in ballots)
+    assert counts.sums(units) == pytest.approx(expected)
+    assert (counts.sums(units) >= Vote(noise_multiplier=1.0, num_options=3).sums(units) - 1e-12).all()
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS, ids=name)
