@@ -25,7 +25,7 @@ from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
 from lightning_dp.choices import did_you_mean, import_choices
 from lightning_dp.sweeps.spelling import yaml_spelling
-from lightning_dp.tracking.checkpoint_file import UNREADABLE, WholeCheckpoints, damaged
+from lightning_dp.tracking.checkpoint_file import UNREADABLE, WholeCheckpoints, damaged, read_checkpoint
 from lightning_dp.tracking.layout import CHECKPOINT
 from lightning_dp.tracking.local_loggers import RunMetrics, check_loggers
 from lightning_dp.tracking.predictions import PredictionWriter
@@ -180,11 +180,15 @@ class Cli(LightningCLI):
             interpolation.open_link_targets(model.init_args.get(part), [name])
 
     def _parse_ckpt_path(self) -> None:
-        """As Lightning's, which reads the model's settings from the checkpoint before all else."""
+        """A checkpoint's settings of its model, where nothing else gives any: what a user writes wins."""
+        given = self.config[self.config.subcommand]
         try:
-            super()._parse_ckpt_path()
+            if given.model is None:
+                super()._parse_ckpt_path()
+            elif given.ckpt_path and Path(given.ckpt_path).is_file():
+                read_checkpoint(Path(given.ckpt_path))  # a damaged one is named before all else
         except UNREADABLE as error:
-            raise damaged(self.config[self.config.subcommand].ckpt_path, error) from error
+            raise damaged(given.ckpt_path, error) from error
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]

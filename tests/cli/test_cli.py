@@ -118,6 +118,13 @@ def test_predict_command_saves_forecasts(finished):
     assert not (finished / "predictions.npz").exists()
 
 
+def test_settings_on_the_command_line_win_over_those_in_a_checkpoint(finished, tmp_path):
+    checkpoint = finished / "checkpoints" / "last.ckpt"
+    predict = ["predict", f"--config={finished / 'config.yaml'}", f"--ckpt_path={checkpoint}"]
+    assert main([*predict, f"--run.dir={tmp_path}", "--model.init_args.num_samples=3"]) == 0
+    assert np.load(tmp_path / "nonprivate_predictions.npz")["samples"].shape[1] == 3
+
+
 def test_several_devices_score_and_predict_every_row_once(finished, tmp_path):
     """Their number does not divide that of the rows, so that a sampler which fills up would repeat some."""
     devices = 4

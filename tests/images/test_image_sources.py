@@ -1,12 +1,14 @@
 """Sources: published files are checked, users' files are read as they lie, joined sets are relabelled."""
 
 import gzip
+import inspect
 import io
 import json
 import os
 import pickle
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from image_support import write_png
 from PIL import Image
 
+from lightning_dp.choices import import_choices
 from lightning_dp.images.data.cifar import CIFAR10, CIFAR100
 from lightning_dp.images.data.idx import read_idx
 from lightning_dp.images.data.image_folder import ImageFolder
@@ -21,7 +24,7 @@ from lightning_dp.images.data.mnist import MNIST, FashionMNIST
 from lightning_dp.images.data.npz import NPZ
 from lightning_dp.images.data.parquet import Parquet
 from lightning_dp.images.data.public28 import Clothing, KannadaDigits, NotMNIST, Omniglot
-from lightning_dp.images.data.source import Joined
+from lightning_dp.images.data.source import ImageSource, Joined
 from lightning_dp.images.data.tar_shards import TarShards
 
 DATA = os.environ.get("LIGHTNING_DP_DATA", "")
@@ -297,3 +300,36 @@ def test_captions_of_an_image_folder(tmp_path):
     metadata.write_text("{")
     with pytest.raises(ValueError, match=r"metadata\.jsonl can't be read"):
         source.open("train")
+
+
+def _kinds(kind: type[ImageSource]) -> Iterator[type[ImageSource]]:
+    for own in kind.__subclasses__():
+        yield from _kinds(own)
+        if (
+            not own.__name__.startswith("_")
+            and own.__module__.startswith("lightning_dp.")
+            and own is not Joined
+        ):
+            yield own
+
+
+def test_every_source_names_its_files_before_they_are_there(tmp_path):
+    """What `check --needs` lists; of a Joined those of all its sources."""
+    import_choices()
+    folder = tmp_path / "data"
+    (folder / "train" / "a class").mkdir(parents=True)
+    sources = []
+    for kind in _kinds(ImageSource):
+        accepted = inspect.signature(kind).parameters
+        place = {"data_dir": str(folder)} if "data_dir" in accepted else {"path": str(folder)}
+        named = {"name": "pathmnist"} if "name" in accepted else {}
+        classes = accepted.get("class_names")
+        if classes is not None and classes.default is inspect.Parameter.empty:
+            named["class_names"] = ["a", "b"]
+        sources.append(kind(**place, **named))
+    assert len(sources) > 15
+    for source in sources:
+        assert source.files(), source
+        assert all(path == folder or folder in path.parents for path in source.files()), source
+    together = Joined(sources=sources[:3]).files()
+    assert together == [path for source in sources[:3] for path in source.files()]

@@ -58,6 +58,7 @@ def test_all_stages_run_as_printed_to_the_report(name, vgg, tmp_path, monkeypatc
         private = toys.PRIVATE if stage == "" else ("--run.test=false",)  # a stage on the way is not judged
         options = [*toys.SMALL, *small[stage], *private, f"--run.dir=runs/dpldm_{name}{stage}"]
         assert main(["fit", f"--config={config}", *options]) == 0, stage
+    _what_the_last_stage_needs_is_printed(config, options[:-1], capsys)
     run = Path("runs") / f"dpldm_{name}"
     engine = yaml.safe_load((run / "config.yaml").read_text())["privacy"]["clipping_engine"]
     assert engine is None or engine["class_path"].endswith(".BookKeeping")  # the default
@@ -76,6 +77,16 @@ def test_all_stages_run_as_printed_to_the_report(name, vgg, tmp_path, monkeypatc
         for path in SWEEPS:
             own = small[""] if path.stem == "dpldm_fresh" else small[""][:-1]  # the last are blocks
             _a_sweep_makes_and_runs_its_trials(path, own)
+
+
+def _what_the_last_stage_needs_is_printed(config: Path, options: list[str], capsys) -> None:
+    capsys.readouterr()
+    assert main(["check", str(config), "--needs", *options]) == 0
+    said = capsys.readouterr().out
+    for what in ("time     about", "memory   about", "weights  "):
+        assert what in said
+    (data,) = [line for line in said.splitlines() if line.startswith("data     ")]
+    assert data.endswith("B)") or "KiB" in data or "MiB" in data, data
 
 
 def _a_sweep_makes_and_runs_its_trials(path: Path, small: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Camelyon17 of WILDS: patches of lymph nodes, with a tumour in the middle or none (Koh et al. 2021)."""
 
 import csv
+from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -31,6 +32,10 @@ class Camelyon17(ImageSource):
 
     def __init__(self, *, data_dir: str | None = None) -> None:
         self._folder = data_folder(data_dir) / _FOLDER
+
+    def files(self) -> list[Path]:
+        """The folder of the data set."""
+        return [self._folder]
 
     def open(self, split: Split) -> EncodedTable:
         rows = [row for row in self._rows() if _split_of(row) == split]

@@ -39,6 +39,10 @@ class MedMNIST(ImageSource):
         self.class_names = tuple(class_names)
         self._path = data_folder(data_dir) / name / f"{name}{'' if side == _SIDES[0] else f'_{side}'}.npz"
 
+    def files(self) -> list[Path]:
+        """The one file of the data set."""
+        return [self._path]
+
     def open(self, split: Split) -> ArrayTable:
         images, labels = _read(self._path, f"{split}_images", f"{split}_labels")
         if labels.ndim == 2 and labels.shape[1] == 1:

@@ -1,6 +1,7 @@
 """A user's images in parquet files, in the layout of Hugging Face's data sets."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -41,6 +42,10 @@ class Parquet(ImageSource):
         self._caption = caption_column
         self.has_captions = caption_column is not None
         self.dataset_id = name_of(path, dataset_id)
+
+    def files(self) -> list[Path]:
+        """The folder that everything lies in."""
+        return [self._folder]
 
     def open(self, split: Split) -> EncodedTable | None:
         files = files_of(self._folder, split=split, suffix=".parquet")

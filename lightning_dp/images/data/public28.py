@@ -3,6 +3,7 @@
 Each has one split, `train`: nothing is judged on them. They lie in `public28/` of the data folder.
 """
 
+from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -37,6 +38,10 @@ class Clothing(ImageSource):
     def __init__(self, *, data_dir: str | None = None) -> None:
         self._data_dir = data_dir
 
+    def files(self) -> list[Path]:
+        """The one file of the set."""
+        return [data_folder(self._data_dir) / _FOLDER / "clothing_small_28.npz"]
+
     def open(self, split: Split) -> ArrayTable | None:
         if split != "train":
             return None
@@ -63,6 +68,10 @@ class Omniglot(ImageSource):
 
     def __init__(self, *, data_dir: str | None = None) -> None:
         self._data_dir = data_dir
+
+    def files(self) -> list[Path]:
+        """The one file of the set."""
+        return [data_folder(self._data_dir) / _FOLDER / "omniglot_small_28.npz"]
 
     def open(self, split: Split) -> ArrayTable | None:
         if split != "train":
@@ -106,6 +115,10 @@ class KannadaDigits(ImageSource):
     def __init__(self, *, data_dir: str | None = None) -> None:
         self._data_dir = data_dir
 
+    def files(self) -> list[Path]:
+        """Two of images and two of labels."""
+        return [data_folder(self._data_dir) / _FOLDER / file for one in self._files for file in one[::2]]
+
     def open(self, split: Split) -> ArrayTable | None:
         if split != "train":
             return None
@@ -133,6 +146,13 @@ class NotMNIST(ImageSource):
 
     def __init__(self, *, data_dir: str | None = None) -> None:
         self._data_dir = data_dir
+
+    def files(self) -> list[Path]:
+        """One of images and one of labels."""
+        return [
+            data_folder(self._data_dir) / _FOLDER / f"notmnist-t10k-{kind}-ubyte.gz"
+            for kind in ("images-idx3", "labels-idx1")
+        ]
 
     def open(self, split: Split) -> ArrayTable | None:
         if split != "train":

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,10 @@ class ImageSource(ABC):
     has_captions: bool = False
     dataset_id: str
     class_names: tuple[str, ...]
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The files and folders that hold the images, whether or not they are there."""
 
     @abstractmethod
     def open(self, split: Split) -> ImageTable | None:
@@ -76,6 +81,10 @@ class Joined(ImageSource):
         self.public = all(source.public for source in sources)
         self.has_captions = all(source.has_captions for source in sources)
         self.dataset_id = dataset_id or "+".join(source.dataset_id for source in sources)
+
+    def files(self) -> list[Path]:
+        """Those of all its sources."""
+        return [path for source in self.sources for path in source.files()]
 
     def open(self, split: Split) -> ImageTable | None:
         tables = [table for table in (source.open(split) for source in self.sources) if table is not None]

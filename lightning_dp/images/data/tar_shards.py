@@ -65,6 +65,10 @@ class TarShards(ImageSource):
         self.has_captions = captions
         self.dataset_id = name_of(path, dataset_id)
 
+    def files(self) -> list[Path]:
+        """The folder that everything lies in."""
+        return [self._folder]
+
     def open(self, split: Split) -> EncodedTable | None:
         shards = files_of(self._folder, split=split, suffix=".tar")
         if not shards:
