@@ -85,8 +85,9 @@ def _what_the_last_stage_needs_is_printed(config: Path, options: list[str], caps
     said = capsys.readouterr().out
     for what in ("time     about", "memory   about", "weights  "):
         assert what in said
-    (data,) = [line for line in said.splitlines() if line.startswith("data     ")]
-    assert data.endswith("B)") or "KiB" in data or "MiB" in data, data
+    data = [line for line in said.splitlines() if line.startswith("data     ")]
+    assert data
+    assert all(line.endswith(" MiB") for line in data), data  # each is there, and its size is known
 
 
 def _a_sweep_makes_and_runs_its_trials(path: Path, small: list[str]) -> None:
