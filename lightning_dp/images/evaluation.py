@@ -128,6 +128,7 @@ def evaluate_run(run: Path, *, evaluation: Evaluation) -> dict[str, float]:
     Returns:
         The metrics, `test/…`, `nonprivate/…` and `seconds/…`.
     """
+    data = load_data(run)
     account = read_account(run)
     if not account.report:
         raise ValueError(
@@ -135,7 +136,6 @@ def evaluate_run(run: Path, *, evaluation: Evaluation) -> dict[str, float]:
             "the run, or name another folder."
         )
     metrics: dict[str, float] = {}
-    data = load_data(run)
     clock = _Clock(metrics)
     samples, labels, num_classes = _samples_of(run, data=data, evaluation=evaluation)
     samples = shrunk(samples, size=data.judged_size)

@@ -288,6 +288,7 @@ class Killed(BaseException):
 def test_a_crash_never_under_reports(tmp_path, monkeypatch, place):
     """After each of several crashes the folder and the ledger cover all votes that were read."""
     votes_read = 0
+    left = {2, 4}  # the report of a vote is written before it is charged too: each crash comes once, after it
     ballots = PrivateEvolution._ballots
 
     def counted(self, *arguments):
@@ -302,7 +303,8 @@ def test_a_crash_never_under_reports(tmp_path, monkeypatch, place):
         real = getattr(evolution_file, name)
 
         def maybe(*arguments, **options):
-            if votes_read in (2, 4):
+            if votes_read in left:
+                left.remove(votes_read)
                 raise Killed
             return real(*arguments, **options)
 
