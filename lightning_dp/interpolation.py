@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pydoc import locate
 from typing import Any
 
+import yaml
 from jsonargparse import get_loader, set_loader
 from omegaconf.errors import OmegaConfBaseException
 
@@ -45,7 +46,12 @@ def read_below(subcommand: str | None) -> None:
         subcommand: `fit`, …; None for a parser that has none.
     """
     read = get_loader("yaml")
-    set_loader(MODE, read if subcommand is None else lambda text: lengthen(read(text), subcommand=subcommand))
+
+    def load(text: str) -> Any:
+        value = read(text)
+        return value if subcommand is None else lengthen(value, subcommand=subcommand)
+
+    set_loader(MODE, load, exceptions=(yaml.YAMLError,))  # what is no YAML is a word
 
 
 def open_link_targets(part: Any, names: Iterable[str]) -> None:

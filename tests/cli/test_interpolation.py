@@ -66,6 +66,11 @@ def test_environment_and_command_line_may_hold_references(options, monkeypatch):
     assert whole["model"]["init_args"]["optimizer"]["init_args"]["lr"] == batch
 
 
+def test_a_value_that_is_no_yaml_is_a_word(options):
+    found = settings(*options, "--run.method=75 %: @all {", "--run.group=%one")
+    assert (found["run"]["method"], found["run"]["group"]) == ("75 %: @all {", "%one")
+
+
 def test_what_the_data_knows_still_reaches_the_net(options):
     """Resolving drops places that links fill in later: the net has the data's length all the same."""
     cli = instantiate(["fit", *options])
