@@ -128,14 +128,15 @@ def evaluate_run(run: Path, *, evaluation: Evaluation) -> dict[str, float]:
     Returns:
         The metrics, `test/…`, `nonprivate/…` and `seconds/…`.
     """
-    data = load_data(run)
     account = read_account(run)
     if not account.report:
+        load_data(run)  # a folder that is no run at all is called so
         raise ValueError(
             f"{run} has no {REPORT_NAME}, so nobody knows what its samples may claim: put back the report of "
             "the run, or name another folder."
         )
     metrics: dict[str, float] = {}
+    data = load_data(run)
     clock = _Clock(metrics)
     samples, labels, num_classes = _samples_of(run, data=data, evaluation=evaluation)
     samples = shrunk(samples, size=data.judged_size)
