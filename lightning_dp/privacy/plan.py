@@ -33,6 +33,9 @@ _LARGEST_NOISE_MULTIPLIER = 1e4
 _SMALLEST_NOISE_MULTIPLIER = 0.05
 _REPORT_POINTS = 40
 
+RELATION = "add or remove one unit"
+"""Of neighbouring train sets, as reports say it; whoever computes ε again knows no other."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyPlan:
@@ -189,7 +192,7 @@ class PrivacyPlan:
             "unit": self.unit.name,
             "unit_description": self.unit.description,
             "unit_declared": self.unit.declared,
-            "relation": "add or remove one unit",
+            "relation": RELATION,
             "sampling": "Poisson over units",
             "accountant": "PLD (dp-accounting)",
             "epsilon_rdp": self.epsilon_rdp,
