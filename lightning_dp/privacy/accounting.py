@@ -22,6 +22,8 @@ from dp_accounting.pld.common import DifferentialPrivacyParameters
 from dp_accounting.rdp import RdpAccountant
 from scipy.stats import binom, norm
 
+from lightning_dp.privacy.gaussian_loss import gaussian_pld
+
 FINE_INTERVAL = 1e-4
 """Grid of the privacy loss for figures that are reported (dp-accounting's default)."""
 
@@ -153,12 +155,7 @@ def _single_pld(event: Event, interval: float) -> pld_lib.PrivacyLossDistributio
         return _bounded_range_pld(event.bounded_range, interval)
     if isinstance(event, StabilityTestEvent):
         return _test_pld(event, interval)
-    return pld_lib.from_gaussian_mechanism(
-        event.noise_multiplier,
-        sampling_prob=event.sampling_rate,
-        value_discretization_interval=interval,
-        use_connect_dots=True,
-    )
+    return gaussian_pld(event.noise_multiplier, sampling_rate=event.sampling_rate, interval=interval)
 
 
 def _bounded_range_pld(eta: float, interval: float) -> pld_lib.PrivacyLossDistribution:
@@ -189,9 +186,7 @@ def _test_pld(event: StabilityTestEvent, interval: float) -> pld_lib.PrivacyLoss
     """
     most = 2 * norm.cdf(0.5 / event.noise_multiplier) - 1
     given_away = min(1.0, event.failure / (1 - most)) if most < 1 else 1.0
-    gaussian = pld_lib.from_gaussian_mechanism(
-        event.noise_multiplier, value_discretization_interval=interval, use_connect_dots=True
-    )
+    gaussian = gaussian_pld(event.noise_multiplier, sampling_rate=1.0, interval=interval)
     return gaussian.compose(
         pld_lib.from_privacy_parameters(DifferentialPrivacyParameters(0.0, given_away), interval)
     )
