@@ -1,7 +1,7 @@
 """The privacy loss of one release of a sampled Gaussian, on a grid, upper bounds throughout.
 
-dp_accounting's `from_gaussian_mechanism` to the last digits, and 8 times as fast: that one inverts the privacy loss
-for one point of the grid after another, in Python, where this takes all of them at once. Everything else is
+dp_accounting's `from_gaussian_mechanism` to the last digits, and 8 times as fast: that one inverts the privacy
+loss for one point of the grid after another, in Python, where this takes all at once. Everything else is
 dp_accounting's: where the grid ends, the distributions, and the discretisation (Connect the Dots, Doroshenko
 et al. 2022, arXiv 2207.04380, Algorithm 1).
 """
@@ -50,9 +50,9 @@ def _deltas(mechanism: GaussianPrivacyLoss, epsilons: np.ndarray, *, noise_multi
     """The hockey-stick divergence at each ε, (n,): P(x ≤ x*) − e^ε Q(x ≤ x*), where the loss at x* is ε.
 
     Of a sample with probability q the loss is ε where the loss ℓ of the sum that has the unit is
-    ln((e^ε − (1 − q))/q), of its removal, or the negative of that at −ε, of its addition. A Gaussian's loss is
-    ℓ at x* = ∓1/2 − ℓσ². Any other x* would give less, so that what is rounded in x* moves δ by less than what
-    is rounded in δ.
+    ln((e^ε − (1 − q))/q), of its removal, or the negative of that at −ε, of its addition. A Gaussian's loss
+    is ℓ at x* = ∓1/2 − ℓσ². Any other x* would give less, so that what is rounded in x* moves δ by less than
+    what is rounded in δ.
     """
     rate = mechanism.sampling_prob
     adding = mechanism.adjacency_type == AdjacencyType.ADD
