@@ -52,7 +52,7 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
         (f"{_CLIPPING}/test_uses.py",),
     ),
     "release": (f"{_PRIVACY}/release.py", ("tests/privacy/test_release.py",)),
-    "release cost": (f"{_PRIVACY}/release_cost.py", ("tests/privacy/test_release.py",)),
+    "release cost": (f"{_PRIVACY}/release_cost.py", ("tests/privacy/test_release_cost.py",)),
     "ledger": (f"{_PRIVACY}/ledger/ledger.py", ("tests/privacy/test_ledger.py",)),
     "ledger rows": (f"{_PRIVACY}/ledger/rows.py", ("tests/privacy/test_ledger.py",)),
     "ledger replay": (f"{_PRIVACY}/ledger/replay.py", ("tests/privacy/test_ledger.py",)),
@@ -61,6 +61,8 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ledger lease": (f"{_PRIVACY}/ledger/lease.py", ("tests/privacy/test_ledger.py",)),
     "ledger account": (f"{_PRIVACY}/ledger/account.py", ("tests/privacy/test_ledger.py",)),
     "ranks": (f"{_PRIVACY}/ranks.py", ("tests/strategies/test_ranks.py",)),
+    "gaussian loss": (f"{_PRIVACY}/gaussian_loss.py", ("tests/privacy/test_gaussian_loss.py",)),
+    "private ddp": ("lightning_dp/strategies/private_ddp.py", ("tests/strategies/test_private_ddp.py",)),
 }
 """By name: a file, and the tests of which one has to fail."""
 _JUDGED = Path(__file__).with_name("mutation_judged.json")

@@ -90,12 +90,12 @@ def _least(event_fn: Callable[[float], Event], target: float, delta: float, *, o
     if excess(low) <= 0:
         return math.exp(least)
     while excess(high) > 0:
-        low, high = high, high + math.log(2)
-        if high > most:
+        if high >= most:
             raise ValueError(
                 f"{owner}.budget_share leaves ε = {target:.4g} to a release that can't be had for so little, "
                 "whatever its noise: give it a larger share, or its noise_multiplier"
             )
+        low, high = high, min(high + math.log(2), most)
     best = math.exp(brentq(excess, low, high, xtol=1e-5))
     digits = 3 - math.floor(math.log10(best))
     rounded = math.ceil(best * 10**digits) / 10**digits
