@@ -346,6 +346,36 @@ def test_answers_without_noise_are_what_they_are_called(lease: Lease) -> None:
     assert ask(sums, vectors) == pytest.approx((vectors / np.maximum(length, 1.0)).sum(axis=0))
 
 
+def test_answers_at_the_edges_of_what_is_public(lease: Lease) -> None:
+    """Other bounds, one value a unit, the last edge, one entry a vector, arrays of objects."""
+
+    def ask(mechanism: Mechanism, data):
+        return mechanism.release(data, lease, noise=NoNoise()).value
+
+    bounds = PublicBounds(lower=1.0, upper=2.5)
+    moments = ask(
+        BoundedVariance(noise_multiplier=1.0, bounds=bounds, num_units=3), [[1.2], [2.1], [2.4, 2.0]]
+    )
+    means, squares = [1.2, 2.1, 2.2], [1.2**2, 2.1**2, (2.4**2 + 2.0**2) / 2]
+    assert moments.mean == pytest.approx(np.mean(means))
+    assert moments.variance == pytest.approx(np.mean(squares) - np.mean(means) ** 2)
+    assert ask(BoundedMean(noise_multiplier=1.0, bounds=bounds, num_units=2), [[9.0], []]) == pytest.approx(
+        (2.5 + 1.75) / 2
+    )
+    histogram = Histogram(noise_multiplier=1.0, edges=(0.0, 1.0, 2.0, 3.0))
+    assert ask(histogram, [[0.0], [1.0], [3.0], [2.0, 0.5], [7.0], []]).tolist() == [1.5, 1.0, 1.5]
+    assert ask(Histogram(noise_multiplier=1.0, edges=(0.0, 1.0)), [[1.0], [0.0]]).tolist() == [2.0]
+    vectors = VectorSum(noise_multiplier=1.0, max_norm=2.0, dimension=3)
+    assert ask(vectors, [[0.0, 0.5, 0.0], [0.0, 0.0, -9.0]]).tolist() == [0.0, 0.5, -2.0]
+    assert ask(vectors, [[0.3, 0.4, 0.0]]) == pytest.approx([0.3, 0.4, 0.0])
+    of_objects = np.empty(2, dtype=object)
+    of_objects[:] = [np.array([1.0]), np.array([2.0, 2.5])]
+    mean = BoundedMean(noise_multiplier=1.0, bounds=bounds, num_units=2)
+    assert ask(mean, of_objects) == pytest.approx((1.0 + 2.25) / 2)
+    # Of arrays each row is a unit, however many dimensions it has.
+    assert ask(mean, np.array([[[1.0, 2.0]], [[2.0, 2.0]]])) == pytest.approx((1.5 + 2.0) / 2)
+
+
 def test_released_moments_stay_within_the_bounds(lease: Lease) -> None:
     loud = BoundedVariance(noise_multiplier=500.0, bounds=BOUNDS, num_units=3)
     for _ in range(50):
@@ -382,6 +412,20 @@ def test_public_bounds_are_free_and_invert(ledger: Ledger) -> None:
         (lambda: VectorSum(noise_multiplier=math.inf, max_norm=1.0, dimension=2), "noise_multiplier is inf"),
         (lambda: VectorSum(noise_multiplier=1.0, max_norm=1.0, dimension=True), "dimension is True"),
         (lambda: MECHANISMS[-1].sums([[1.0]]), "length 1; dimension says 3"),
+        (lambda: MECHANISMS[-1].sums([[1.0] * 300] * 2), "length 300; dimension says 3"),
+        (lambda: PublicBounds(lower=2.0, upper=1.0), "lower is 2.0"),
+        (lambda: Histogram(noise_multiplier=1.0, edges=(0.0, 0.5, 0.5, 1.0)), "each above the one before"),
+        (lambda: Histogram(noise_multiplier=1.0, edges=(0.5, 0.5)), "each above the one before"),
+        (lambda: Histogram(noise_multiplier=1.0, edges=((0.0, 1.0), (0.0, 1.0))), "edges is"),  # type: ignore[arg-type]
+        (lambda: Histogram(noise_multiplier=1.0, edges=0.5), "edges is"),  # type: ignore[arg-type]
+        (lambda: VectorSum(noise_multiplier=1.0, max_norm=-1.0, dimension=2), "max_norm is -1.0"),
+        *(
+            (
+                lambda rate=rate: Vote(noise_multiplier=1.0, num_options=2, sampling_rate=rate),
+                "sampling_rate is",
+            )
+            for rate in (0.0, -0.5, 1.5, 2.0, math.nan)
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(make: Callable[[], object], said: str) -> None:
