@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from lightning_dp.privacy.release import (
     Histogram,
     Mechanism,
     PublicBounds,
+    Released,
     VectorSum,
     Vote,
     VoteCounts,
@@ -39,7 +40,7 @@ MECHANISMS: list[Mechanism] = [
 ]
 
 
-def name(mechanism: Mechanism) -> str:
+def name(mechanism: object) -> str:
     return type(mechanism).__name__
 
 
@@ -362,6 +363,9 @@ def test_answers_at_the_edges_of_what_is_public(lease: Lease) -> None:
     assert ask(BoundedMean(noise_multiplier=1.0, bounds=bounds, num_units=2), [[9.0], []]) == pytest.approx(
         (2.5 + 1.75) / 2
     )
+    mean = BoundedMean(noise_multiplier=1.0, bounds=bounds, num_units=1)
+    # Each value is cut to the bounds, not only their mean.
+    assert (ask(mean, [[9.0, 1.0]]), ask(mean, [[-9.0, 2.5]])) == pytest.approx((1.75, 1.75))
     histogram = Histogram(noise_multiplier=1.0, edges=(0.0, 1.0, 2.0, 3.0))
     assert ask(histogram, [[0.0], [1.0], [3.0], [2.0, 0.5], [7.0], []]).tolist() == [1.5, 1.0, 1.5]
     assert ask(Histogram(noise_multiplier=1.0, edges=(0.0, 1.0)), [[1.0], [0.0]]).tolist() == [2.0]
@@ -433,9 +437,11 @@ def test_a_mistake_is_one_sentence(make: Callable[[], object], said: str) -> Non
         make()
 
 
-def test_mechanisms_do_not_change() -> None:
-    with pytest.raises(FrozenInstanceError):
-        MECHANISMS[0].noise_multiplier = 0.1  # type: ignore[misc]
+@pytest.mark.parametrize("fixed", [*MECHANISMS, BOUNDS, Released(value=1.0, seq=1, hash="")], ids=name)
+def test_what_was_charged_does_not_change(fixed: object) -> None:
+    for field in fields(fixed):  # type: ignore[arg-type]
+        with pytest.raises(FrozenInstanceError):
+            setattr(fixed, field.name, 0.1)
 
 
 @pytest.mark.parametrize(("paid", "drawn"), [(0.5, 1.0), (1.0, 0.5), (0.5, 0.6)])
