@@ -27,8 +27,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, default_collate
 
 from lightning_dp.callbacks.known_items import asked_for_items, known_items
+from lightning_dp.lightning_internals import datamodule_of
 from lightning_dp.privacy.preflight import NUM_UNITS, Finding, MadeUp, MadeUpItems, MadeUpUnits
 from lightning_dp.privacy.preflight.made_up import collating
+from lightning_dp.protocols import MakesItems, MakesUnits, provides
 
 Source = Callable[[int], Any]
 """From a number of units to as many made-up items, or to a collated batch of them."""
@@ -47,7 +49,7 @@ def made_up_units(
     Asked in this order: the callback's two arguments, the data module's and the data set's `synthetic_items`,
     their `synthetic_units`, then what a data set tells by itself.
     """
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    datamodule = datamodule_of(trainer)
     assert loader.collate_fn is not None
     try:
         items = _items(datamodule, loader, given=synthetic_items, batch_is_given=synthetic_units is not None)
@@ -91,11 +93,11 @@ def _items(
         return asked_for_items(given, NUM_UNITS, of="privacy")
     if batch_is_given:
         return None
-    if hasattr(datamodule, "synthetic_items"):
+    if provides(datamodule, MakesItems):
         return asked_for_items(datamodule.synthetic_items, NUM_UNITS, of=type(datamodule).__name__)
-    if hasattr(_inner(loader.dataset), "synthetic_items"):
+    if provides(_inner(loader.dataset), MakesItems):
         return known_items(loader.dataset, num_items=NUM_UNITS)
-    if any(hasattr(one, "synthetic_units") for one in (datamodule, _inner(loader.dataset))):
+    if any(provides(one, MakesUnits) for one in (datamodule, _inner(loader.dataset))):
         return None
     return known_items(loader.dataset, num_items=NUM_UNITS)
 
@@ -104,8 +106,8 @@ def _source(datamodule: Any, loader: DataLoader, *, given: Source | None) -> Sou
     if given is not None:
         sources = [("privacy", given)]
     else:
-        asked = [one for one in (datamodule, _inner(loader.dataset)) if hasattr(one, "synthetic_units")]
-        sources = [(type(one).__name__, one.synthetic_units) for one in asked]
+        asked = (datamodule, _inner(loader.dataset))
+        sources = [(type(one).__name__, one.synthetic_units) for one in asked if provides(one, MakesUnits)]
     if not sources:
         return None
     name, source = sources[0]

@@ -13,7 +13,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_dp.lightning_internals import datamodule_of
 from lightning_dp.privacy.preflight import Finding
+from lightning_dp.protocols import PublicValidation, provides
 
 _COUNTERS = frozenset({"step", "epoch", "global_step"})
 _OF_VALIDATION = re.compile(r"(^|[/_.\-])(val|valid|validation)([/_.\-]|$)")
@@ -114,7 +116,8 @@ def _is_private(metric: str, trainer: Trainer, training_metrics: Collection[str]
     if metric in _COUNTERS or metric.startswith("privacy/"):
         return False
     own = metric.removesuffix("_step").removesuffix("_epoch")
-    public = bool(getattr(trainer.datamodule, "validation_is_public", False))  # type: ignore[attr-defined]
+    data = datamodule_of(trainer)
+    public = provides(data, PublicValidation) and data.validation_is_public
     return not (
         public
         and _OF_VALIDATION.search(metric)

@@ -89,21 +89,21 @@ def with_divisor(monkeypatch, divisor) -> None:
     step = DifferentialPrivacy.on_before_optimizer_step
 
     def divided(self, *arguments):
-        plan = self._plan
-        self._plan = replace(plan, expected_batch_size=divisor(self))
+        facts = self._facts
+        self._facts = replace(facts, plan=replace(facts.plan, expected_batch_size=divisor(self)))
         step(self, *arguments)
-        self._plan = plan
+        self._facts = facts
 
     monkeypatch.setattr(DifferentialPrivacy, "on_before_optimizer_step", divided)
 
 
 def test_p2_divided_by_the_realised_batch(tmp_path, monkeypatch):
-    with_divisor(monkeypatch, lambda privacy: max(1, int(privacy._weights.sum())))
+    with_divisor(monkeypatch, lambda privacy: max(1, int(privacy._training.part.weights.sum())))
     caught(of_line(tmp_path, neighbours=[REMOVED]), "seen", where="gradient")
 
 
 def test_p2_divided_by_a_share_of_the_private_number_of_units(tmp_path, monkeypatch):
-    with_divisor(monkeypatch, lambda privacy: privacy.plan.sampling_rate * len(privacy._loader.dataset))
+    with_divisor(monkeypatch, lambda privacy: privacy.plan.sampling_rate * len(privacy._fit.loader.dataset))
     caught(of_line(tmp_path, neighbours=[ADDED]), "seen", where="gradient")
 
 
