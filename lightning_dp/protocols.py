@@ -473,7 +473,8 @@ Asked = TypeVar("Asked")
 
 def members(protocol: type[Any]) -> dict[str, Any]:
     """Name → type of an attribute, or the function of a method, for each member of a protocol."""
-    methods = {name: value for name, value in vars(protocol).items() if not name.startswith("_")}
+    held = {name: value for name, value in vars(protocol).items() if not name.startswith("_")}
+    methods = {name: one.__func__ if isinstance(one, staticmethod) else one for name, one in held.items()}
     return {**inspect.get_annotations(protocol), **methods}
 
 
