@@ -85,5 +85,5 @@ def test_a_lightning_without_a_part_is_answered_by_a_sentence(monkeypatch):
         ):
             ask(trainer)
     monkeypatch.setitem(internals.PRIVATE_IMPORTS, "_DataLoaderSource", "lightning.pytorch.trainer.moved")
-    with pytest.raises(internals.LightningTooNew, match="moved._DataLoaderSource"):
+    with pytest.raises(internals.LightningTooNew, match=r"moved\._DataLoaderSource"):
         internals.private_name("_DataLoaderSource")

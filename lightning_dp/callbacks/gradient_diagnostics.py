@@ -504,7 +504,8 @@ def _mean(values: np.ndarray) -> float | None:
 
 def _loss(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Tensor:
     with torch.enable_grad(), trainer.precision_plugin.train_step_context():
-        return mean_loss(module.training_step(batch, batch_idx))
+        result: Tensor = mean_loss(module.training_step(batch, batch_idx))
+        return result
 
 
 @contextmanager

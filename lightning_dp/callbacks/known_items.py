@@ -64,7 +64,7 @@ def asked_for_items(source: Any, num_items: int, *, of: str) -> list[Any]:
     return items
 
 
-def _is_plain(dataset: Dataset, known: type) -> bool:
+def _is_plain(dataset: Dataset[Any], known: type) -> bool:
     """Whether it returns what `known` does; a subclass may return something else."""
     names = ("__getitem__", "__getitems__")
     return all(getattr(type(dataset), name, None) is getattr(known, name, None) for name in names)

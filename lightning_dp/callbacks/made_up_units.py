@@ -38,7 +38,7 @@ Source = Callable[[int], Any]
 
 def made_up_units(
     trainer: Trainer,
-    loader: DataLoader,
+    loader: DataLoader[Any],
     *,
     rows_per_unit: int,
     synthetic_items: Source | None = None,
@@ -87,7 +87,7 @@ def made_up_units(
 
 
 def _items(
-    datamodule: Any, loader: DataLoader, *, given: Source | None, batch_is_given: bool
+    datamodule: Any, loader: DataLoader[Any], *, given: Source | None, batch_is_given: bool
 ) -> list[Any] | None:
     if given is not None:
         return asked_for_items(given, NUM_UNITS, of="privacy")
@@ -102,7 +102,7 @@ def _items(
     return known_items(loader.dataset, num_items=NUM_UNITS)
 
 
-def _source(datamodule: Any, loader: DataLoader, *, given: Source | None) -> Source | None:
+def _source(datamodule: Any, loader: DataLoader[Any], *, given: Source | None) -> Source | None:
     if given is not None:
         sources = [("privacy", given)]
     else:
@@ -127,7 +127,7 @@ def _inner(dataset: Any) -> Any:
     return dataset
 
 
-def _untold(loader: DataLoader, *, place: str) -> Finding:
+def _untold(loader: DataLoader[Any], *, place: str) -> Finding:
     dataset = _inner(loader.dataset)
     return Finding(
         code="unchecked",

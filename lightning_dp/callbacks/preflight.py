@@ -68,7 +68,7 @@ def run_preflight(
     trainer: Trainer,
     module: LightningModule,
     *,
-    loader: DataLoader,
+    loader: DataLoader[Any],
     plan: PrivacyPlan,
     engine: ClippingEngine,
     function: ClippingFunction,
@@ -110,7 +110,7 @@ def look(
     trainer: Trainer,
     module: LightningModule,
     *,
-    loader: DataLoader,
+    loader: DataLoader[Any],
     plan: PrivacyPlan,
     engine: ClippingEngine,
     function: ClippingFunction,
@@ -199,7 +199,7 @@ def _step(
     copied: LightningModule,
     *,
     original: LightningModule,
-    loader: DataLoader,
+    loader: DataLoader[Any],
     plan: PrivacyPlan,
 ) -> TrainingStep:
     kept = shared_by_copies(trainer, copied, loader)
@@ -241,7 +241,7 @@ def _at(trainer: Trainer, *, step: int, epoch: int) -> Iterator[None]:
         steps.completed, epochs.processed, epochs.completed = before
 
 
-def shared_by_copies(trainer: Trainer, module: LightningModule, loader: DataLoader) -> tuple[Any, ...]:
+def shared_by_copies(trainer: Trainer, module: LightningModule, loader: DataLoader[Any]) -> tuple[Any, ...]:
     """What a module may refer to and copies must not copy: above all the data."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     everything = (
@@ -257,7 +257,7 @@ def shared_by_copies(trainer: Trainer, module: LightningModule, loader: DataLoad
 
 
 def _copy(
-    trainer: Trainer, module: LightningModule, *, loader: DataLoader, names: set[str]
+    trainer: Trainer, module: LightningModule, *, loader: DataLoader[Any], names: set[str]
 ) -> LightningModule:
     """A copy that is set up as Lightning would, and logs nowhere; `names` gets the names that it logs."""
     copied = copy_of(module, keep=shared_by_copies(trainer, module, loader), with_weights=True)

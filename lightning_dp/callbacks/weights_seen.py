@@ -111,7 +111,7 @@ def data_of(data: object) -> Origin:
 
 def _fit_that_marks(fit: Any) -> Any:
     @functools.wraps(fit)
-    def marking(self: Trainer, model: Any, train_dataloaders: Any = None, *args: Any, **options: Any) -> None:
+    def marking(self: Trainer, model: Any, train_dataloaders: Any = None, *args: Any, **options: Any) -> Any:
         from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 
         if DifferentialPrivacy.of(self) is not None or not isinstance(model, nn.Module):

@@ -28,7 +28,7 @@ def metrics_of_module(module: LightningModule, *, data: Any) -> LoggedMetrics:
         raise ValueError(
             f"{type(module).__name__} does not say what it logs, so trials may all be charged and then be "
             "judged by a metric that none of them has: give it a method logged_metrics(data) that returns "
-            "lightning_dp.tracking.logged_metrics.LoggedMetrics(test=frozenset({…}))"
+            "lightning_dp.protocols.LoggedMetrics(test=frozenset({…}))"
         )
     return module.logged_metrics(data)
 
