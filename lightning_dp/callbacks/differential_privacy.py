@@ -18,14 +18,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from lightning_dp.callbacks.check import Refusals, plain_trainer, without_fit
-from lightning_dp.callbacks.check_report import CheckReport, report_of
-from lightning_dp.callbacks.fit_account import FitAccount
+from lightning_dp.callbacks.check_fit import check_fit, preflight_arguments
+from lightning_dp.callbacks.check_report import CheckReport
+from lightning_dp.callbacks.fit_account import FitAccount, make_releases
 from lightning_dp.callbacks.loggers import follow_fit
-from lightning_dp.callbacks.monitors import stopped_by_hand
-from lightning_dp.callbacks.needs import measure
+from lightning_dp.callbacks.monitors import refuse_a_stop_by_hand
 from lightning_dp.callbacks.planned_fit import PlannedFit, checked_fit, say_memory
-from lightning_dp.callbacks.preflight import look, run_preflight
+from lightning_dp.callbacks.preflight import run_preflight
 from lightning_dp.callbacks.privacy_settings import check_settings, physical_batch_size_for
 from lightning_dp.callbacks.private_training import PrivateTraining
 from lightning_dp.callbacks.spot_check import SpotCheck
@@ -39,7 +38,6 @@ from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.privacy.loading import Reading
 from lightning_dp.privacy.noise import GaussianNoise, NoiseSource
 from lightning_dp.privacy.plan import DeltaRule, PrivacyPlan
-from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.randomness import SecretRandomness
 from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.sampling import PoissonLoader
@@ -236,7 +234,7 @@ class DifferentialPrivacy(Callback):
         accepted = run_preflight(
             trainer,
             pl_module,
-            **self._for_preflight(loader, self.plan),
+            **preflight_arguments(self, loader, self.plan),
             then=partial(
                 say_memory,
                 preparations=self.facts.preparations,
@@ -285,39 +283,7 @@ class DifferentialPrivacy(Callback):
             raise RuntimeError(
                 "privacy.check can't look at a fit that is running: call it before trainer.fit"
             )
-        refused = Refusals()
-        chosen = trainer if trainer is not None else plain_trainer(self)
-        plan, seen, needed = None, None, None
-        with without_fit(chosen, module, data, beside=(self, self.clipping_engine)):
-            with refused.kept():
-                loader, facts = checked_fit(self, chosen, module, ranks=Ranks(), attempt=refused.kept)
-                plan = facts.plan
-                seen = look(chosen, module, **self._for_preflight(loader, plan))
-                # A step that the preflight refuses may not even run.
-                if needs and seen.trial is not None and not seen.findings:
-                    physical = self.physical_batch_size
-                    needed = measure(seen.trial, plan=plan, physical_batch_size=physical, data=data)
-            return report_of(
-                module,
-                plan=plan,
-                seen=seen,
-                refused=refused.sentences,
-                accept=self.accept,
-                engine=self.clipping_engine,
-                steps_are_given=trainer is not None,
-                needs=needed,
-            )
-
-    def _for_preflight(self, loader: DataLoader[Any], plan: PrivacyPlan) -> dict[str, Any]:
-        return {
-            "loader": loader,
-            "plan": plan,
-            "engine": self.clipping_engine,
-            "function": self.clipping_function,
-            "accept": self.accept,
-            "synthetic_items": self.synthetic_items,
-            "synthetic_units": self.synthetic_units,
-        }
+        return check_fit(self, module, data, trainer=trainer, needs=needs)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Charge the first steps, and charge and make the releases before training.
@@ -352,24 +318,10 @@ class DifferentialPrivacy(Callback):
             # In every process at once, rather than where the others wait for the first one's releases.
             pl_module.read_train_set()
         if self._parent is None:  # else the checkpoint holds what they set
-            for preparation in account.facts.preparations:
-                self._prepare(preparation, account=account, loader=self._fit.loader)
-                account.report(status="running")
-                randomness.check(type(preparation).__name__)
+            make_releases(
+                account, loader=self._fit.loader, units_at_once=self.units_at_once, randomness=randomness
+            )
         randomness.check("read_train_set or a release before training")
-
-    def _prepare(self, preparation: Preparation[Any], *, account: FitAccount, loader: PoissonLoader) -> None:
-        """Make one release before training."""
-        units = max(1, int(self.units_at_once / preparation.rows_of_step))
-        rate = preparation.mechanism.sampling_rate
-        batches = loader.in_order(units_per_batch=units, sampling_rate=rate)
-        answer = account.charges.release(
-            preparation.mechanism,
-            lambda: preparation.values(batches),
-            note=type(preparation).__name__,
-            drawn_at=rate,
-        )
-        preparation.apply(answer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the clipper onto the model."""
@@ -408,7 +360,7 @@ class DifferentialPrivacy(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """A physical batch begins."""
-        self._refuse_a_stop_by_hand(trainer)
+        refuse_a_stop_by_hand(trainer, accept=self.accept, expected=self._out_of_credit)
         self._step.begin(trainer, pl_module)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -418,7 +370,7 @@ class DifferentialPrivacy(Callback):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Its clipped gradients join the sums."""
         self._step.collected()
-        self._refuse_a_stop_by_hand(trainer)
+        refuse_a_stop_by_hand(trainer, accept=self.accept, expected=self._out_of_credit)
         self._step.collect(trainer, pl_module)
 
     def on_before_optimizer_step(
@@ -441,15 +393,6 @@ class DifferentialPrivacy(Callback):
         else:
             self.account.cover()
 
-    def _refuse_a_stop_by_hand(self, trainer: Trainer) -> None:
-        if not self._out_of_credit and "private-monitor" not in self.accept and stopped_by_hand(trainer):
-            raise RuntimeError(
-                "trainer.should_stop was set by neither a limit nor a callback with a public metric, and no "
-                "ε covers a choice by private numbers: set trainer.max_steps or max_time, use EarlyStopping "
-                "on a metric of public rows, or say in privacy.accept.private-monitor by what public fact it "
-                "stops"
-            )
-
     def _figures(self) -> dict[str, float]:
         """What is published of the fit so far; nothing before the first charge."""
         return {} if self._account is None else self._account.figures()
@@ -464,7 +407,7 @@ class DifferentialPrivacy(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning stops here for whoever asked it to."""
-        self._refuse_a_stop_by_hand(trainer)
+        refuse_a_stop_by_hand(trainer, accept=self.accept, expected=self._out_of_credit)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation goes by the program's seeds, and may set its own."""
@@ -480,7 +423,7 @@ class DifferentialPrivacy(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give back what was charged and not used; leave the model as it was found."""
-        self._refuse_a_stop_by_hand(trainer)
+        refuse_a_stop_by_hand(trainer, accept=self.accept, expected=self._out_of_credit)
         self._finish(status="finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

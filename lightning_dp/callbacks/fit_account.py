@@ -1,7 +1,7 @@
 """What a private fit has charged and what it says of it: ledger, report and checkpoint agree by this."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, final
 
@@ -17,8 +17,10 @@ from lightning_dp.privacy.accounting import event_to_dict
 from lightning_dp.privacy.charging import StepCharges
 from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.privacy.preflight import Accepted
+from lightning_dp.privacy.randomness import SecretRandomness
 from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.report import json_ready, write_privacy_report
+from lightning_dp.privacy.sampling import PoissonLoader
 
 
 @final
@@ -193,3 +195,29 @@ class FitAccount:
     def _mechanisms(self, steps: int) -> list[dict[str, Any]]:
         """Everything that the weights release in so many steps, for whoever computes ε again."""
         return [event_to_dict(event) for event in self.facts.plan.events_of_weights(steps)]
+
+
+def make_releases(
+    account: FitAccount, *, loader: PoissonLoader, units_at_once: int, randomness: SecretRandomness
+) -> None:
+    """Charge and make every release before training, in order; each is in the report before the next.
+
+    Args:
+        account: of the fit, whose facts list the releases.
+        loader: reads the train set.
+        units_at_once: ≥ 1 units of a physical batch of training.
+        randomness: of the fit, begun.
+    """
+    for preparation in account.facts.preparations:
+        units = max(1, int(units_at_once / preparation.rows_of_step))
+        rate = preparation.mechanism.sampling_rate
+        batches = loader.in_order(units_per_batch=units, sampling_rate=rate)
+        answer = account.charges.release(
+            preparation.mechanism,
+            partial(preparation.values, batches),
+            note=type(preparation).__name__,
+            drawn_at=rate,
+        )
+        preparation.apply(answer)
+        account.report(status="running")
+        randomness.check(type(preparation).__name__)

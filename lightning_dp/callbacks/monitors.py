@@ -107,6 +107,23 @@ def stopped_by_hand(trainer: Trainer) -> bool:
     return True
 
 
+def refuse_a_stop_by_hand(trainer: Trainer, *, accept: Collection[str], expected: bool) -> None:
+    """Raise RuntimeError if a private fit is about to stop for a reason that may be private.
+
+    Args:
+        trainer: of the fit.
+        accept: codes of findings that the user answers for.
+        expected: whether the fit stops because its budget is used up.
+    """
+    if not expected and "private-monitor" not in accept and stopped_by_hand(trainer):
+        raise RuntimeError(
+            "trainer.should_stop was set by neither a limit nor a callback with a public metric, and no "
+            "ε covers a choice by private numbers: set trainer.max_steps or max_time, use EarlyStopping "
+            "on a metric of public rows, or say in privacy.accept.private-monitor by what public fact it "
+            "stops"
+        )
+
+
 def _is_over(timer: Timer) -> bool:
     left = timer.time_remaining()
     return left is not None and left <= 0
