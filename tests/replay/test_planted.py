@@ -256,14 +256,15 @@ def test_p10_noise_per_physical_batch(tmp_path, monkeypatch):
     def noised(self, trainer, pl_module):
         after(self, trainer, pl_module)
         scale = self.plan.noise_multiplier * self.max_grad_norm
-        part = self._ranks.release(self.clipping_engine.take(), noise=self._noise, scale=scale)
+        part = self._fit.ranks.release(self.clipping_engine.take(), noise=self._noise, scale=scale)
         for name, value in part.items():
             parts[name] = parts[name] + value if name in parts else value
 
     def unnoised(self, *arguments):
-        ranks, self._ranks = self._ranks, Collected()
+        fit = self._fit
+        self._fit = replace(fit, ranks=Collected())
         step(self, *arguments)
-        self._ranks = ranks
+        self._fit = fit
 
     monkeypatch.setattr(DifferentialPrivacy, "on_after_backward", noised)
     monkeypatch.setattr(DifferentialPrivacy, "on_before_optimizer_step", unnoised)
