@@ -45,6 +45,7 @@ import torch
 
 from lightning_dp import lightning_cli
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.callbacks.fit_account import FitAccount
 from lightning_dp.cli import main as command_line
 from lightning_dp.privacy import report as privacy_report
 from lightning_dp.privacy.accounting import GaussianEvent, epsilon_pld
@@ -194,24 +195,23 @@ def plant_steps_taken() -> None:
     """The old fault: a report that counts the steps taken so far, and none that is only reserved."""
 
     def report(self: Any, *, status: str, charged: int | None = None) -> None:
-        assert self._charges is not None
-        seq, digest = self._charges.head
-        taken = self._charges.spent
+        seq, digest = self.charges.head
+        taken = self.charges.spent
         privacy_report.write_privacy_report(
-            self._folder,
+            self.folder,
             {
                 "status": status,
-                "epsilon_spent": self.plan.epsilon_after(taken),
+                "epsilon_spent": self.facts.plan.epsilon_after(taken),
                 "steps_charged": taken,
                 "mechanisms": self._mechanisms(taken),
-                "run": self._run,
+                "run": self.run,
                 "ledger_seq": seq,
                 "ledger_hash": digest,
-                **self._facts,
+                **self._facts_of_report,
             },
         )
 
-    DifferentialPrivacy._report = report  # type: ignore[method-assign]
+    FitAccount.report = report  # type: ignore[method-assign]
 
 
 def _fill(disk: Path) -> None:

@@ -24,6 +24,7 @@ from lightning_dp import interpolation
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
 from lightning_dp.choices import did_you_mean, import_choices
+from lightning_dp.protocols import ChecksConfig, provides
 from lightning_dp.sweeps.spelling import yaml_spelling
 from lightning_dp.tracking.checkpoint_file import UNREADABLE, WholeCheckpoints, damaged, read_checkpoint
 from lightning_dp.tracking.layout import CHECKPOINT
@@ -350,9 +351,9 @@ def _accept_sharing(config: Any) -> None:
 
 def _check_data_config(config: Any) -> None:
     """What a data module would refuse in a private fit, before links to its facts make it read its rows."""
-    check = getattr(locate(config.class_path), "check_config", None)
-    if check is not None:
-        check(config.init_args)
+    kind = locate(config.class_path)
+    if provides(kind, ChecksConfig):
+        kind.check_config(config.init_args)
 
 
 def _run_folder(given: str | None) -> Path:

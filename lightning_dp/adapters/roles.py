@@ -8,22 +8,17 @@ the work of several says so by `fused_layers()`.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import nn
 
-Role = Literal[
-    "modulation_modules", "condition_modules", "embedder_modules", "transformer_modules", "output_modules"
-]
+from lightning_dp.protocols import Role, layers_fused_in, modules_in_role
 
 
 def modules_of(module: nn.Module, role: Role) -> list[nn.Module]:
     """What all parts of `module`, itself included, declare for a role; [] where nothing does."""
     found: list[nn.Module] = []
     for layer in module.modules():
-        declare = getattr(layer, role, None)
-        if callable(declare):
-            found += declare()
+        found += modules_in_role(layer, role)
     return found
 
 
@@ -56,7 +51,6 @@ def fused_layers(module: nn.Module) -> dict[str, Sequence[str]]:
     """
     found: dict[str, Sequence[str]] = {}
     for path, layer in module.named_modules():
-        declare = getattr(layer, "fused_layers", None)
-        if callable(declare):
-            found |= {f"{path}.{name}" if path else name: parts for name, parts in declare().items()}
+        own = layers_fused_in(layer)
+        found |= {f"{path}.{name}" if path else name: parts for name, parts in own.items()}
     return found

@@ -6,11 +6,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.trainer import call
-from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
 from torch import nn
 
+from lightning_dp.lightning_internals import attach_data, parts_that_attaching_changes, set_up_data
 from lightning_dp.privacy.draws import generators_put_back
 
 STEPS = 1000
@@ -69,20 +68,8 @@ def without_fit(
         beside: other objects that get their attributes back.
     """
     datamodule = data if isinstance(data, LightningDataModule) else None
-    loops = (
-        trainer.fit_loop,
-        trainer.fit_loop.epoch_loop.val_loop,
-        trainer.validate_loop,
-        trainer.test_loop,
-        trainer.predict_loop,
-    )
     touched = (
-        trainer,
-        trainer.state,
-        trainer.strategy,
-        trainer._data_connector,
-        *loops,
-        *(loop._data_source for loop in loops),
+        *parts_that_attaching_changes(trainer),
         *module.modules(),
         *(() if datamodule is None else (datamodule,)),
         *beside,
@@ -94,16 +81,9 @@ def without_fit(
         trainer.callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
         trainer.state.fn, trainer.state.status = TrainerFn.FITTING, TrainerStatus.RUNNING
         trainer.state.stage = RunningStage.TRAINING
-        # An earlier private fit has put its own sampler there.
-        trainer.fit_loop._data_source = _DataLoaderSource(None, "train_dataloader")
-        trainer._data_connector.attach_data(
-            module, train_dataloaders=None if datamodule is not None else data, datamodule=datamodule
-        )
-        trainer.strategy.connect(module)
-        trainer._callback_connector._attach_model_callbacks()
-        trainer._data_connector.prepare_data()
+        attach_data(trainer, module, data=data)
         if datamodule is not None:
-            call._call_lightning_datamodule_hook(trainer, "setup", stage=TrainerFn.FITTING)
+            set_up_data(trainer, stage=TrainerFn.FITTING)
         yield
 
 

@@ -3,7 +3,6 @@
 The same numbers from private data would be a release, so a private fit is refused.
 """
 
-from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -12,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.fit.facts import run_folder
 from lightning_dp.nets.conditioning.modulation import Modulation
 from lightning_dp.nets.conditioning.path import modulation_modules
 from lightning_dp.privacy.report import replace_text
@@ -89,7 +89,7 @@ class ConditioningReference(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._unhook()
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # the ranks agree on it together
+        folder = run_folder(trainer)
         if not trainer.is_global_zero or not self._values["c_max"]:
             return
         limits = {name: self._quantile(pieces) for name, pieces in self._values.items() if pieces}

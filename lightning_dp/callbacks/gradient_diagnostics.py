@@ -25,7 +25,6 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast, final
 
 import numpy as np
@@ -35,6 +34,8 @@ from torch import Tensor
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.preflight import silent, undisturbed
+from lightning_dp.fit.facts import layer_rows_per_unit, run_folder
+from lightning_dp.lightning_internals import datamodule_of
 from lightning_dp.nets.conditioning.path import condition_paths
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.functions import ClippingFunction, Flat
@@ -44,6 +45,7 @@ from lightning_dp.privacy.clipping.trees import tensors
 from lightning_dp.privacy.follow_rows import follow_rows
 from lightning_dp.privacy.report import replace_text
 from lightning_dp.privacy.row_losses import mean_loss
+from lightning_dp.protocols import TakesPrivateImages, provides, rows_per_unit_of
 from lightning_dp.tracking import gradient_figures
 from lightning_dp.tracking.gradient_statistics import (
     ecdf,
@@ -133,7 +135,7 @@ class GradientDiagnostics(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # the ranks agree on it together
+        self._folder = run_folder(trainer)
         names = {name for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
         paths = {str(path): own & names for path, own in condition_paths(pl_module).items() if own & names}
         cond = set().union(*paths.values())
@@ -149,12 +151,11 @@ class GradientDiagnostics(Callback):
         if self._private is not None:
             self._bound = self._private.max_grad_norm
             self._function = self._private.clipping_function
-            rows = self._private.plan.unit.rows_per_unit
+            rows = self._private.facts.rows_per_unit
         else:
             self._bound, self._function = self.max_grad_norm, self.clipping_function
-            describe = getattr(getattr(trainer, "datamodule", None), "privacy_unit", None)
-            rows = describe().rows_per_unit if describe else 1
-        self._rows_per_item, self._rows_per_unit = rows, rows * int(getattr(pl_module, "rows_per_example", 1))
+            rows = rows_per_unit_of(datamodule_of(trainer))
+        self._rows_per_unit, self._layer_rows_per_unit = rows, layer_rows_per_unit(rows, pl_module)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -206,7 +207,7 @@ class GradientDiagnostics(Callback):
         biased: bool,
     ) -> None:
         """Norms and clipped sum of this batch from an engine of its own, the ordinary gradient beside it."""
-        units = len(next(tensors(batch))) // self._rows_per_item
+        units = len(next(tensors(batch))) // self._rows_per_unit
         if units < 2:  # as is a private fit's padding
             return
         parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
@@ -217,7 +218,7 @@ class GradientDiagnostics(Callback):
         engine.attach(module, function=self._function, max_grad_norm=self._bound)
         try:
             engine.observe(seen.append)
-            engine.expect(unit_weights=torch.ones(units), rows_per_unit=self._rows_per_unit)
+            engine.expect(unit_weights=torch.ones(units), rows_per_unit=self._layer_rows_per_unit)
             with _same_draws(module), engine.stepping():
                 _loss(trainer, module, batch, batch_idx).backward()
             engine.collect()
@@ -325,9 +326,8 @@ class GradientDiagnostics(Callback):
             path = folder / "plots" / f"gradient_{name}.png"
             draw({"": report}).savefig(path)
             for logger in trainer.loggers:
-                share = getattr(logger, "log_nonprivate_image", None)
-                if share is not None:
-                    share(f"gradient_{name}", path)
+                if provides(logger, TakesPrivateImages):
+                    logger.log_nonprivate_image(f"gradient_{name}", path)
 
 
 def shares_text(report: dict[str, Any]) -> str:
@@ -504,7 +504,8 @@ def _mean(values: np.ndarray) -> float | None:
 
 def _loss(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Tensor:
     with torch.enable_grad(), trainer.precision_plugin.train_step_context():
-        return mean_loss(module.training_step(batch, batch_idx))
+        result: Tensor = mean_loss(module.training_step(batch, batch_idx))
+        return result
 
 
 @contextmanager

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
+from lightning_dp.protocols import MakesItems, provides
+
 
 def known_items(dataset: Any, *, num_items: int) -> list[Any] | None:
     """Made-up items, floats in [0, 1) and whole numbers 0 or 1; None where the data set doesn't tell.
@@ -23,7 +25,7 @@ def known_items(dataset: Any, *, num_items: int) -> list[Any] | None:
     Raises:
         ValueError: its `synthetic_items` fails or gives another number of items.
     """
-    if hasattr(dataset, "synthetic_items"):
+    if provides(dataset, MakesItems):
         return asked_for_items(dataset.synthetic_items, num_items, of=type(dataset).__name__)
     if isinstance(dataset, Subset) and _is_plain(dataset, Subset):
         return known_items(dataset.dataset, num_items=num_items)
@@ -62,7 +64,7 @@ def asked_for_items(source: Any, num_items: int, *, of: str) -> list[Any]:
     return items
 
 
-def _is_plain(dataset: Dataset, known: type) -> bool:
+def _is_plain(dataset: Dataset[Any], known: type) -> bool:
     """Whether it returns what `known` does; a subclass may return something else."""
     names = ("__getitem__", "__getitems__")
     return all(getattr(type(dataset), name, None) is getattr(known, name, None) for name in names)

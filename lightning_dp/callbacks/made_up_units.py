@@ -27,8 +27,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, default_collate
 
 from lightning_dp.callbacks.known_items import asked_for_items, known_items
+from lightning_dp.lightning_internals import datamodule_of
 from lightning_dp.privacy.preflight import NUM_UNITS, Finding, MadeUp, MadeUpItems, MadeUpUnits
 from lightning_dp.privacy.preflight.made_up import collating
+from lightning_dp.protocols import MakesItems, MakesUnits, provides
 
 Source = Callable[[int], Any]
 """From a number of units to as many made-up items, or to a collated batch of them."""
@@ -36,7 +38,7 @@ Source = Callable[[int], Any]
 
 def made_up_units(
     trainer: Trainer,
-    loader: DataLoader,
+    loader: DataLoader[Any],
     *,
     rows_per_unit: int,
     synthetic_items: Source | None = None,
@@ -47,7 +49,7 @@ def made_up_units(
     Asked in this order: the callback's two arguments, the data module's and the data set's `synthetic_items`,
     their `synthetic_units`, then what a data set tells by itself.
     """
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    datamodule = datamodule_of(trainer)
     assert loader.collate_fn is not None
     try:
         items = _items(datamodule, loader, given=synthetic_items, batch_is_given=synthetic_units is not None)
@@ -85,27 +87,27 @@ def made_up_units(
 
 
 def _items(
-    datamodule: Any, loader: DataLoader, *, given: Source | None, batch_is_given: bool
+    datamodule: Any, loader: DataLoader[Any], *, given: Source | None, batch_is_given: bool
 ) -> list[Any] | None:
     if given is not None:
         return asked_for_items(given, NUM_UNITS, of="privacy")
     if batch_is_given:
         return None
-    if hasattr(datamodule, "synthetic_items"):
+    if provides(datamodule, MakesItems):
         return asked_for_items(datamodule.synthetic_items, NUM_UNITS, of=type(datamodule).__name__)
-    if hasattr(_inner(loader.dataset), "synthetic_items"):
+    if provides(_inner(loader.dataset), MakesItems):
         return known_items(loader.dataset, num_items=NUM_UNITS)
-    if any(hasattr(one, "synthetic_units") for one in (datamodule, _inner(loader.dataset))):
+    if any(provides(one, MakesUnits) for one in (datamodule, _inner(loader.dataset))):
         return None
     return known_items(loader.dataset, num_items=NUM_UNITS)
 
 
-def _source(datamodule: Any, loader: DataLoader, *, given: Source | None) -> Source | None:
+def _source(datamodule: Any, loader: DataLoader[Any], *, given: Source | None) -> Source | None:
     if given is not None:
         sources = [("privacy", given)]
     else:
-        asked = [one for one in (datamodule, _inner(loader.dataset)) if hasattr(one, "synthetic_units")]
-        sources = [(type(one).__name__, one.synthetic_units) for one in asked]
+        asked = (datamodule, _inner(loader.dataset))
+        sources = [(type(one).__name__, one.synthetic_units) for one in asked if provides(one, MakesUnits)]
     if not sources:
         return None
     name, source = sources[0]
@@ -125,7 +127,7 @@ def _inner(dataset: Any) -> Any:
     return dataset
 
 
-def _untold(loader: DataLoader, *, place: str) -> Finding:
+def _untold(loader: DataLoader[Any], *, place: str) -> Finding:
     dataset = _inner(loader.dataset)
     return Finding(
         code="unchecked",

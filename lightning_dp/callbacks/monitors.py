@@ -13,7 +13,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_dp.lightning_internals import datamodule_of
 from lightning_dp.privacy.preflight import Finding
+from lightning_dp.protocols import PublicValidation, provides
 
 _COUNTERS = frozenset({"step", "epoch", "global_step"})
 _OF_VALIDATION = re.compile(r"(^|[/_.\-])(val|valid|validation)([/_.\-]|$)")
@@ -105,6 +107,23 @@ def stopped_by_hand(trainer: Trainer) -> bool:
     return True
 
 
+def refuse_a_stop_by_hand(trainer: Trainer, *, accept: Collection[str], expected: bool) -> None:
+    """Raise RuntimeError if a private fit is about to stop for a reason that may be private.
+
+    Args:
+        trainer: of the fit.
+        accept: codes of findings that the user answers for.
+        expected: whether the fit stops because its budget is used up.
+    """
+    if not expected and "private-monitor" not in accept and stopped_by_hand(trainer):
+        raise RuntimeError(
+            "trainer.should_stop was set by neither a limit nor a callback with a public metric, and no "
+            "ε covers a choice by private numbers: set trainer.max_steps or max_time, use EarlyStopping "
+            "on a metric of public rows, or say in privacy.accept.private-monitor by what public fact it "
+            "stops"
+        )
+
+
 def _is_over(timer: Timer) -> bool:
     left = timer.time_remaining()
     return left is not None and left <= 0
@@ -114,7 +133,8 @@ def _is_private(metric: str, trainer: Trainer, training_metrics: Collection[str]
     if metric in _COUNTERS or metric.startswith("privacy/"):
         return False
     own = metric.removesuffix("_step").removesuffix("_epoch")
-    public = bool(getattr(trainer.datamodule, "validation_is_public", False))  # type: ignore[attr-defined]
+    data = datamodule_of(trainer)
+    public = provides(data, PublicValidation) and data.validation_is_public
     return not (
         public
         and _OF_VALIDATION.search(metric)

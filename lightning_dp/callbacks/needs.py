@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +18,11 @@ from torch import Tensor, nn
 from lightning_dp.privacy.draws import LinedUp
 from lightning_dp.privacy.plan import PrivacyPlan
 from lightning_dp.privacy.preflight import NUM_UNITS, Trial
+from lightning_dp.protocols import HasSource, ReadsFiles, provides
 
 _GIB = 2**30
 _COPIES = 6
 """Of trained weights: themselves, their clipped sum, noise, an optimizer's two moments, a running average."""
-
-
-@runtime_checkable
-class ReadsFiles(Protocol):
-    """A data module, or its source, that says what it reads."""
-
-    def files(self) -> list[Path]:
-        """The files, there or not."""
 
 
 @final
@@ -186,8 +179,8 @@ def _line(sizes: tuple[int, ...], values: list[float]) -> tuple[float, float]:
 
 
 def _files(data: Any) -> tuple[tuple[str, int | None], ...] | None:
-    for one in (data, getattr(data, "source", None)):
-        if isinstance(one, ReadsFiles):
+    for one in (data, data.source if provides(data, HasSource) else None):
+        if provides(one, ReadsFiles):
             return tuple((str(path), _size(path)) for path in one.files())
     return None
 

@@ -21,6 +21,14 @@ from lightning_dp.callbacks.made_up_units import Source, made_up_units
 from lightning_dp.callbacks.monitors import find_private_monitors
 from lightning_dp.callbacks.trainer_checks import check_automatic
 from lightning_dp.callbacks.trial_batches import TrialBatch, moved, output_of, untouched
+from lightning_dp.fit.facts import layer_rows_per_unit
+from lightning_dp.lightning_internals import (
+    as_written,
+    combined_loader,
+    compiler_of,
+    datamodule_of,
+    set_combined_loader,
+)
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.draws import generators_put_back
@@ -60,7 +68,7 @@ def run_preflight(
     trainer: Trainer,
     module: LightningModule,
     *,
-    loader: DataLoader,
+    loader: DataLoader[Any],
     plan: PrivacyPlan,
     engine: ClippingEngine,
     function: ClippingFunction,
@@ -102,7 +110,7 @@ def look(
     trainer: Trainer,
     module: LightningModule,
     *,
-    loader: DataLoader,
+    loader: DataLoader[Any],
     plan: PrivacyPlan,
     engine: ClippingEngine,
     function: ClippingFunction,
@@ -150,7 +158,7 @@ def look(
                 )
                 found += untold
                 if units is not None:
-                    rows = plan.unit.rows_per_unit * int(getattr(copied, "rows_per_example", 1))
+                    rows = layer_rows_per_unit(plan.unit.rows_per_unit, copied)
                     step = _step(trainer, copied, original=module, loader=loader, plan=plan)
                     trial = Trial(
                         step=step, units=units, rows_per_unit=rows, engine=engine, function=function
@@ -191,7 +199,7 @@ def _step(
     copied: LightningModule,
     *,
     original: LightningModule,
-    loader: DataLoader,
+    loader: DataLoader[Any],
     plan: PrivacyPlan,
 ) -> TrainingStep:
     kept = shared_by_copies(trainer, copied, loader)
@@ -233,15 +241,15 @@ def _at(trainer: Trainer, *, step: int, epoch: int) -> Iterator[None]:
         steps.completed, epochs.processed, epochs.completed = before
 
 
-def shared_by_copies(trainer: Trainer, module: LightningModule, loader: DataLoader) -> tuple[Any, ...]:
+def shared_by_copies(trainer: Trainer, module: LightningModule, loader: DataLoader[Any]) -> tuple[Any, ...]:
     """What a module may refer to and copies must not copy: above all the data."""
-    datamodule, callbacks = trainer.datamodule, trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
     everything = (
         trainer,
-        datamodule,
+        datamodule_of(trainer),
         loader,
         loader.dataset,
-        module._compiler_ctx,
+        compiler_of(module),
         *callbacks,
         *trainer.loggers,
     )
@@ -249,14 +257,11 @@ def shared_by_copies(trainer: Trainer, module: LightningModule, loader: DataLoad
 
 
 def _copy(
-    trainer: Trainer, module: LightningModule, *, loader: DataLoader, names: set[str]
+    trainer: Trainer, module: LightningModule, *, loader: DataLoader[Any], names: set[str]
 ) -> LightningModule:
     """A copy that is set up as Lightning would, and logs nowhere; `names` gets the names that it logs."""
     copied = copy_of(module, keep=shared_by_copies(trainer, module, loader), with_weights=True)
-    if copied._compiler_ctx is not None:  # a compiled step is bound to the original
-        for name in ("forward", "training_step"):
-            copied.__dict__.pop(name, None)
-        copied._compiler_ctx = None
+    as_written(copied)
     copied.trainer = trainer
     if is_overridden("setup", copied):
         copied.setup("fit")
@@ -283,10 +288,7 @@ def silent(module: nn.Module) -> nn.Module:
         if not isinstance(child, LightningModule):
             continue
         child.log, child.log_dict, child.print = nowhere, nowhere, nowhere  # type: ignore[method-assign]
-        if child._compiler_ctx is not None:  # a compiled step is bound to the original
-            for name in ("forward", "training_step"):
-                child.__dict__.pop(name, None)
-            child._compiler_ctx = None
+        as_written(child)
     return module
 
 
@@ -317,8 +319,8 @@ def undisturbed(trainer: Trainer, *, seed: int | None = 0) -> Iterator[list[str]
     Yields:
         A list that is not empty afterwards if something asked the trainer to stop.
     """
-    loggers, should_stop, loop = trainer.loggers, trainer.should_stop, trainer.fit_loop
-    trainer.loggers, loaders = [DummyLogger()], loop._combined_loader
+    loggers, should_stop = trainer.loggers, trainer.should_stop
+    trainer.loggers, loaders = [DummyLogger()], combined_loader(trainer)
     trainer.save_checkpoint = nowhere  # type: ignore[method-assign]
     stopped: list[str] = []
     accumulated = trainer.accumulate_grad_batches
@@ -339,4 +341,4 @@ def undisturbed(trainer: Trainer, *, seed: int | None = 0) -> Iterator[list[str]
             stopped.append("should_stop")
         trainer.loggers, trainer.should_stop = loggers, should_stop
         # A module's setup may ask for the number of steps, upon which Lightning settles on its loaders.
-        loop._combined_loader = loaders
+        set_combined_loader(trainer, loaders)

@@ -1,12 +1,13 @@
 """Which matrices an adapter chose by their scores, in the run folder: a table and a picture."""
 
 import json
-from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_dp.fit.facts import run_folder
 from lightning_dp.privacy.report import replace_text
+from lightning_dp.protocols import HasAdapter, provides
 from lightning_dp.tracking.selection_figure import selection_figure
 
 
@@ -19,11 +20,11 @@ class SelectionReport(Callback):
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        adapter: Any = getattr(pl_module, "adapter", None)
+        adapter = pl_module.adapter if provides(pl_module, HasAdapter) else None
         report = {} if adapter is None else adapter.report()
         if not report:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # ranks agree on it together
+        folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
         if "nonprivate" in report:

@@ -22,6 +22,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lightning_dp.callbacks.preflight import shared_by_copies, silent, undisturbed
+from lightning_dp.fit.facts import layer_rows_per_unit
+from lightning_dp.lightning_internals import datamodule_of
 from lightning_dp.privacy.batch_layout import NoLayout
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
@@ -286,7 +288,7 @@ class SpotCheck:
         self, module: LightningModule, batch: "_Batch", look: SecondLook, *, num_units: int, totals: Tensor
     ) -> Disagreement | None:
         assert batch.rerun is not None
-        rows = self._rows_per_unit * int(getattr(module, "rows_per_example", 1))
+        rows = layer_rows_per_unit(self._rows_per_unit, module)
         if batch.recording.can_be_handed_out:
             handed: list[HandedOut] = []
 
@@ -359,7 +361,7 @@ class SpotCheck:
     def _read_again(self, trainer: Trainer, module: LightningModule, indices: Sequence[int]) -> Any:
         """A batch of some units as training_step would get it."""
         batch = trainer.precision_plugin.convert_input(self._loader.collated(indices))
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        datamodule = datamodule_of(trainer)
         for name, more in (
             ("on_before_batch_transfer", ()),
             ("transfer_batch_to_device", (trainer.strategy.root_device,)),

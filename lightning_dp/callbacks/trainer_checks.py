@@ -26,6 +26,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from lightning_dp.callbacks.monitors import find_private_schedules
+from lightning_dp.lightning_internals import detects_anomalies, seconds_between_validations
 from lightning_dp.privacy.preflight import Accepted, settle
 from lightning_dp.strategies.private_ddp import PrivateDDP
 
@@ -80,7 +81,7 @@ def check_trainer(trainer: Trainer) -> None:
             "it keeps parameters or gradients in ways that nothing here can clip",
             "leave it at 'auto' for one device, or set trainer.strategy=private_ddp",
         )
-    if getattr(trainer, "_detect_anomaly", False) or torch.is_anomaly_enabled():
+    if detects_anomalies(trainer) or torch.is_anomaly_enabled():
         refuse(
             "detect_anomaly",
             True,
@@ -143,7 +144,7 @@ def check_length(trainer: Trainer, *, num_units: int, expected_batch_size: int) 
             if steps > 0
             else "set it to the number of optimizer steps",
         )
-    by_time = getattr(trainer, "_val_check_time_interval", None)
+    by_time = seconds_between_validations(trainer)
     interval = trainer.val_check_interval if by_time is None else f"{by_time} seconds"
     if not (isinstance(interval, int) or interval == 1.0):
         share = interval if isinstance(interval, float) else 1.0

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.core.optimizer import _configure_optimizers, _configure_schedulers_automatic_opt
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning.pytorch.utilities.types import LRSchedulerConfig
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_dp.lightning_internals import configured_optimizers, datamodule_of
 from lightning_dp.privacy.preflight import HookFailed, StepFailed
 from lightning_dp.privacy.row_losses import mean_loss
 
@@ -43,7 +43,7 @@ def moved(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     """A batch as `training_step` gets it."""
     if trainer.precision == "64-true":
         batch = trainer.precision_plugin.convert_input(batch)
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    datamodule = datamodule_of(trainer)
     for name, more in (
         ("on_before_batch_transfer", ()),
         ("transfer_batch_to_device", (module.device,)),
@@ -96,7 +96,7 @@ class TrialBatch:
     def __call__(self, module: LightningModule, batch: Any) -> dict[str, object]:
         """What a checkpoint would hold of `module` afterwards, and the settings of its optimizer, by name."""
         # A second batch goes on with what the first one left.
-        run = getattr(module, "_trial", None) or _Run(self, module)
+        run = vars(module).get("_trial") or _Run(self, module)
         object.__setattr__(module, "_trial", run)
         run.batch(batch)
         return run.kept()
@@ -230,7 +230,7 @@ def _guarded(place: str, hook: Callable[..., Any], *arguments: Any) -> None:
 def _optimizer_of(module: LightningModule) -> tuple[Optimizer, list[LRSchedulerConfig]]:
     """The module's own; plain SGD where it needs more of a fit than there is yet."""
     try:
-        optimizers, schedules, monitor = _configure_optimizers(module.configure_optimizers())  # type: ignore[arg-type]
-        return optimizers[0], _configure_schedulers_automatic_opt(schedules, monitor)
+        optimizers, schedules = configured_optimizers(module)
+        return optimizers[0], schedules
     except Exception:
         return torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1.0), []

@@ -17,8 +17,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_dp.adapters.public_start import load_weights
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.weights_seen import Origin, data_of, remember, seen_by, unique
+from lightning_dp.fit.declared_unit import dataset_name
+from lightning_dp.fit.facts import run_folder
+from lightning_dp.lightning_internals import datamodule_of
 from lightning_dp.privacy.ledger import Ledger, LedgerError
 from lightning_dp.privacy.report import replace_text
+from lightning_dp.protocols import is_public
 from lightning_dp.tracking.folder_lock import make_run_folder
 from lightning_dp.tracking.run_folder import CHECKPOINT
 
@@ -65,12 +69,12 @@ class WeightsOrigin(Callback):
         """Check, then load: before anything private is read or written."""
         if stage != "fit":
             return
-        data = getattr(trainer, "datamodule", None)
+        data = datamodule_of(trainer)
         private = DifferentialPrivacy.of(trainer)
-        name = getattr(data, "dataset_id", None) or ("" if data is None else type(data).__name__)
-        if private is not None and private.dataset:
-            name = private.dataset
-        self._own = Origin(dataset=name, public=getattr(data, "public", False) is True)
+        name = private.dataset if private is not None else None
+        if data is not None or name is not None:
+            name = dataset_name(None, datamodule=data, dataset=name)
+        self._own = Origin(dataset=name or "", public=is_public(data))
         self._earlier, self._missing = seen_by(pl_module), None
         # The fit that has just begun has left its mark already, where nobody else accounts for it.
         self._earlier = [origin for origin in self._earlier if origin != data_of(data)]
@@ -86,7 +90,7 @@ class WeightsOrigin(Callback):
         loaded = self._origins(checkpoint, ledger=ledger)
         if private is not None:
             for origin in loaded:
-                _check(origin, own=name, ledger=ledger, path=path)
+                _check(origin, own=self._own.dataset, ledger=ledger, path=path)
         load_weights(pl_module, checkpoint["state_dict"], fresh=self.fresh)
         remember(pl_module, *loaded)
         self._earlier = unique([*self._earlier, *loaded])
@@ -98,7 +102,7 @@ class WeightsOrigin(Callback):
             )
         if self.start_from is None:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # ranks agree on it together
+        folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
         make_run_folder(folder)

@@ -25,6 +25,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lightning_dp.protocols import NamesDataset, is_public, provides
+
 _KEY = "lightning_dp_seen"
 
 
@@ -98,10 +100,10 @@ def _of(module: nn.Module) -> list[_Marks]:
 
 def data_of(data: object) -> Origin:
     """A data set or data module as an origin without privacy."""
-    name = getattr(data, "dataset_id", None)
+    name = data.dataset_id if provides(data, NamesDataset) else None
     if not isinstance(name, str):
         name = type(data).__name__ if isinstance(data, LightningDataModule) else ""
-    return Origin(dataset=name, public=getattr(data, "public", False) is True)
+    return Origin(dataset=name, public=is_public(data))
 
 
 # --- what marks without being asked -----------------------------------------------------------------
@@ -109,7 +111,7 @@ def data_of(data: object) -> Origin:
 
 def _fit_that_marks(fit: Any) -> Any:
     @functools.wraps(fit)
-    def marking(self: Trainer, model: Any, train_dataloaders: Any = None, *args: Any, **options: Any) -> None:
+    def marking(self: Trainer, model: Any, train_dataloaders: Any = None, *args: Any, **options: Any) -> Any:
         from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 
         if DifferentialPrivacy.of(self) is not None or not isinstance(model, nn.Module):

@@ -46,10 +46,11 @@ def _check(cli: Any) -> None:
     from lightning_dp.callbacks.weights_origin import WeightsOrigin
     from lightning_dp.images.module import LatentDiffusion
     from lightning_dp.images.pretrained import PretrainedNet
+    from lightning_dp.protocols import HasNet, provides
 
     module = cli.model
     if not isinstance(module, LatentDiffusion) or not isinstance(module.net, PretrainedNet):
-        net = getattr(module, "net", module)
+        net = module.net if provides(module, HasNet) else module
         raise ValueError(
             f"the configuration's net is a {type(net).__name__}, whose weights are random before a fit: take "
             "one that starts from a public checkpoint, such as StableDiffusionUNet."

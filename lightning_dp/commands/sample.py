@@ -107,6 +107,7 @@ def main(argv: list[str]) -> int:
 
     from lightning_dp.adapters.dylora import use_rank
     from lightning_dp.privacy.report import json_ready, replace_text
+    from lightning_dp.protocols import HasTask, provides
     from lightning_dp.timeseries.export import TableWriter, schema_of
     from lightning_dp.timeseries.masks import Synthesis
 
@@ -119,7 +120,7 @@ def main(argv: list[str]) -> int:
         module.sampler.num_steps = arguments.steps
     if arguments.rank is not None:
         use_rank(module.adapter, arguments.rank)
-    synthetic = isinstance(getattr(data, "task", None), Synthesis)
+    synthetic = provides(data, HasTask) and isinstance(data.task, Synthesis)
     generator = torch.Generator(module.device)
     if arguments.seed is None:
         generator.seed()
@@ -250,8 +251,9 @@ def _synthesis(
 
 def _frequency(data: Any) -> str:
     """Time between steps as the configuration states it; looking it up in the data would read the data."""
-    reading = getattr(data, "reading", None)
-    if reading is not None:
+    from lightning_dp.protocols import StatesFrequency, provides
+
+    if provides(data, StatesFrequency) and (reading := data.reading) is not None:
         if reading.frequency is None:
             raise ValueError(
                 "--frequency is missing, and the run's data doesn't state one: give 30min, for instance."

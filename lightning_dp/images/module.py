@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
 from lightning_dp.adapters.adapter import Adapter
@@ -34,10 +33,12 @@ from lightning_dp.images.class_gaussians import ClassGaussians
 from lightning_dp.images.data.dataset import ImageDataset
 from lightning_dp.images.pretrained import PretrainedNet
 from lightning_dp.images.sample_grid import SampleGrid
+from lightning_dp.lightning_internals import datamodule_of, is_configured_by_cli
 from lightning_dp.nets.image_net import ImageNet
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.rows import pieces
 from lightning_dp.privacy.units import PrivacyUnit
+from lightning_dp.protocols import HasCaptions, HasImages, HasTrainDataset, Tokenises, provides
 from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
 
@@ -109,7 +110,7 @@ class LatentDiffusion(LightningModule):
                 f"{autoencoder.num_channels} channels: give net.in_channels that number."
             )
         # As in the time-series half: under LightningCLI a checkpoint holds the configuration.
-        from_config = _given_hyperparameters.get() is not None
+        from_config = is_configured_by_cli()
         self.save_hyperparameters(ignore=None if from_config else _LIVE_ARGUMENTS)
         self.net = net
         self.autoencoder = autoencoder.requires_grad_(False).eval()
@@ -183,7 +184,8 @@ class LatentDiffusion(LightningModule):
         Returns:
             The train set, which holds latents from now on; None where the data module has none of images.
         """
-        dataset = getattr(self._data(), "train_dataset", None)
+        data = self._data()
+        dataset = data.train_dataset if provides(data, HasTrainDataset) else None
         if not isinstance(dataset, ImageDataset):
             return None
         private = DifferentialPrivacy.of(self.trainer)
@@ -284,7 +286,7 @@ class LatentDiffusion(LightningModule):
     def setup(self, stage: str) -> None:
         """Net, autoencoder and data agree on sizes and classes; nothing was charged or read yet."""
         data = self._data()
-        if not hasattr(data, "size"):
+        if not provides(data, HasImages):
             return
         latent_size = self.autoencoder.latent_size(data.size)
         if latent_size != self.net.size:
@@ -303,7 +305,7 @@ class LatentDiffusion(LightningModule):
                 f"{list(data.class_names)}: give net.class_names those, in that order, or [] to learn no "
                 "classes."
             )
-        if not getattr(data, "has_captions", False):
+        if not (provides(data, HasCaptions) and data.has_captions):
             return
         if self.text_encoder is None and self.net.tokenizer is None:
             raise ValueError(
@@ -311,9 +313,10 @@ class LatentDiffusion(LightningModule):
                 "none: take StableDiffusionUNet or a CrossAttentionUNet with text, or set the source's "
                 "captions off."
             )
-        if getattr(data, "tokenizer", None) != self.net.tokenizer:
+        tokenizer = data.tokenizer if provides(data, Tokenises) else None
+        if tokenizer != self.net.tokenizer:
             raise ValueError(
-                f"data.tokenizer is {data.tokenizer} and that of the net {self.net.tokenizer}, but a caption "
+                f"data.tokenizer is {tokenizer} and that of the net {self.net.tokenizer}, but a caption "
                 "has to be the same numbers to both: give both the same, or both none."
             )
 
@@ -484,7 +487,7 @@ class LatentDiffusion(LightningModule):
         }
 
     def _data(self) -> Any:
-        return getattr(self.trainer, "datamodule", None)
+        return datamodule_of(self.trainer)
 
 
 _LIVE_ARGUMENTS = [

@@ -9,6 +9,7 @@ from lightning_dp.images.data.image_data import ImageData
 from lightning_dp.images.evaluation import Evaluation, Part, measure
 from lightning_dp.images.export import balanced_labels, draw
 from lightning_dp.images.module import LatentDiffusion
+from lightning_dp.lightning_internals import datamodule_of
 from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
 
@@ -69,7 +70,7 @@ class SampleEvaluation(Callback):
 
 
 def _parts(trainer: Trainer, module: LightningModule) -> tuple[LatentDiffusion, ImageData]:
-    data: Any = getattr(trainer, "datamodule", None)
+    data = datamodule_of(trainer)
     for what, kind in ((module, LatentDiffusion), (data, ImageData)):
         if not isinstance(what, kind):
             raise ValueError(

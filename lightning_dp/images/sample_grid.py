@@ -10,6 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lightning_dp.images.data.dataset import to_bytes
+from lightning_dp.lightning_internals import datamodule_of
+from lightning_dp.protocols import NamesClasses, provides
 from lightning_dp.tracking.palette import INK
 
 _COLUMNS = 10
@@ -23,10 +25,10 @@ class SampleGrid(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
-        data: Any = getattr(trainer, "datamodule", None)
+        data = datamodule_of(trainer)
         if not trainer.is_global_zero:
             return
-        names = list(getattr(data, "class_names", ()))[: module.net.num_classes]
+        names = list(data.class_names if provides(data, NamesClasses) else ())[: module.net.num_classes]
         folder = Path(trainer.default_root_dir) / "plots"
         draw_samples(module, class_names=names, path=folder / "sample_grid.png")
 

@@ -343,7 +343,8 @@ def rdp_curve(single: Event, orders: tuple[float, ...]) -> np.ndarray:
         return np.minimum(alphas * single.bounded_range**2 / 8, single.bounded_range)
     if isinstance(single, StabilityTestEvent):
         gaussian = alphas / (2 * single.noise_multiplier**2)
-        return gaussian - math.log1p(-single.failure) * alphas / (alphas - 1)
+        result: np.ndarray = gaussian - math.log1p(-single.failure) * alphas / (alphas - 1)
+        return result
     accountant = RdpAccountant(orders)
     absl_logger, was_disabled = logging.getLogger("absl"), logging.getLogger("absl").disabled
     absl_logger.disabled = True  # an order without a bound is left out, which is safe: no need to warn
@@ -360,7 +361,8 @@ def rdp_to_epsilon(delta: float | np.ndarray, orders: np.ndarray) -> np.ndarray:
 
     Canonne, Kamath & Steinke 2020, arXiv 2004.00010, Prop. 12.
     """
-    return np.log1p(-1 / orders) - (np.log(delta) + np.log(orders)) / (orders - 1)
+    result: np.ndarray = np.log1p(-1 / orders) - (np.log(delta) + np.log(orders)) / (orders - 1)
+    return result
 
 
 def _dp_event(event: GaussianEvent | LaplaceEvent) -> dp_event.DpEvent:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, StackDataset, TensorDataset
 
 
-def check_distinct(loader: DataLoader) -> None:
+def check_distinct(loader: DataLoader[Any]) -> None:
     """Raise ValueError where the train loader would give one item of a dataset as several units.
 
     Args:

@@ -85,7 +85,7 @@ class Draws(TorchDispatchMode):
         return False  # else every operator takes a detour that costs more than ours
 
     def __init__(self, *, seed: int = 0, watched: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seed = seed
         self.watched = watched
         self.repeating = False

@@ -65,4 +65,5 @@ def _deltas(mechanism: GaussianPrivacyLoss, epsilons: np.ndarray, *, noise_multi
     loss = sign * (sign * epsilon + np.log(-np.expm1(least - sign * epsilon)) - math.log(rate))
     at = -0.5 * sign - loss * noise_multiplier**2
     deltas[met] = mechanism.mu_upper_cdf(at) - np.exp(epsilon + mechanism.mu_lower_log_cdf(at))
-    return np.clip(deltas, 0.0, 1.0)
+    clipped: np.ndarray = np.clip(deltas, 0.0, 1.0)
+    return clipped

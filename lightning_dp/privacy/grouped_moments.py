@@ -6,7 +6,7 @@ share in all groups together, so the noise of each group is that of one release 
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class GroupSums(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Grouped(Mechanism):
+class _Grouped(Mechanism[Any]):
     """What both have in common: one array (λ, 1 + d) a unit, each row a group in 0 … G−1 and a vector.
 
     A unit adds the mean over its rows of what each row adds. A row of no group (a negative number), and one

@@ -78,7 +78,7 @@ class Reading:
     of_workers: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
-    def of(cls, loader: DataLoader) -> "Reading":
+    def of(cls, loader: DataLoader[Any]) -> "Reading":
         """Those of a loader that is to be replaced."""
         workers = tuple((name, getattr(loader, name)) for name in _OF_WORKERS if hasattr(loader, name))
         return cls(
@@ -89,7 +89,7 @@ class Reading:
             of_workers=workers if loader.num_workers else (),
         )
 
-    def loader(self, dataset: Dataset, **batches: Any) -> DataLoader:
+    def loader(self, dataset: Dataset[Any], **batches: Any) -> DataLoader[Any]:
         """A DataLoader that reads so; `batches` says which items make a batch."""
         options: dict[str, Any] = dict(self.of_workers)
         if self.num_workers:

@@ -313,4 +313,5 @@ def calibrate_noise_multiplier(
         tried[beyond] = excess(beyond, fine)
     best = math.exp(min([high, *(x for x, value in tried.items() if value <= 0)]))
     digits = 4 - math.floor(math.log10(best))
-    return math.ceil(best * 10**digits) / 10**digits
+    result: float = math.ceil(best * 10**digits) / 10**digits
+    return result

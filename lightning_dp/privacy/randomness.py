@@ -189,7 +189,7 @@ class Watch(TorchDispatchMode):
         return False  # else every operator takes a detour that costs more than ours
 
     def __init__(self, randomness: SecretRandomness, place: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._randomness = randomness
         self._place = place
 

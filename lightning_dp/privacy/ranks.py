@@ -5,7 +5,7 @@ Sampling disjoint shards is `sampling`'s part.
 """
 
 from collections.abc import Callable
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, distributed as dist
@@ -49,7 +49,7 @@ class Ranks:
         """
         if self.world_size == 1:
             return action()
-        outcome: list = [None, None]
+        outcome: list[Any] = [None, None]
         error: BaseException | None = None
         if self.is_first:
             try:
@@ -62,13 +62,14 @@ class Ranks:
             raise error
         if outcome[1] is not None:
             raise FirstRankFailed(outcome[1])
-        return outcome[0]
+        result: T = outcome[0]
+        return result
 
     def gather(self, own: T) -> list[T]:
         """What every rank holds, in the order of ranks; something that can be pickled."""
         if self.world_size == 1:
             return [own]
-        values: list = [None] * self.world_size
+        values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, own)
         return values
 

@@ -101,4 +101,5 @@ def _least(event_fn: Callable[[float], Event], target: float, delta: float, *, o
     rounded = math.ceil(best * 10**digits) / 10**digits
     while excess(math.log(rounded)) > 0:  # the root is approached from either side, and ε is on a grid
         rounded *= 1 + 1e-3
-    return rounded
+    result: float = rounded
+    return result

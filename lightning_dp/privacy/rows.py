@@ -89,12 +89,14 @@ class UnitDim:
     def split(self, tensor: Tensor, *, units: int) -> Tensor:
         """(…, outer · U · k, …) → (U, …, outer · k, …): what each unit has by itself, stacked."""
         folded = tensor.unflatten(self.dim, (self.outer, units, -1)).movedim(self.dim + 1, 0)
-        return folded.flatten(self.dim + 1, self.dim + 2)
+        result: Tensor = folded.flatten(self.dim + 1, self.dim + 2)
+        return result
 
     def join(self, stacked: Tensor) -> Tensor:
         """The inverse of `split`."""
         folded = stacked.unflatten(self.dim + 1, (self.outer, -1)).movedim(0, self.dim + 1)
-        return folded.flatten(self.dim, self.dim + 2)
+        result: Tensor = folded.flatten(self.dim, self.dim + 2)
+        return result
 
     def fits(self, tensor: Tensor, *, units: int) -> bool:
         """Whether a tensor may have `units` units here."""
@@ -315,7 +317,8 @@ def _gaussian_nll_loss(
     var = var if isinstance(var, Tensor) else torch.full_like(input, var)
     var = var if var.ndim == input.ndim else var.unsqueeze(-1)
     loss = 0.5 * (var.clamp_min(eps).log() + (input - target) ** 2 / var.clamp_min(eps))
-    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+    result: Tensor = loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+    return result
 
 
 def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
@@ -355,7 +358,7 @@ class _Rules(TorchDispatchMode):
     """Operators that DTensor has no rule for, or one that asks for a process group; then DTensor's own."""
 
     def __init__(self, *, mixing: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._mixing = mixing
 
     @classmethod

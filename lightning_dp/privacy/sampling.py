@@ -57,7 +57,8 @@ class PoissonSampler:
     def draw(self) -> list[int]:
         """The sorted indices of one logical batch, or of this rank's part of it."""
         included = self._generator.random(len(self._units)) < self._sampling_rate
-        return self._units[included].tolist()
+        result: list[int] = self._units[included].tolist()
+        return result
 
 
 def count_parts(logical: list[int], *, physical_batch_size: int | None) -> int:
@@ -108,7 +109,7 @@ class PoissonLoader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset[Any],
         *,
         sampling_rate: float,
         physical_batch_size: int | None = None,
@@ -129,7 +130,7 @@ class PoissonLoader:
         )
         self._reading = reading or Reading()
         self._drawn: deque[PhysicalBatch] = deque()
-        self._loader: DataLoader | None = None
+        self._loader: DataLoader[Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         self.pending.clear()
@@ -161,7 +162,7 @@ class PoissonLoader:
         items = fetch(list(indices)) if fetch else [self.dataset[index] for index in indices]
         return (self._reading.collate_fn or default_collate)(items)
 
-    def in_order(self, *, units_per_batch: int, sampling_rate: float = 1.0) -> DataLoader:
+    def in_order(self, *, units_per_batch: int, sampling_rate: float = 1.0) -> DataLoader[Any]:
         """Every unit of the data set once, or a Poisson sample of them, in order, collated as for training.
 
         The sample is drawn once: whoever reads it twice reads the same units, as one release pays for.

@@ -56,7 +56,8 @@ class _TopK(Mechanism[np.ndarray]):
     def sums(self, values: PerUnit) -> np.ndarray:
         rows = np.asarray(values, dtype=np.float64).reshape(-1, self.dimension)
         rows = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0.0)
-        return np.clip(rows, 0.0, self.largest).sum(axis=0)
+        result: np.ndarray = np.clip(rows, 0.0, self.largest).sum(axis=0)
+        return result
 
     def answer(self, noisy: np.ndarray) -> np.ndarray:
         return noisy
@@ -131,7 +132,8 @@ class GapTestedTopK(_TopK):
     def threshold(self) -> float:
         """What the noisy gap has to exceed; twice the margin, as the noise is larger by one."""
         quantile = norm.isf(self.failure)
-        return self.largest * (1 + self.noise_multiplier * (1 + 2 * MARGIN) * max(quantile, 0.0))
+        result: float = self.largest * (1 + self.noise_multiplier * (1 + 2 * MARGIN) * max(quantile, 0.0))
+        return result
 
     def perturbed(self, sums: torch.Tensor, noise: NoiseSource | None) -> torch.Tensor:
         ordered = sums.sort(descending=True).values

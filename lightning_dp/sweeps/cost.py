@@ -6,16 +6,14 @@ was really charged is in the ledger.
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.fit.facts import FitFacts
 from lightning_dp.privacy.accounting import Event, epsilon_pld
 from lightning_dp.privacy.ledger import Ledger, LedgerMissing, filter_epsilon
-from lightning_dp.privacy.plan import PrivacyPlan, delta_of
-from lightning_dp.privacy.units import PrivacyUnit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,33 +44,13 @@ def cost_of_trial(
     Raises:
         ValueError: the plan is impossible.
     """
-    unit = _unit(privacy, data)
-    delta = delta_of(privacy.delta, num_units=unit.num_units)
-    prepare: Any = getattr(module, "preparations", None)
-    prior = (
-        [
-            preparation.mechanism.event
-            for preparation in prepare(unit=unit, target_epsilon=privacy.target_epsilon, delta=delta)
-        ]
-        if prepare
-        else []
-    )
-    plan = PrivacyPlan.make(
-        unit,
-        expected_batch_size=privacy.expected_batch_size,
-        num_steps=num_steps,
-        target_epsilon=privacy.target_epsilon,
-        noise_multiplier=privacy.noise_multiplier,
-        max_grad_norm=privacy.max_grad_norm,
-        delta=delta,
-        prior=prior,
-    )
+    fit = FitFacts.before_data(privacy, module=module, datamodule=data, num_steps=num_steps)
     return TrialCost(
-        dataset=privacy.dataset or getattr(data, "dataset_id", None) or type(data).__name__,
-        unit=unit.name,
-        delta=delta,
-        epsilon=plan.epsilon,
-        events=tuple(plan.events(num_steps)),
+        dataset=fit.dataset,
+        unit=fit.unit.name,
+        delta=fit.plan.delta,
+        epsilon=fit.plan.epsilon,
+        events=tuple(fit.plan.events(num_steps)),
         ledger=privacy.ledger,
     )
 
@@ -142,19 +120,3 @@ def _account(path: str | None, dataset: str, unit: str) -> tuple[list[Event], fl
     except LedgerMissing:
         return [], None
     return ledger.events(dataset, unit=unit), ledger.budget(dataset, unit=unit).limit_epsilon
-
-
-def _unit(privacy: DifferentialPrivacy, data: Any) -> PrivacyUnit:
-    if isinstance(privacy.unit, PrivacyUnit):
-        return privacy.unit
-    if hasattr(data, "privacy_unit"):
-        unit: PrivacyUnit = data.privacy_unit()
-        return unit if privacy.num_units is None else replace(unit, num_units=privacy.num_units)
-    num_units = privacy.num_units
-    if num_units is None:
-        data.prepare_data()
-        data.setup("fit")
-        num_units = len(data.train_dataloader().dataset)
-    return PrivacyUnit(
-        name=privacy.unit or "record", num_units=num_units, description="one item of the train dataset"
-    )

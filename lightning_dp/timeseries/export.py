@@ -19,6 +19,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lightning_dp.privacy.release import PublicBounds
+from lightning_dp.protocols import HasExtraCovariates, HasLayout, LabelsWindows, provides
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.data.calendar import NUM_CALENDAR_FEATURES, calendar_features
 from lightning_dp.timeseries.module import TimeSeriesDiffusion
@@ -46,10 +47,10 @@ def schema_of(data: Any) -> Schema:
 
     A wide table, one column a customer, is exported as a long one, one row a reading.
     """
-    layout = getattr(data, "layout", None)
+    layout = data.layout if provides(data, HasLayout) else None
     return Schema(
-        id_column=getattr(layout, "id_column", "id"),
-        time_column=getattr(layout, "time_column", "date"),
+        id_column="id" if layout is None else layout.id_column,
+        time_column="date" if layout is None else layout.time_column,
         channel_names=list(data.channel_names),
     )
 
@@ -72,10 +73,10 @@ def public_covariates(
     Raises:
         ValueError: a condition is missing, unknown or out of range.
     """
-    extra = getattr(getattr(data, "layout", data), "covariates", None)
-    extra = getattr(data, "extra_covariates", extra)
-    numeric: Mapping[str, Any] = getattr(extra, "numeric", {})
-    categorical: Mapping[str, Sequence[str]] = getattr(extra, "categorical", {})
+    extra = data.layout.covariates if provides(data, HasLayout) else None
+    extra = data.extra_covariates if provides(data, HasExtraCovariates) else extra
+    numeric: Mapping[str, Any] = {} if extra is None else extra.numeric
+    categorical: Mapping[str, Sequence[str]] = {} if extra is None else extra.categorical
     names = [*numeric, *categorical]
     missing = [name for name in names if name not in conditions]
     unknown = [name for name in conditions if name not in names]
@@ -225,7 +226,7 @@ class WindowLabels:
 
     def __call__(self, index: int) -> tuple[str, Sequence[Any] | np.ndarray]:
         """The series' name and the (L,) stamps of window `index`."""
-        if hasattr(self._data, "window_labels"):
+        if provides(self._data, LabelsWindows):
             return self._data.window_labels(index)
         series, first = self._data.test_dataset.locate(index)
         return str(series), np.arange(first, first + self._data.length)

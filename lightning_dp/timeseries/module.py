@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
 from lightning_dp.adapters.adapter import Adapter
@@ -24,9 +23,11 @@ from lightning_dp.diffusion.objective import draw_timesteps, per_example_loss
 from lightning_dp.diffusion.prediction import Prediction, Velocity
 from lightning_dp.diffusion.sampler import Sampler
 from lightning_dp.diffusion.schedule import Cosine, NoiseSchedule
+from lightning_dp.lightning_internals import datamodule_of, is_configured_by_cli
 from lightning_dp.nets.denoising_net import DenoisingNet
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.units import PrivacyUnit
+from lightning_dp.protocols import StandardisesErrors, provides
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.day_ensemble import DayEnsemble
 from lightning_dp.timeseries.metrics import (
@@ -133,7 +134,7 @@ class TimeSeriesDiffusion(LightningModule):
         # Under LightningCLI this saves the configuration, and load_from_checkpoint needs nothing else. In
         # Python these arguments are live objects that don't belong in a checkpoint; the caller hands them
         # over again: load_from_checkpoint(path, net=..., normaliser=...).
-        from_config = _given_hyperparameters.get() is not None
+        from_config = is_configured_by_cli()
         self.save_hyperparameters(ignore=None if from_config else _LIVE_ARGUMENTS)
         if from_config:
             for name, part in (("net", net), ("normaliser", normaliser)):
@@ -421,11 +422,10 @@ class TimeSeriesDiffusion(LightningModule):
         return output
 
     def _start_errors(self) -> None:
-        data: Any = getattr(self.trainer, "datamodule", None)
-        missing = [name for name in ("metric_mean", "metric_std") if not hasattr(data, name)]
-        if missing:
+        data = datamodule_of(self.trainer)
+        if not provides(data, StandardisesErrors):
             raise ValueError(
-                f"the data module has no {' or '.join(missing)}, the constants (C,) that make errors "
+                "the data module has no metric_mean or no metric_std, the constants (C,) that make errors "
                 "comparable over channels: give it both, and hand it to the trainer as datamodule=."
             )
         self._metric_mean, self._metric_std = (

@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lightning_dp.lightning_internals import datamodule_of
+from lightning_dp.protocols import HasDays, provides, unit_of_values
 from lightning_dp.timeseries.baselines import BASELINES_OF, evaluate_baselines, mean_of_days
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.data.base import WindowDataModule
@@ -49,17 +51,18 @@ class PredictionReport(Callback):
             self._batch = batch
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data: Any = getattr(trainer, "datamodule", None)
-        if self._batch is None or not hasattr(data, "steps_per_day"):
+        data = datamodule_of(trainer)
+        if self._batch is None or not provides(data, HasDays):
             return
-        for name, scores in evaluate_baselines(data).items():
+        known: Any = data
+        for name, scores in evaluate_baselines(known).items():
             for metric, value in scores.items():
                 pl_module.log(_metric(name, metric), value)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data: Any = getattr(trainer, "datamodule", None)
+        data = datamodule_of(trainer)
         batch = self._batch
-        if batch is None or not hasattr(data, "steps_per_day") or not trainer.is_global_zero:
+        if batch is None or not provides(data, HasDays) or not trainer.is_global_zero:
             return
         rows = torch.linspace(0, len(batch["values"]) - 1, _EXAMPLES).long().unique()
         shown = _map(batch, lambda value: value[rows])
@@ -75,7 +78,7 @@ class PredictionReport(Callback):
             target=shown["target"],
             channel_names=data.channel_names,
             steps_per_day=data.steps_per_day,
-            unit=getattr(data, "value_unit", ""),
+            unit=unit_of_values(data),
             baseline=baseline(shown, steps_per_day=data.steps_per_day),
             baseline_name="mean of days" if forecast else "day profile + linear",
             channels=list(range(min(3, len(data.channel_names)))),

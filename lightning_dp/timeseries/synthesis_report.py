@@ -12,7 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_dp.lightning_internals import datamodule_of
 from lightning_dp.privacy.ranks import Ranks
+from lightning_dp.protocols import HasDays, provides, unit_of_values
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.data.base import WindowDataModule
 from lightning_dp.timeseries.masks import kind_of
@@ -109,15 +111,15 @@ class SynthesisReport(Callback):
         return scores
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data: Any = getattr(trainer, "datamodule", None)
-        if not self._real or not hasattr(data, "steps_per_day") or not trainer.is_global_zero:
+        data = datamodule_of(trainer)
+        if not self._real or not provides(data, HasDays) or not trainer.is_global_zero:
             return
         figure = synthesis_figure(
             _joined(self._real, self.max_windows),
             _joined(self._synthetic, self.max_windows),
             channel_names=data.channel_names,
             steps_per_day=data.steps_per_day,
-            unit=getattr(data, "value_unit", ""),
+            unit=unit_of_values(data),
         )
         folder = Path(trainer.default_root_dir) / "plots"
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +127,7 @@ class SynthesisReport(Callback):
 
     def _train_windows(self, trainer: Trainer) -> np.ndarray | None:
         """Fully observed train windows (N, L, C), or None where there are too few."""
-        data: Any = getattr(trainer, "datamodule", None)
+        data = datamodule_of(trainer)
         loader = data.train_dataloader() if data is not None else None
         if not isinstance(loader, DataLoader):
             return None

@@ -17,9 +17,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from lightning_dp.lightning_internals import logged_step
+from lightning_dp.protocols import PRIVATE_PREFIX as PRIVATE_PREFIX
 from lightning_dp.tracking.shared_rows import share_rows
 
-PRIVATE_PREFIX = "nonprivate/"
 _EVALUATING = (RunningStage.VALIDATING, RunningStage.TESTING)
 
 
@@ -80,7 +81,7 @@ class Outgoing:
         """The step to log under: while training the trainer's own, as a metric named "step" replaces it."""
         if self._trainer.state.stage in _EVALUATING:
             return step
-        return self._trainer.fit_loop.epoch_loop._batches_that_stepped
+        return logged_step(self._trainer)
 
     def tell(self, kept: set[str]) -> None:
         """Say once which names stayed, and how they may go."""

@@ -27,7 +27,10 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightning_dp.fit.declared_unit import dataset_name
+from lightning_dp.lightning_internals import datamodule_of
 from lightning_dp.privacy.report import read_privacy_report, replace_text, write_privacy_report
+from lightning_dp.protocols import Describes, TakesFacts, provides
 from lightning_dp.tracking.account import Account, read_account
 from lightning_dp.tracking.folder_lock import FolderLock, make_run_folder
 from lightning_dp.tracking.layout import CHECKPOINT
@@ -185,7 +188,7 @@ class RunFolder(Callback):
         report = read_privacy_report(self.folder)
         plain = {
             "method": self._method,
-            "dataset": dataset_name(trainer),
+            "dataset": dataset_name(None, datamodule=datamodule_of(trainer), dataset=None),
             "seed": self._seed,
             "epsilon": report.get("epsilon"),
             "unit": report.get("unit"),
@@ -193,8 +196,10 @@ class RunFolder(Callback):
         }
         known = {name: value for name, value in plain.items() if value is not None}
         for logger in trainer.loggers:
-            log: Any = getattr(logger, "log_facts", logger.log_hyperparams)
-            log(known)
+            if provides(logger, TakesFacts):
+                logger.log_facts(known)
+            else:
+                logger.log_hyperparams(known)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.save_checkpoint(self.folder / CHECKPOINT)
@@ -220,7 +225,7 @@ class RunFolder(Callback):
         report = account.report
         results = {
             "method": self._method,
-            "dataset": dataset_name(trainer),
+            "dataset": dataset_name(None, datamodule=datamodule_of(trainer), dataset=None),
             "seed": self._seed,
             "facts": facts_of(trainer, pl_module),
             "epsilon": report.get("epsilon_spent", "unknown: this folder has no privacy.json"),
@@ -237,18 +242,11 @@ class RunFolder(Callback):
         replace_text(self.folder / "results.json", text + "\n")
 
 
-def dataset_name(trainer: Trainer) -> str:
-    """The data's own name, or its module's."""
-    data = getattr(trainer, "datamodule", None)
-    return str(getattr(data, "dataset_id", type(data).__name__))
-
-
 def facts_of(trainer: Trainer, module: LightningModule) -> dict[str, str | float | int]:
     """What data and module say of themselves for tables, by their methods `facts()`."""
     facts: dict[str, str | float | int] = {}
-    for part in (getattr(trainer, "datamodule", None), module):
-        describe: Any = getattr(part, "facts", None)
-        facts |= describe() if describe else {}
+    for part in (datamodule_of(trainer), module):
+        facts |= part.facts() if provides(part, Describes) else {}
     return facts
 
 

@@ -13,16 +13,17 @@ from typing import Any, final
 from urllib.parse import urlparse
 
 import wandb
-from lightning.fabric.loggers.logger import _DummyExperiment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_dp.lightning_internals import private_name
 from lightning_dp.privacy.report import json_ready
 from lightning_dp.tracking.folder_lock import make_run_folder
 from lightning_dp.tracking.outgoing import PRIVATE_PREFIX, FollowsFit, Outgoing
 from lightning_dp.tracking.run_folder import Run, environment
 
+_DummyExperiment = private_name("_DummyExperiment")
 _DESCRIBE = {"config", "dir", "entity", "group", "id", "job_type", "name", "notes", "project", "resume"}
 _DESCRIBE |= {"save_dir", "tags", "version"}
 _OF_A_RUN = {"define_metric", "dir", "entity", "finish", "group", "id", "job_type", "name", "offline", "path"}

@@ -13,7 +13,9 @@ import torch
 import wandb
 from lightning.pytorch import Trainer
 
+from lightning_dp.lightning_internals import datamodule_of
 from lightning_dp.privacy.report import REPORT_NAME, json_ready
+from lightning_dp.protocols import is_public
 from lightning_dp.tracking.account import read_account
 from lightning_dp.tracking.layout import CHECKPOINT
 from lightning_dp.tracking.run_folder import Run
@@ -56,10 +58,9 @@ def _publish(wandb_run: Any, trainer: Trainer, *, folder: Path, run: Run) -> Non
         **{f"epsilon_of_{unit}": value for unit, value in report.get("epsilon_of_unit", {}).items()},
     }
     wandb_run.summary.update({name: value for name, value in summary.items() if value is not None})
-    data = getattr(trainer, "datamodule", None)
     figures = figures_to_send(
         folder,
-        rows_are_public=bool(getattr(data, "public", False)),
+        rows_are_public=is_public(datamodule_of(trainer)),
         share_nonprivate=run.share_nonprivate,
     )
     if figures:

@@ -16,6 +16,7 @@ from torch.utils.data import (
 )
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.fit import hook_names
 from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.privacy.units import PrivacyUnit
 
@@ -165,6 +166,80 @@ def test_a_misspelt_hook_of_the_module_is_refused(tmp_path, ledger_path, name, m
     module = Regression()
     setattr(module, name, 2)
     refused(tmp_path, ledger_path, f"Regression.{name} .* hook {meant}", data=Records(N), module=module)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("privacy_unt", "data"),
+        ("privacy_unit_", "data"),
+        ("synthetic_itmes", "data"),
+        ("validation_is_publik", "data"),
+        ("row_per_examples", "module"),
+        ("read_trainset_", "module"),
+        ("preparation_s", "module"),
+        ("logged_metric", "module"),
+    ],
+)
+def test_other_slips_of_the_pen_are_refused_too(tmp_path, ledger_path, name, place):
+    if place == "data":
+        refused(tmp_path, ledger_path, f"Mine.{name} is nothing", data=with_hook(**{name: 1}))
+    else:
+        module = type("Mine", (Regression,), {name: lambda self: 1})()
+        refused(tmp_path, ledger_path, f"Mine.{name} is nothing", data=Records(N), module=module)
+
+
+def test_names_that_others_have_by_chance_are_not_refused(tmp_path):
+    chance = ("units", "privacy", "rows", "synthetic", "validation", "dataset", "prepare", "publish", "fact")
+    data = with_hook(**dict.fromkeys(chance, 1), prepare_data=lambda self: None)
+    module = type("Mine", (Regression,), {**dict.fromkeys(chance, 1), "log_metrics": lambda self: 1})()
+    assert fit(tmp_path, data=data, module=module)["unit"] == "record"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "place", "match"),
+    [
+        ("validation_is_public", lambda self: False, "data", "is a method, and is read without a call"),
+        ("validation_is_public", "no", "data", "is 'no'; it must be True or False"),
+        ("dataset_id", lambda self: "records", "dataset", "is a method, and is read without a call"),
+        ("dataset_id", classmethod(lambda cls: "records"), "dataset", "is a method"),
+        (
+            "synthetic_items",
+            [1, 2],
+            "data",
+            r"is \[1, 2\] and no method; write 'def synthetic_items\(self, num",
+        ),
+        ("synthetic_units", property(lambda self: 3), "dataset", "is 3 and no method"),
+        ("rows_per_example", lambda self: 2, "module", "is a method, and is read without a call"),
+        ("rows_per_example", 2.0, "module", "is 2.0; it must be a whole number of at least 1"),
+        ("rows_per_example", 0, "module", "is 0; it must be a whole number of at least 1"),
+        ("preparations", [], "module", r"is \[\] and no method; write 'def preparations\(self, \*, unit"),
+        ("read_train_set", True, "module", "is True and no method"),
+    ],
+)
+def test_a_hook_of_the_wrong_kind_is_refused(tmp_path, ledger_path, name, value, place, match):
+    of = {"data": Records, "dataset": TensorDataset, "module": Regression}[place]
+    kind, match = type("Mine", (of,), {name: value}), f"Mine.{name} {match}"
+    if place == "data":
+        refused(tmp_path, ledger_path, match, data=kind(N))
+    elif place == "module":
+        refused(tmp_path, ledger_path, match, data=Records(N), module=kind())
+    else:
+        refused(tmp_path, ledger_path, match, dataset=kind(torch.randn(N, 4), torch.randn(N)))
+
+
+def test_every_hook_of_a_private_fit_is_guarded():
+    assert set(hook_names._GUARDED) == {
+        "privacy_unit",
+        "dataset_id",
+        "synthetic_items",
+        "synthetic_units",
+        "validation_is_public",
+        "preparations",
+        "read_train_set",
+        "rows_per_example",
+        "logged_metrics",
+    }
 
 
 def test_a_hook_in_the_wrong_place_is_refused(tmp_path, ledger_path):

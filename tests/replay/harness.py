@@ -238,7 +238,10 @@ def replay(
                     run.exit += "interrupted, "
                 except Exception as error:  # how a run ends can be seen
                     run.exit += f"{type(error).__name__}: {error}"
-            run.accepted, run.sites = private._accepted, private.clipping_engine.sites
+            run.accepted, run.sites = (
+                list(private._account.accepted) if private._account else [],
+                private.clipping_engine.sites,
+            )
             paths = [kept.with_suffix(f".rank{rank}.pt") for rank in range(ranks)]
             run.tapes.append([tape] if ranks == 1 else [_read_tape(path) for path in paths])
         _observe(run, run_folder, ledger)

@@ -138,8 +138,8 @@ class Recorder(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         privacy = _privacy_of(trainer)
-        assert privacy._loader is not None
-        sampler = privacy._loader._sampler
+        assert privacy._fit is not None
+        sampler = privacy._fit.loader._sampler
         keys = [self._slots[index].key for index in sampler._units]
         coins = KeyedCoins(self._seed, keys, first_draw=self._first_step)
         sampler._generator = coins  # type: ignore[assignment]
@@ -152,7 +152,7 @@ class Recorder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         keys = self._fetches.keys.popleft()
-        weights = _privacy_of(trainer)._weights.tolist()
+        weights = _privacy_of(trainer)._training.part.weights.tolist()
         assert len(keys) == len(weights)
         self._tape.trained.append((self._clock.step, keys, weights))
         self._fetches.draws.begin("train", self._clock.step, keys=keys)

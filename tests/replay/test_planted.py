@@ -89,21 +89,21 @@ def with_divisor(monkeypatch, divisor) -> None:
     step = DifferentialPrivacy.on_before_optimizer_step
 
     def divided(self, *arguments):
-        plan = self._plan
-        self._plan = replace(plan, expected_batch_size=divisor(self))
+        facts = self._facts
+        self._facts = replace(facts, plan=replace(facts.plan, expected_batch_size=divisor(self)))
         step(self, *arguments)
-        self._plan = plan
+        self._facts = facts
 
     monkeypatch.setattr(DifferentialPrivacy, "on_before_optimizer_step", divided)
 
 
 def test_p2_divided_by_the_realised_batch(tmp_path, monkeypatch):
-    with_divisor(monkeypatch, lambda privacy: max(1, int(privacy._weights.sum())))
+    with_divisor(monkeypatch, lambda privacy: max(1, int(privacy._training.part.weights.sum())))
     caught(of_line(tmp_path, neighbours=[REMOVED]), "seen", where="gradient")
 
 
 def test_p2_divided_by_a_share_of_the_private_number_of_units(tmp_path, monkeypatch):
-    with_divisor(monkeypatch, lambda privacy: privacy.plan.sampling_rate * len(privacy._loader.dataset))
+    with_divisor(monkeypatch, lambda privacy: privacy.plan.sampling_rate * len(privacy._fit.loader.dataset))
     caught(of_line(tmp_path, neighbours=[ADDED]), "seen", where="gradient")
 
 
@@ -256,14 +256,15 @@ def test_p10_noise_per_physical_batch(tmp_path, monkeypatch):
     def noised(self, trainer, pl_module):
         after(self, trainer, pl_module)
         scale = self.plan.noise_multiplier * self.max_grad_norm
-        part = self._ranks.release(self.clipping_engine.take(), noise=self._noise, scale=scale)
+        part = self._fit.ranks.release(self.clipping_engine.take(), noise=self._noise, scale=scale)
         for name, value in part.items():
             parts[name] = parts[name] + value if name in parts else value
 
     def unnoised(self, *arguments):
-        ranks, self._ranks = self._ranks, Collected()
+        fit = self._fit
+        self._fit = replace(fit, ranks=Collected())
         step(self, *arguments)
-        self._ranks = ranks
+        self._fit = fit
 
     monkeypatch.setattr(DifferentialPrivacy, "on_after_backward", noised)
     monkeypatch.setattr(DifferentialPrivacy, "on_before_optimizer_step", unnoised)

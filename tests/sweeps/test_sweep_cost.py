@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+from support import Records, Regression, make_trainer
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.commands.sweep import main
 from lightning_dp.privacy.accounting import GaussianEvent, epsilon_pld
 from lightning_dp.privacy.ledger import Ledger
+from lightning_dp.privacy.units import PrivacyUnit
 from lightning_dp.sweeps.cost import TrialCost, cost_of_trial, describe_costs, ledger_totals
 from lightning_dp.timeseries.data.simulator import HouseholdLoad
 
@@ -76,3 +78,34 @@ def test_a_mistake_in_one_configuration_is_found_before_any_trial(tmp_path, monk
     with pytest.raises(ValueError, match="noise_multiplier must be a number above 0"):
         main(["run", "sweeps/smoke.yaml", f"--out={tmp_path / 'out'}", "--override=seed_everything=0", wrong])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"unit": "window"},
+        {"num_units": 20},
+        {"dataset": "another name"},
+        {"unit": PrivacyUnit(name="user", num_units=24, description="a user's only record")},
+    ],
+)
+def test_a_fit_charges_the_account_that_its_trial_named(tmp_path, ledger_path, options):
+    settings = {"noise_multiplier": 1.0, "delta": 1e-3, "expected_batch_size": 4, **options}
+    named = cost_of_trial(DifferentialPrivacy(**settings), module=Regression(), data=Records(24), num_steps=2)
+    privacy = DifferentialPrivacy(**settings)
+    make_trainer(tmp_path, steps=2, privacy=privacy).fit(Regression(), datamodule=Records(24))
+    assert (named.dataset, named.unit, named.delta) == (
+        privacy.facts.dataset,
+        privacy.facts.unit.name,
+        privacy.plan.delta,
+    )
+    assert Ledger(ledger_path).accounts() == [(named.dataset, named.unit)]
+    assert epsilon_pld(named.events, named.delta) == pytest.approx(privacy.epsilon_spent)
+
+
+def test_a_misspelt_hook_is_refused_before_a_trial_is_paid_for(ledger_path):
+    module = type("Mine", (Regression,), {"row_per_example": 2})()
+    privacy = DifferentialPrivacy(noise_multiplier=1.0, delta=1e-3, expected_batch_size=4)
+    with pytest.raises(ValueError, match=r"Mine.row_per_example .* hook rows_per_example"):
+        cost_of_trial(privacy, module=module, data=Records(24), num_steps=2)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_dp.adapters.scores.grad_norm import GradNorm
 from lightning_dp.adapters.scores.score import FreeScore, NormsFn, PrivateScore
+from lightning_dp.protocols import is_public, rows_per_unit_of
 
 
 @final
@@ -27,7 +28,7 @@ class PublicScore(FreeScore):
     def __init__(
         self, data: LightningDataModule, *, score: PrivateScore | None = None, num_batches: int = 8
     ) -> None:
-        if getattr(data, "public", False) is not True:
+        if not is_public(data):
             raise ValueError(
                 f"PublicScore.data is a {type(data).__name__} that does not say it is public, so looking at "
                 "it is not free: use a set whose data module has public = True, or a score that is paid for"
@@ -42,7 +43,6 @@ class PublicScore(FreeScore):
         self.data.prepare_data()
         self.data.setup("fit")
         loader: Any = self.data.train_dataloader()
-        describe: Any = getattr(self.data, "privacy_unit", None)
-        rows = describe().rows_per_unit if describe else 1
+        rows = rows_per_unit_of(self.data)
         found = norms(islice(loader, self.num_batches), rows_per_unit=rows)  # (U, M)
         return self.score.contributions(found, number=number).sum(dim=0)

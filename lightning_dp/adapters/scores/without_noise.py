@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from lightning_dp.adapters.scores.score import NormsFn, PrivateScore
+from lightning_dp.lightning_internals import datamodule_of, train_loader_of
+from lightning_dp.protocols import rows_per_unit_of
 
 
 def exact_scores(
@@ -20,10 +22,8 @@ def exact_scores(
         number: of matrices that will be chosen.
         max_units: how many units are looked at; None is all.
     """
-    loader: Any = module.trainer.fit_loop._data_source.dataloader()
-    data: Any = getattr(module.trainer, "datamodule", None)
-    describe: Any = getattr(data, "privacy_unit", None)
-    rows = describe().rows_per_unit if describe else 1
+    loader = train_loader_of(module.trainer)
+    rows = rows_per_unit_of(datamodule_of(module.trainer))
     most = None if max_units is None else -(-max_units // (loader.batch_size or 1))
     found = norms(islice(loader, most), rows_per_unit=rows)[:max_units]  # (U, M)
     return score.contributions(found, number=number).sum(dim=0)

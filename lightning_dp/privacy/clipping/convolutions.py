@@ -179,14 +179,16 @@ class ConvUse(Use):
         """(n, …) of n units of one row each: their channels are groups of one convolution."""
         units = len(inputs)
         found = self._gradient(inputs.flatten(0, 1)[None], grads.flatten(0, 1)[None], units=units)
-        return found.unflatten(0, (units, -1))
+        result: Tensor = found.unflatten(0, (units, -1))
+        return result
 
     def _gradient(self, inputs: Tensor, grads: Tensor, *, units: int = 1) -> Tensor:
         """Σ over rows of the kernel's gradient; of several units whose channels lie side by side."""
         kernel = inputs.new_empty((units * self._shape[0], *self._shape[1:]))
         at = (*self._at, False, (0, 0), units * self._groups)
         backward = torch.ops.aten.convolution_backward
-        return backward(grads, inputs, kernel, None, *at, (False, True, False))[1]
+        result: Tensor = backward(grads, inputs, kernel, None, *at, (False, True, False))[1]
+        return result
 
     def _by_patches(self, inputs: Tensor, grads: Tensor) -> Tensor:
         """The same by one large product, where many small convolutions would wait for their launches."""
@@ -225,4 +227,5 @@ class ConvUse(Use):
 
 def _of_groups(values: Tensor, *, groups: int) -> Tensor:
     """(…, U · groups) → (…, U)."""
-    return values.unflatten(-1, (-1, groups)).sum(dim=-1)
+    result: Tensor = values.unflatten(-1, (-1, groups)).sum(dim=-1)
+    return result

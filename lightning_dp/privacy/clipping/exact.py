@@ -92,4 +92,5 @@ def kept_sum(gradients: Tensor, coefficients: Tensor) -> Tensor:
     total = torch.tensordot(torch.where(usual, coefficients, 0.0).float(), kept, dims=1)
     for unit in torch.nonzero(~usual & (coefficients != 0)).flatten().tolist():
         total += (coefficients[unit] * gradients[unit].double()).float()
-    return total
+    result: Tensor = total
+    return result

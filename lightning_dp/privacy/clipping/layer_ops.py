@@ -85,7 +85,8 @@ def linear(
     _announce(weight_sink, bias_sink)
     operands = _lowered(x, weight, bias)
     with _no_autocast(x.device.type):
-        return _Linear.apply(*operands, tape.anchor, tape, units_at, weight_sink, bias_sink)
+        result: Tensor = _Linear.apply(*operands, tape.anchor, tape, units_at, weight_sink, bias_sink)
+        return result
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -141,7 +142,8 @@ def layer_norm(
         x = x.float()
     with _no_autocast(x.device.type):
         rest = tape, units_at, weight_sink, bias_sink, tuple(shape), eps
-        return _LayerNorm.apply(x, weight, bias, tape.anchor, *rest)
+        result: Tensor = _LayerNorm.apply(x, weight, bias, tape.anchor, *rest)
+        return result
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -154,7 +156,8 @@ class _GroupNorm(torch.autograd.Function):
         ctx.sizes = (x.shape[0], x.shape[1], x[0, 0].numel(), ctx.groups)
         out, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, *ctx.sizes, eps)
         ctx.save_for_backward(x, mean, rstd, weight)
-        return out
+        result: Tensor = out
+        return result
 
     @staticmethod
     @once_differentiable
@@ -195,7 +198,10 @@ def group_norm(
     if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
         x = x.float()
     with _no_autocast(x.device.type):
-        return _GroupNorm.apply(x, weight, bias, tape.anchor, tape, weight_sink, bias_sink, groups, eps)
+        result: Tensor = _GroupNorm.apply(
+            x, weight, bias, tape.anchor, tape, weight_sink, bias_sink, groups, eps
+        )
+        return result
 
 
 class _Scale(torch.autograd.Function):
@@ -229,7 +235,8 @@ def rms_norm(
     """(…, *shape) → the same, units in any dimension of the former."""
     _announce(weight_sink)
     normed = F.rms_norm(x, tuple(shape), None, eps)
-    return _Scale.apply(normed, weight, tape.anchor, tape, units_at, weight_sink)
+    result: Tensor = _Scale.apply(normed, weight, tape.anchor, tape, units_at, weight_sink)
+    return result
 
 
 class _Conv2d(torch.autograd.Function):
@@ -300,7 +307,8 @@ def conv2d(
     }
     operands = _lowered(x, weight, bias)
     with _no_autocast(x.device.type):
-        return _Conv2d.apply(*operands, tape.anchor, tape, weight_sink, bias_sink, where)
+        result: Tensor = _Conv2d.apply(*operands, tape.anchor, tape, weight_sink, bias_sink, where)
+        return result
 
 
 class _Embedding(torch.autograd.Function):
@@ -335,7 +343,8 @@ def embedding(
 ) -> Tensor:
     """(…) int → (…, D), units in any dimension of the former."""
     _announce(weight_sink)
-    return _Embedding.apply(index, weight, tape.anchor, tape, units_at, weight_sink, padding_idx)
+    result: Tensor = _Embedding.apply(index, weight, tape.anchor, tape, units_at, weight_sink, padding_idx)
+    return result
 
 
 class _Tap(torch.autograd.Function):
@@ -353,4 +362,5 @@ class _Tap(torch.autograd.Function):
 
 def tap(tape: Tape, value: Tensor, callback: Callable[[Tensor], None]) -> Tensor:
     """`value` itself; `callback` gets the loss's gradient with respect to it."""
-    return _Tap.apply(value, tape.anchor, callback)
+    result: Tensor = _Tap.apply(value, tape.anchor, callback)
+    return result

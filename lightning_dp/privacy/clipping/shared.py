@@ -230,7 +230,8 @@ def _stay(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     def wrap(value: Tensor, index: int | None) -> Tensor:
         def make(given: dict[str, Tensor]) -> Tensor:
             again = func(*_filled(args, given), **_filled(kwargs, given))
-            return again if index is None else again[index]
+            value: Tensor = again if index is None else again[index]
+            return value
 
         if not value.is_floating_point():
             return value
@@ -255,9 +256,11 @@ def _unrepeated(tape: Tape, func: Any, args: Any, kwargs: Any, result: Shared) -
         source = value.unrepeated if value.unrepeated is not None else value
         shape = (1,) * (result.ndim - source.ndim) + tuple(source.shape)
         if all(size in (1, now) for size, now in zip(shape, result.shape, strict=True)):
-            return _stay(tape, torch.reshape, (source, shape), {})
+            found: Shared | None = _stay(tape, torch.reshape, (source, shape), {})
+            return found
     if name in _SAME_SHAPE and value.unrepeated is not None:
-        return _stay(tape, func, (value.unrepeated, *args[1:]), kwargs)
+        again: Shared | None = _stay(tape, func, (value.unrepeated, *args[1:]), kwargs)
+        return again
     return None
 
 

@@ -386,4 +386,5 @@ class SumUse(Use):
 def _row_squares(tensor: Tensor) -> Tensor:
     """(U, …) → (U,) sums of squares in fp64."""
     rows = tensor.reshape(len(tensor), -1)  # (U,) of a parameter that is one number
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+    result: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+    return result

@@ -51,7 +51,8 @@ def _copied(module: M, *, keep: Sequence[Any], with_weights: bool) -> M:
         for name, value in list(vars(child).items()):
             if type(value) is types.FunctionType and value.__closure__:
                 child.__dict__[name] = _rebound(value, memo)
-    return again
+    result: M = again
+    return result
 
 
 @contextmanager
@@ -108,7 +109,8 @@ def _table(table: dict[Any, Any], memo: _Memo) -> dict[Any, Any]:
     for key, value in table.items():
         if type(value) not in _ATOMS:
             again[key] = _again(value, memo)
-    return again
+    result: dict[Any, Any] = again
+    return result
 
 
 def _remembered(value: Any, again: Any, memo: _Memo) -> Any:
@@ -143,6 +145,6 @@ def _rebound(function: types.FunctionType, memo: _Memo) -> types.FunctionType:
     return again
 
 
-def _refers_to_a_module(made: partial) -> bool:
+def _refers_to_a_module(made: partial[Any]) -> bool:
     given = (getattr(made.func, "__self__", None), *made.args, *made.keywords.values())
     return any(isinstance(one, nn.Module | Tensor) for one in given)

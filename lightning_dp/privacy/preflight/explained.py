@@ -50,5 +50,6 @@ def _rows_second(module: nn.Module) -> str | None:
     """A layer that torch builds with rows in the second dimension unless it is told otherwise."""
     for path, layer in module.named_modules():
         if isinstance(layer, nn.MultiheadAttention | nn.RNNBase) and not layer.batch_first:
-            return path
+            result: str | None = path
+            return result
     return None

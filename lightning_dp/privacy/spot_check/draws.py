@@ -38,17 +38,17 @@ class Recording(TorchDispatchMode):
         return False  # else every operator takes a detour that costs more than ours
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.drawn: list[tuple[str, Tensor]] = []
         self.can_be_handed_out = True
         self.half = False
 
     def __enter__(self) -> Any:
         self._before = _position()
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         if _position() != self._before:
             self.can_be_handed_out = False  # numpy or Python's random drew
 
@@ -146,7 +146,8 @@ def draws_nothing(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _is_dropout(function: Any) -> bool:
-    return function.overloadpacket.__name__ == "native_dropout"
+    result: bool = function.overloadpacket.__name__ == "native_dropout"
+    return result
 
 
 def _is_fused(function: Any) -> bool:
