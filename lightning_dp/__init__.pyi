@@ -10,6 +10,7 @@ from .images.autoencoder_training import AutoencoderTraining as AutoencoderTrain
 from .images.data.image_data import ImageData as ImageData
 from .images.module import LatentDiffusion as LatentDiffusion
 from .images.stable_diffusion import StableDiffusionUNet as StableDiffusionUNet
+from .modules.diffusion_module import DiffusionModule as DiffusionModule
 from .nets.conditioning.adaln_zero import AdaLNZero as AdaLNZero
 from .nets.conditioning.dp_aware_adaln_zero import DPAwareAdaLNZero as DPAwareAdaLNZero
 from .nets.image_dit import ImageDiT as ImageDiT

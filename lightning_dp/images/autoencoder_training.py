@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
@@ -13,6 +12,7 @@ from lightning_dp.images.autoencoder import Reconstruction, TrainableAutoencoder
 from lightning_dp.images.batch import ImageBatch
 from lightning_dp.images.discriminator import PatchDiscriminator, adaptive_weight
 from lightning_dp.images.perceptual import PerceptualLoss
+from lightning_dp.lightning_internals import made_from_config
 from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
 _MOMENTUM = 0.02
@@ -65,7 +65,7 @@ class AutoencoderTraining(LightningModule):
             if value < 0:
                 raise ValueError(f"AutoencoderTraining.{field} is {value}; it can't be negative.")
         # Under LightningCLI a checkpoint holds the configuration: the next stage reads the sizes from it.
-        from_config = _given_hyperparameters.get() is not None
+        from_config = made_from_config()
         self.save_hyperparameters(ignore=None if from_config else _LIVE_ARGUMENTS)
         self.autoencoder = autoencoder
         self.penalty_weight = penalty_weight

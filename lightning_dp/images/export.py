@@ -48,7 +48,7 @@ def draw(
     generator = None
     if seed is not None:
         generator = torch.Generator(device=module.device).manual_seed(seed)
-    return to_bytes(module.sample(labels, captions=captions, guidance=guidance, generator=generator))
+    return to_bytes(module.sample(labels, captions=captions, guidance_scale=guidance, generator=generator))
 
 
 def sample_run(
@@ -93,7 +93,7 @@ def sample_run(
     class_names = load_data(run).class_names[: module.net.num_classes]
     about = {
         "run": run.name,
-        "guidance": module.guidance if guidance is None else guidance,
+        "guidance": module.guidance_scale if guidance is None else guidance,
         "num_steps": module.sampler.num_steps,
         "seed": seed,
     }

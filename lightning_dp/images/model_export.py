@@ -72,7 +72,7 @@ def save_unet(module: LatentDiffusion, *, out: Path) -> list[Path]:
             "as of residual_resampling, so its weights would not load there: 'lightning-dp sample' draws "
             "from it."
         )
-    if module.prior is not None:
+    if module.base_denoiser is not None:
         raise ValueError(
             "the run's samples are made by its UNet and a prior of class means together, and diffusers knows "
             "no such prior: 'lightning-dp sample' draws from it."

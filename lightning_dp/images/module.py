@@ -1,32 +1,26 @@
 """The LightningModule of the image half: a diffusion model of latents or pixels, given a class or a caption.
 
-Ordinary Lightning code: training_step returns per-row losses and their mean, and a callback makes it
-private. The public stage trains it on public images; the private stage starts from those weights (the
-callback `WeightsOrigin`) and trains what its adapter chooses. The autoencoder is frozen in both.
+The public stage trains it on public images; the private stage starts from those weights (the callback
+`WeightsOrigin`) and trains what its adapter chooses. The autoencoder is frozen in both.
 
 Shapes: B images, C channels of side S, c latent channels of side s, V variants, K noise draws, R = B·K rows.
 """
 
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
 from lightning_dp.adapters.adapter import Adapter
 from lightning_dp.adapters.lora import BASE
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
-from lightning_dp.callbacks.precision import forward_precision
-from lightning_dp.callbacks.selection_report import SelectionReport
-from lightning_dp.diffusion.objective import draw_timesteps, per_example_loss
-from lightning_dp.diffusion.prediction import Prediction, Velocity
+from lightning_dp.diffusion.prediction import Prediction
 from lightning_dp.diffusion.sampler import Sampler
-from lightning_dp.diffusion.schedule import Cosine, NoiseSchedule
+from lightning_dp.diffusion.schedule import NoiseSchedule
 from lightning_dp.images.augmentation import Augmentation
 from lightning_dp.images.autoencoder import Autoencoder, Pixels
 from lightning_dp.images.batch import ImageBatch
@@ -34,14 +28,15 @@ from lightning_dp.images.class_gaussians import ClassGaussians
 from lightning_dp.images.data.dataset import ImageDataset
 from lightning_dp.images.pretrained import PretrainedNet
 from lightning_dp.images.sample_grid import SampleGrid
+from lightning_dp.modules.condition import Condition, TrainingRows
+from lightning_dp.modules.diffusion_module import DiffusionModule
+from lightning_dp.modules.renamed import renamed
 from lightning_dp.nets.image_net import ImageNet
-from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.rows import pieces
-from lightning_dp.privacy.units import PrivacyUnit
 from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
 
-class LatentDiffusion(LightningModule):
+class LatentDiffusion(DiffusionModule):
     """Diffusion of an image's latents, given its class, its caption or nothing.
 
     Args:
@@ -49,8 +44,8 @@ class LatentDiffusion(LightningModule):
             public checkpoint (`StableDiffusionUNet`).
         autoencoder: frozen, with public weights; None takes that of the net's checkpoint, or diffuses the
             pixels where there is none.
-        prior: what means and covariances of the classes say, as the denoiser whose output `net` corrects;
-            None lets the net say it all.
+        base_denoiser: what means and covariances of the classes say, as the denoiser whose output `net`
+            corrects; None lets the net say it all.
         adapter: what of `net` trains; None is all of it.
         schedule: noise levels; None for those of the net's checkpoint, else `Cosine()`.
         prediction: what `net` predicts; None for that of the net's checkpoint, else `Velocity()`.
@@ -61,21 +56,24 @@ class LatentDiffusion(LightningModule):
         min_snr_gamma: γ of min-SNR weighting, or None.
         label_dropout: share of rows in [0, 1] that are trained without their label or caption, for guidance
             (Ho & Salimans, arXiv 2207.12598).
-        guidance: w ≥ 1 of sampling: (1 − w)·f(x, no class) + w·f(x, class); 1 is none.
+        guidance_scale: w ≥ 1 of sampling: (1 − w)·f(x, no class) + w·f(x, class); 1 is none.
         max_sampling_rows: images per call of the net while sampling, and of the autoencoder, for memory.
         optimizer: from parameters to an optimizer.
         lr_scheduler: from an optimizer to a scheduler that is stepped once per optimizer step, or None.
+        prior, guidance: the old names of `base_denoiser` and `guidance_scale`.
 
     Raises:
         ValueError: a value is out of range, or net and autoencoder don't fit.
     """
+
+    live_arguments = ("autoencoder", "augmentation", "prior")
 
     def __init__(
         self,
         net: ImageNet,
         *,
         autoencoder: Autoencoder | None = None,
-        prior: ClassGaussians | None = None,
+        base_denoiser: ClassGaussians | None = None,
         adapter: Adapter | None = None,
         schedule: NoiseSchedule | None = None,
         prediction: Prediction | None = None,
@@ -84,17 +82,18 @@ class LatentDiffusion(LightningModule):
         augmentation: Augmentation | None = None,
         min_snr_gamma: float | None = None,
         label_dropout: float = 0.1,
-        guidance: float = 1.0,
+        guidance_scale: float = 1.0,
         max_sampling_rows: int = 500,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
+        prior: ClassGaussians | None = None,
+        guidance: float | None = None,
     ) -> None:
-        super().__init__()
+        weight = renamed(guidance_scale, guidance, new="guidance_scale", old="guidance", default=1.0)
+        base = renamed(base_denoiser, prior, new="base_denoiser", old="prior", default=None)
         for field, value, low, high, usual in (
-            ("noise_draws", noise_draws, 1, float("inf"), "1 to 16 are usual"),
             ("label_dropout", label_dropout, 0, 1, "0.1 is usual, 0 without guidance"),
-            ("guidance", guidance, 1, float("inf"), "1 is none, 1.5 to 7 are usual"),
-            ("max_sampling_rows", max_sampling_rows, 1, float("inf"), "as many as fit memory"),
+            ("guidance_scale", weight, 1, float("inf"), "1 is none, 1.5 to 7 are usual"),
         ):
             if not low <= value <= high:
                 raise ValueError(
@@ -108,70 +107,42 @@ class LatentDiffusion(LightningModule):
                 f"the net's in_channels is {net.in_channels} and the autoencoder makes latents of "
                 f"{autoencoder.num_channels} channels: give net.in_channels that number."
             )
-        # As in the time-series half: under LightningCLI a checkpoint holds the configuration.
-        from_config = _given_hyperparameters.get() is not None
-        self.save_hyperparameters(ignore=None if from_config else _LIVE_ARGUMENTS)
-        self.net = net
+        # Names before an adapter adds its own: these have a file of their own.
+        pretrained = {name for name, _ in net.named_parameters()} if own else set()
+        if base is not None:
+            base.build(num_classes=net.num_classes, dimension=net.in_channels * net.size**2)
+        super().__init__(
+            net,
+            base_denoiser=base,
+            schedule=schedule or (own.schedule if own else None),
+            prediction=prediction or (own.prediction if own else None),
+            sampler=sampler or Sampler(num_steps=15),
+            noise_draws=noise_draws,
+            min_snr_gamma=min_snr_gamma,
+            guidance_scale=weight,
+            max_sampling_rows=max_sampling_rows,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            adapter=adapter,
+        )
         self.autoencoder = autoencoder.requires_grad_(False).eval()
         self.text_encoder = own.text_encoder if own else None
-        # Names before an adapter adds its own: these have a file of their own.
-        self._pretrained = {name for name, _ in net.named_parameters()} if own else set()
-        self.prior = prior
-        self.adapter = adapter
-        self.schedule = schedule or (own.schedule if own else Cosine())
-        self.prediction = prediction or (own.prediction if own else Velocity())
-        self.sampler = sampler or Sampler(num_steps=15)
-        self.noise_draws = noise_draws
+        self._pretrained = pretrained
         self.augmentation = augmentation
-        self.min_snr_gamma = min_snr_gamma
         self._label_dropout = label_dropout
-        self.guidance = guidance
-        self.max_sampling_rows = max_sampling_rows
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        if prior is not None:
-            prior.build(num_classes=net.num_classes, dimension=net.in_channels * net.size**2)
-        if adapter is not None:
-            adapter.apply(net)
 
-    @property
-    def rows_per_example(self) -> int:
-        """Rows that the net's layers see for one row of the data set; consecutive."""
-        return self.noise_draws * self.net.rows_per_example
-
-    def preparations(
-        self, *, unit: PrivacyUnit, target_epsilon: float | None, delta: float
-    ) -> list[Preparation]:
-        """What prior and adapter have to learn about the data before the first step."""
-        parts = [part for part in (self.prior, self.adapter) if part is not None]
-        facts: dict[str, Any] = {"unit": unit, "target_epsilon": target_epsilon, "delta": delta}
-        return [one for part in parts for one in part.preparations(self, **facts)]
-
-    def forward_precision(self) -> AbstractContextManager:
-        """Around forwards before the first step, as the fit's precision has it."""
-        return forward_precision(self)
-
-    def on_fit_start(self) -> None:
-        if DifferentialPrivacy.of(self.trainer) is None:
-            dataset = self.read_train_set()
-            if self.prior is not None:
-                if dataset is None:
-                    raise ValueError(
-                        "LatentDiffusion.prior reads the train set of a fit without privacy, but the data "
-                        "module has no ImageDataset train_dataset: take ImageData, or no prior."
-                    )
-                parts = torch.arange(len(dataset)).split(self.max_sampling_rows)
-                self.prior.fit_exactly(self, [dataset.__getitems__(part.tolist()) for part in parts])
-        if self.adapter is not None:
-            self.adapter.begin_fit(self)
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self.adapter is not None:
-            self.adapter.begin_step(self.global_step)
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        if self.adapter is not None:
-            self.adapter.mask_gradients()
+    def begin_fit_without_privacy(self) -> None:
+        """Encode the train set, and fit the base denoiser to it as it is."""
+        dataset = self.read_train_set()
+        if self.base_denoiser is None:
+            return
+        if dataset is None:
+            raise ValueError(
+                "LatentDiffusion.base_denoiser reads the train set of a fit without privacy, but the data "
+                "module has no ImageDataset train_dataset: take ImageData, or no base_denoiser."
+            )
+        parts = torch.arange(len(dataset)).split(self.max_sampling_rows)
+        self.base_denoiser.fit_exactly(self, [dataset.__getitems__(part.tolist()) for part in parts])
 
     def read_train_set(self) -> ImageDataset | None:
         """Encode every train image once, for the releases and for training.
@@ -226,41 +197,20 @@ class LatentDiffusion(LightningModule):
         """(B, V, c, s, s) of a batch of the train set, or of one that still holds images."""
         return batch["latents"] if "latents" in batch else self.encode(batch["images"])
 
-    def per_example_losses(self, batch: ImageBatch) -> Tensor:
-        """(B,) losses, each a function of its own image, its own noise and the weights only."""
+    def training_rows(self, batch: ImageBatch) -> TrainingRows:
+        """A variant of each image for each of its rows, some of them without their label or caption."""
         latents = self.latents(batch)
         num_images, num_variants = latents.shape[:2]
-        draws, device = self.noise_draws, latents.device
-        owner = torch.arange(num_images, device=device).repeat_interleave(draws)  # (R,), rows consecutive
+        device = latents.device
+        owner = torch.arange(num_images, device=device).repeat_interleave(self.noise_draws)  # (R,)
         variant = torch.randint(num_variants, (len(owner),), device=device)  # (R,)
-        clean = latents[owner, variant]  # (R, c, s, s)
         dropped = torch.rand(len(owner), device=device) < self._label_dropout  # (R,)
-        timesteps = draw_timesteps(
-            num_images, draws=draws, num_steps=self.schedule.num_steps, device=device
-        )  # (R,)
-        alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=4)  # (R, 1, 1, 1)
-        noise = torch.randn_like(clean)  # (R, c, s, s)
-        condition = self._condition(batch, owner=owner, dropped=dropped)
-        noisy = alpha * clean + sigma * noise  # (R, c, s, s)
-        output = self._output(noisy, timesteps, condition)
-        losses = per_example_loss(
-            output,
-            self.prediction.target(clean, noise, alpha=alpha, sigma=sigma),
-            mask=torch.ones_like(clean),
-            snr=(alpha / sigma).square().flatten(),
-            prediction=self.prediction,
-            min_snr_gamma=self.min_snr_gamma,
-        )  # (R,)
-        return losses.unflatten(0, (-1, draws)).mean(dim=1)  # (B,)
+        told = self._condition(batch, owner=owner, dropped=dropped)
+        return TrainingRows(clean=latents[owner, variant], condition=self._under(told))  # (R, c, s, s)
 
-    def _output(self, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        """The prediction (R, c, s, s) for rows at their timesteps (R,)."""
-        output = self.net(noisy, timesteps, **condition)
-        if self.prior is None:
-            return output
-        alpha, sigma = self.schedule.alpha_sigma(timesteps, ndim=4)  # (R, 1, 1, 1)
-        clean = self.prior.clean(noisy, condition["labels"], alpha=alpha, sigma=sigma)
-        return output + self.prediction.output(clean, noisy, alpha=alpha, sigma=sigma)
+    def _under(self, told: dict[str, Tensor]) -> Condition:
+        """What rows are denoised under that the net is told this of."""
+        return Condition(net=partial(self.net, **told), base=told["labels"])
 
     def _condition(self, batch: ImageBatch, *, owner: Tensor, dropped: Tensor) -> dict[str, Tensor]:
         """What the net is told of each row: its image's label, and its caption where there is one."""
@@ -317,14 +267,6 @@ class LatentDiffusion(LightningModule):
                 "has to be the same numbers to both: give both the same, or both none."
             )
 
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        """`losses` (R,), one per row that the layers see, those of an example alike; `loss`, their mean."""
-        losses = self.per_example_losses(batch)  # (B,)
-        loss = losses.mean()
-        rows = len(batch["labels"])
-        self.log("nonprivate/train_loss", loss.detach(), batch_size=rows, prog_bar=True, sync_dist=True)
-        return {"loss": loss, "losses": losses.repeat_interleave(self.rows_per_example)}
-
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """The training loss on the test split: cheap. `lightning-dp evaluate` judges samples."""
         loss = self.per_example_losses(batch).mean()
@@ -332,20 +274,11 @@ class LatentDiffusion(LightningModule):
 
     def logged_metrics(self, data: Any) -> LoggedMetrics:
         """The loss; the callback `SampleEvaluation` adds what samples are worth."""
-        return LoggedMetrics(train=frozenset({"nonprivate/train_loss"}), test=frozenset({"test/loss"}))
+        return super().logged_metrics(data) | LoggedMetrics(test=frozenset({"test/loss"}))
 
     def configure_callbacks(self) -> list[Callback]:
         """Every test leaves a picture of samples."""
-        return [SampleGrid(), SelectionReport()]
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        if self.lr_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
-        }
+        return [SampleGrid(), *super().configure_callbacks()]
 
     # sampling
 
@@ -355,26 +288,27 @@ class LatentDiffusion(LightningModule):
         timesteps: Tensor,
         *,
         condition: dict[str, Tensor],
-        guidance: float | None = None,
+        guidance_scale: float | None = None,
     ) -> Tensor:
-        """The model's whole prediction, for whatever samples or edits: net, prior and guidance.
+        """The model's whole prediction, for whatever samples or edits: net, base denoiser and guidance.
 
         Args:
             noisy: (R, c, s, s).
             timesteps: (R,).
             condition: `labels` (R,) int64, −1 for none, and for a net that reads text `states` (R, L, W).
-            guidance: w ≥ 1; None for the module's own.
+            guidance_scale: w ≥ 1; None for the module's own.
 
         Returns:
             (R, c, s, s), as the module's `prediction` reads it.
         """
-        weight = self.guidance if guidance is None else guidance
-        output = self._output(noisy, timesteps, condition)  # (R, c, s, s)
-        if weight == 1:
-            return output
         nothing = {"labels": torch.full_like(condition["labels"], -1)}
-        plain = self._output(noisy, timesteps, nothing)  # (R, c, s, s)
-        return plain + weight * (output - plain)
+        return self.guided(
+            noisy,
+            timesteps,
+            condition=self._under(condition),
+            unconditional=self._under(nothing),
+            guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
+        )
 
     @torch.no_grad()
     def sample(
@@ -382,8 +316,9 @@ class LatentDiffusion(LightningModule):
         labels: Tensor,
         *,
         captions: Sequence[str] | None = None,
-        guidance: float | None = None,
+        guidance_scale: float | None = None,
         generator: torch.Generator | None = None,
+        guidance: float | None = None,
     ) -> Tensor:
         """One image per label; free post-processing of the weights.
 
@@ -391,8 +326,9 @@ class LatentDiffusion(LightningModule):
             labels: (n,) int64 in [0, num_classes), −1 for no class. Choose them without looking at private
                 labels: how often a class occurs is private too.
             captions: n texts to follow instead of the labels; not those of private images.
-            guidance: w ≥ 1; None for the module's own.
+            guidance_scale: w ≥ 1; None for the module's own.
             generator: for reproducible draws, on the module's device; None for torch's global one.
+            guidance: the old name of `guidance_scale`.
 
         Returns:
             (n, C, S, S) in [−1, 1].
@@ -400,6 +336,7 @@ class LatentDiffusion(LightningModule):
         Raises:
             ValueError: a label the net does not know, or captions where it reads none.
         """
+        weight = renamed(guidance_scale, guidance, new="guidance_scale", old="guidance", default=None)
         if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < self.net.num_classes:
             raise ValueError(
                 f"labels go from {int(labels.min())} to {int(labels.max())}, but this model knows "
@@ -407,27 +344,21 @@ class LatentDiffusion(LightningModule):
             )
         if captions is not None and self.text_encoder is None and self.net.tokenizer is None:
             raise ValueError(f"{type(self.net).__name__} reads no captions: ask for classes instead.")
-        weight = self.guidance if guidance is None else guidance
-        side = (self.net.in_channels, self.net.size, self.net.size)
-        pieces = []
-        for start in range(0, len(labels), self.max_sampling_rows):
-            rows = slice(start, start + self.max_sampling_rows)
-            condition = {"labels": labels[rows].to(self.device)}
+
+        def conditions(part: slice, guided: bool) -> tuple[Condition, Condition]:
+            told = {"labels": labels[part].to(self.device)}
+            nothing = {"labels": torch.full_like(told["labels"], -1)}
             if captions is not None and self.net.tokenizer is not None:
-                condition["tokens"] = self.net.tokenizer(captions[rows]).to(self.device)  # (b, L)
+                told["tokens"] = self.net.tokenizer(captions[part]).to(self.device)  # (b, L)
             elif captions is not None and self.text_encoder is not None:
-                condition["states"] = self.text_encoder(captions[rows])  # (b, L, W)
-            shape = (len(condition["labels"]), *side)
-            noise = torch.randn(shape, generator=generator, device=self.device)  # (b, c, s, s)
-            latents = self.sampler.sample(
-                partial(self.denoise, condition=condition, guidance=weight),
-                noise,
-                schedule=self.schedule,
-                prediction=self.prediction,
-                generator=generator,
-            )  # (b, c, s, s)
-            pieces.append(self.autoencoder.decode(latents).clamp(-1, 1))
-        return torch.cat(pieces)
+                told["states"] = self.text_encoder(captions[part])  # (b, L, W)
+            return self._under(told), self._under(nothing)
+
+        shape = (self.net.in_channels, self.net.size, self.net.size)
+        drawn = self.draws(
+            len(labels), conditions=conditions, shape=shape, guidance_scale=weight, generator=generator
+        )
+        return torch.cat([self.autoencoder.decode(latents).clamp(-1, 1) for _, latents in drawn])
 
     # what the weights are
 
@@ -438,14 +369,14 @@ class LatentDiffusion(LightningModule):
             "net": type(self.net).__name__,
             "autoencoder": type(self.autoencoder).__name__,
             "noise_draws": self.noise_draws,
-            "guidance": self.guidance,
+            "guidance": self.guidance_scale,
             "trainable_parameters": sum(p.numel() for p in self.parameters() if p.requires_grad),
         }
         if isinstance(self.net, PretrainedNet):
             facts["pretrained"] = self.net.source
-        if self.prior is not None:
-            facts |= self.prior.facts()
-        return {**facts, **(self.adapter.facts() if self.adapter is not None else {"adapter": "Full"})}
+        if self.base_denoiser is not None:
+            facts |= self.base_denoiser.facts()
+        return {**facts, "adapter": "Full", **super().facts()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what has a file of its own and does not train; keep the sizes of what has none."""
@@ -459,6 +390,7 @@ class LatentDiffusion(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Complete it by what it left out, so that anything else that is missing is noticed."""
+        super().on_load_checkpoint(checkpoint)
         state = checkpoint["state_dict"]
         own = {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
         left = () if self.adapter is None else self.adapter.left_frozen(own)
@@ -485,17 +417,3 @@ class LatentDiffusion(LightningModule):
 
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
-
-
-_LIVE_ARGUMENTS = [
-    "net",
-    "autoencoder",
-    "prior",
-    "adapter",
-    "schedule",
-    "prediction",
-    "sampler",
-    "augmentation",
-    "optimizer",
-    "lr_scheduler",
-]

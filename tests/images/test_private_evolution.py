@@ -644,7 +644,7 @@ def _public_run(tmp_path: Path, *, public: bool, **model: object) -> Path:
                         "num_heads": 2,
                     },
                 },
-                "guidance": 1.5,
+                "guidance_scale": 1.5,
                 **model,
             },
         },
@@ -703,7 +703,7 @@ def test_a_small_edit_by_a_perfect_model_stays_where_it_was(tmp_path, monkeypatc
 def test_variations_go_by_the_whole_model(tmp_path):
     """A net that says nothing beside a base denoiser: variations are as near to public images as samples."""
     prior = {"class_path": "lightning_dp.images.class_gaussians.ClassGaussians", "init_args": {"rank": 8}}
-    run = _public_run(tmp_path, public=True, prior=prior)
+    run = _public_run(tmp_path, public=True, base_denoiser=prior)
     api = DiffusionAPI(str(run), num_steps=10)
     with torch.no_grad():
         for parameter in api._module.net.parameters():

@@ -275,7 +275,7 @@ def run(checkpoint, tmp_path_factory) -> Path:
         "model.init_args.adapter.init_args.rank": 2,
         "model.init_args.adapter.init_args.scale": 6.0,
         "model.init_args.sampler.init_args.num_steps": 3,
-        "model.init_args.guidance": 2.0,
+        "model.init_args.guidance_scale": 2.0,
         "model.init_args.optimizer.init_args.lr": 0.1,
         "privacy.target_epsilon": "null",
         "privacy.noise_multiplier": 4.0,
