@@ -22,6 +22,7 @@ from .privacy.clipping.one_by_one import OneByOne as OneByOne
 from .privacy.ledger.ledger import Ledger as Ledger
 from .privacy.plan import PrivacyPlan as PrivacyPlan
 from .privacy.units import PrivacyUnit as PrivacyUnit
+from .runs.load import load_run as load_run
 from .strategies.private_ddp import PrivateDDP as PrivateDDP
 from .timeseries.data.ett import ETT as ETT
 from .timeseries.data.simulator import HouseholdLoad as HouseholdLoad

@@ -8,6 +8,7 @@ Shapes: B images, C channels of side S, c latent channels of side s, V variants,
 
 from collections.abc import Collection, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from lightning_dp.images.autoencoder import Autoencoder, Pixels
 from lightning_dp.images.batch import ImageBatch
 from lightning_dp.images.class_gaussians import ClassGaussians
 from lightning_dp.images.data.dataset import ImageDataset
+from lightning_dp.images.image_sampler import ImageSampler
 from lightning_dp.images.pretrained import PretrainedNet
 from lightning_dp.images.sample_grid import SampleGrid
 from lightning_dp.modules.condition import Condition, TrainingRows
@@ -33,10 +35,12 @@ from lightning_dp.modules.diffusion_module import DiffusionModule
 from lightning_dp.modules.renamed import renamed
 from lightning_dp.nets.image_net import ImageNet
 from lightning_dp.privacy.rows import pieces
+from lightning_dp.runs.abilities import SampleRequest, SampleWriter, WeightExporter
+from lightning_dp.runs.loaded_run import LoadedRun
 from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
 
-class LatentDiffusion(DiffusionModule):
+class LatentDiffusion(DiffusionModule, ImageSampler, SampleWriter, WeightExporter):
     """Diffusion of an image's latents, given its class, its caption or nothing.
 
     Args:
@@ -67,6 +71,7 @@ class LatentDiffusion(DiffusionModule):
     """
 
     live_arguments = ("autoencoder", "augmentation", "prior")
+    sample_options = ("format", "guidance", "prompt")
 
     def __init__(
         self,
@@ -360,6 +365,22 @@ class LatentDiffusion(DiffusionModule):
         )
         return torch.cat([self.autoencoder.decode(latents).clamp(-1, 1) for _, latents in drawn])
 
+    @property
+    def num_classes(self) -> int:
+        return int(self.net.num_classes)
+
+    def write_samples(self, request: SampleRequest, *, run: LoadedRun) -> list[str]:
+        """A folder of images of every class, or of the prompts."""
+        from lightning_dp.images.export import write_images  # late: it reads data modules
+
+        return write_images(self, request, run=run)
+
+    def export_weights(self, out: Path) -> list[str]:
+        """As diffusers reads them."""
+        from lightning_dp.images.model_export import save_module
+
+        return save_module(self, out=out)
+
     # what the weights are
 
     def facts(self) -> dict[str, str | float | int]:
@@ -377,6 +398,14 @@ class LatentDiffusion(DiffusionModule):
         if self.base_denoiser is not None:
             facts |= self.base_denoiser.facts()
         return {**facts, "adapter": "Full", **super().facts()}
+
+    @classmethod
+    def settings_to_load(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        autoencoder = settings.get("autoencoder") or {}
+        if "weights" not in autoencoder.get("init_args", {}):
+            return settings
+        own = {**autoencoder, "init_args": {**autoencoder["init_args"], "weights": None}}
+        return {**settings, "autoencoder": own}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what has a file of its own and does not train; keep the sizes of what has none."""

@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_dp.adapters.adapter import Adapter
+from lightning_dp.adapters.dylora import use_rank
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.precision import forward_precision
 from lightning_dp.callbacks.selection_report import SelectionReport
@@ -32,10 +33,11 @@ from lightning_dp.lightning_internals import made_from_config
 from lightning_dp.modules.condition import Condition, TrainingRows
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.units import PrivacyUnit
+from lightning_dp.runs.abilities import RunModule
 from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
 
-class DiffusionModule(LightningModule, ABC):
+class DiffusionModule(LightningModule, RunModule, ABC):
     """Schedule, prediction, losses, optimizer, adapter, guidance and sampling of a diffusion model.
 
     A subclass says what it is about: `training_rows` turns a batch into rows to be noised, and a method of
@@ -296,6 +298,12 @@ class DiffusionModule(LightningModule, ABC):
                     generator=generator,
                 ),
             )
+
+    def set_sampling(self, *, num_steps: int | None, rank: int | None) -> None:
+        if num_steps is not None:
+            self.sampler.num_steps = num_steps
+        if rank is not None:
+            use_rank(self.adapter, rank)
 
     # checkpoints
 

@@ -24,6 +24,8 @@ from lightning_dp.modules.renamed import renamed
 from lightning_dp.nets.denoising_net import DenoisingNet
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.units import PrivacyUnit
+from lightning_dp.runs.abilities import SampleRequest, SampleWriter
+from lightning_dp.runs.loaded_run import LoadedRun
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.day_ensemble import DayEnsemble, Ensemble
 from lightning_dp.timeseries.metrics import scored_positions
@@ -36,7 +38,7 @@ from lightning_dp.tracking.logged_metrics import LoggedMetrics
 POINTS = ("denoiser", "mean", "median")
 
 
-class TimeSeriesDiffusion(DiffusionModule):
+class TimeSeriesDiffusion(DiffusionModule, SampleWriter):
     """Diffusion over the target positions of a window, given everything else in it.
 
     Args:
@@ -71,6 +73,7 @@ class TimeSeriesDiffusion(DiffusionModule):
     """
 
     live_arguments = ("normaliser", "ensemble")
+    sample_options = ("samples", "start", "days", "frequency", "condition")
 
     def __init__(
         self,
@@ -264,6 +267,12 @@ class TimeSeriesDiffusion(DiffusionModule):
     def configure_callbacks(self) -> list[Callback]:
         """Every test stands beside its baselines, or its distances from real windows, and a picture."""
         return [PredictionReport(), SynthesisReport(), *super().configure_callbacks()]
+
+    def write_samples(self, request: SampleRequest, *, run: LoadedRun) -> list[str]:
+        """A table: synthetic series, or predictions of the data's test windows."""
+        from lightning_dp.timeseries.table_samples import write_table  # late: with pandas and pyarrow
+
+        return write_table(self, request, run=run)
 
     def _point_of(self, batch: Batch, samples: Tensor) -> Tensor:
         """The point forecast (B, L, C) that `point` names, of samples (B, n, L, C) of the batch."""
