@@ -94,6 +94,7 @@ def main(argv: list[str]) -> int:
     if unknown:
         known = ", ".join(f"--{name}" for name in writer.sample_options) or "none beside those of every run"
         raise ValueError(f"--{unknown[0]} is no option of a run of {kind}, whose options are {known}.")
+    run.set_sampling(num_steps=arguments["steps"], rank=arguments["rank"])
     request = SampleRequest(
         output=output,
         num=arguments["num"],

@@ -157,9 +157,11 @@ def _samples_of(
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """(N, C, S, S) uint8 and labels (N,), saved or drawn, and how many classes they know."""
     if isinstance(run, EvolvedRun):
-        for name in ("guidance", "num_steps"):
-            if (value := getattr(evaluation, name)) is not None:
-                raise ValueError(f"{name} is {value}, but {run.folder} holds samples and no model.")
+        run.set_sampling(num_steps=evaluation.num_steps, rank=evaluation.rank)
+        if evaluation.guidance is not None:
+            raise ValueError(
+                f"guidance is {evaluation.guidance}, but {run.folder} holds samples and no model."
+            )
         samples, labels = run.sample()
         return samples[: evaluation.num_samples], labels[: evaluation.num_samples], data.num_classes
     module = image_sampler(run)

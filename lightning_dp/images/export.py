@@ -141,12 +141,8 @@ def write_images(module: Any, request: SampleRequest, *, run: LoadedRun) -> list
 
 def write_finished(request: SampleRequest, *, run: LoadedRun, class_names: Sequence[str]) -> list[str]:
     """Write the folder that `lightning-dp sample` asks for, of images that a Private Evolution has made."""
-    for option, value in (("seed", request.seed), ("steps", request.num_steps), ("rank", request.rank)):
-        if value is not None:
-            raise ValueError(
-                f"--{option} is of a model, and {run.folder} holds finished images of a Private Evolution: "
-                "leave it out."
-            )
+    if request.seed is not None:
+        raise ValueError(f"--seed is {request.seed}, but {run.folder} holds finished images: leave it out.")
     check_empty(request.output)
     images, labels = run.sample(request.num)
     folder = export_images(

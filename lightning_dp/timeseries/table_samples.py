@@ -43,7 +43,6 @@ def write_table(module: Any, request: SampleRequest, *, run: LoadedRun) -> list[
     """
     assert isinstance(run, TrainedRun)
     data = run.data
-    run.set_sampling(num_steps=request.num_steps, rank=request.rank)
     synthetic = isinstance(getattr(data, "task", None), Synthesis)
     generator = torch.Generator(module.device)
     if request.seed is None:
