@@ -6,29 +6,33 @@ The public stage trains it on public images; the private stage starts from those
 Shapes: B images, C channels of side S, c latent channels of side s, V variants, K noise draws, R = B·K rows.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_dp.adapters.adapter import Adapter
-from lightning_dp.adapters.lora import BASE
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.diffusion.prediction import Prediction
 from lightning_dp.diffusion.sampler import Sampler
 from lightning_dp.diffusion.schedule import NoiseSchedule
+from lightning_dp.images.agreement import check_agreement
 from lightning_dp.images.augmentation import Augmentation
 from lightning_dp.images.autoencoder import Autoencoder, Pixels
 from lightning_dp.images.batch import ImageBatch
 from lightning_dp.images.class_gaussians import ClassGaussians
+from lightning_dp.images.conditioning import check_asked, told_nothing, told_of_batch, told_when_sampling
 from lightning_dp.images.data.dataset import ImageDataset
 from lightning_dp.images.image_sampler import ImageSampler
 from lightning_dp.images.pretrained import PretrainedNet
+from lightning_dp.images.public_weights import (
+    leave_out_public_weights,
+    put_in_public_weights,
+    without_autoencoder_file,
+)
 from lightning_dp.images.sample_grid import SampleGrid
 from lightning_dp.modules.condition import Condition, TrainingRows
 from lightning_dp.modules.diffusion_module import DiffusionModule
@@ -50,21 +54,18 @@ class LatentDiffusion(DiffusionModule, ImageSampler, SampleWriter, WeightExporte
             pixels where there is none.
         base_denoiser: what means and covariances of the classes say, as the denoiser whose output `net`
             corrects; None lets the net say it all.
-        adapter: what of `net` trains; None is all of it.
         schedule: noise levels; None for those of the net's checkpoint, else `Cosine()`.
         prediction: what `net` predicts; None for that of the net's checkpoint, else `Velocity()`.
         sampler: how samples are drawn; None for `Sampler(num_steps=15)`.
-        noise_draws: K ≥ 1 timesteps, noises and variants per image, in one gradient of that image (DPDM's
-            noise multiplicity, arXiv 2210.09929, and augmentation multiplicity, arXiv 2204.13650).
-        augmentation: variants of an image to draw from; None is the image alone.
-        min_snr_gamma: γ of min-SNR weighting, or None.
+        augmentation: variants of an image that its noise draws are of (augmentation multiplicity, arXiv
+            2204.13650); None is the image alone.
         label_dropout: share of rows in [0, 1] that are trained without their label or caption, for guidance
             (Ho & Salimans, arXiv 2207.12598).
         guidance_scale: w ≥ 1 of sampling: (1 − w)·f(x, no class) + w·f(x, class); 1 is none.
         max_sampling_rows: images per call of the net while sampling, and of the autoencoder, for memory.
-        optimizer: from parameters to an optimizer.
-        lr_scheduler: from an optimizer to a scheduler that is stepped once per optimizer step, or None.
-        prior, guidance: the old names of `base_denoiser` and `guidance_scale`.
+        options: further ones, as of `DiffusionModule`.
+        prior: the old name of `base_denoiser`.
+        guidance: the old name of `guidance_scale`.
 
     Raises:
         ValueError: a value is out of range, or net and autoencoder don't fit.
@@ -79,20 +80,16 @@ class LatentDiffusion(DiffusionModule, ImageSampler, SampleWriter, WeightExporte
         *,
         autoencoder: Autoencoder | None = None,
         base_denoiser: ClassGaussians | None = None,
-        adapter: Adapter | None = None,
         schedule: NoiseSchedule | None = None,
         prediction: Prediction | None = None,
         sampler: Sampler | None = None,
-        noise_draws: int = 1,
         augmentation: Augmentation | None = None,
-        min_snr_gamma: float | None = None,
         label_dropout: float = 0.1,
         guidance_scale: float = 1.0,
         max_sampling_rows: int = 500,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        lr_scheduler: LRSchedulerCallable | None = None,
         prior: ClassGaussians | None = None,
         guidance: float | None = None,
+        **options: Any,
     ) -> None:
         weight = renamed(guidance_scale, guidance, new="guidance_scale", old="guidance", default=1.0)
         base = renamed(base_denoiser, prior, new="base_denoiser", old="prior", default=None)
@@ -122,17 +119,13 @@ class LatentDiffusion(DiffusionModule, ImageSampler, SampleWriter, WeightExporte
             schedule=schedule or (own.schedule if own else None),
             prediction=prediction or (own.prediction if own else None),
             sampler=sampler or Sampler(num_steps=15),
-            noise_draws=noise_draws,
-            min_snr_gamma=min_snr_gamma,
             guidance_scale=weight,
             max_sampling_rows=max_sampling_rows,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            adapter=adapter,
+            **options,
         )
         self.autoencoder = autoencoder.requires_grad_(False).eval()
         self.text_encoder = own.text_encoder if own else None
-        self._pretrained = pretrained
+        self.pretrained_names = pretrained
         self.augmentation = augmentation
         self._label_dropout = label_dropout
 
@@ -210,67 +203,16 @@ class LatentDiffusion(DiffusionModule, ImageSampler, SampleWriter, WeightExporte
         owner = torch.arange(num_images, device=device).repeat_interleave(self.noise_draws)  # (R,)
         variant = torch.randint(num_variants, (len(owner),), device=device)  # (R,)
         dropped = torch.rand(len(owner), device=device) < self._label_dropout  # (R,)
-        told = self._condition(batch, owner=owner, dropped=dropped)
+        told = told_of_batch(self.net, self.text_encoder, batch, owner=owner, dropped=dropped)
         return TrainingRows(clean=latents[owner, variant], condition=self._under(told))  # (R, c, s, s)
 
     def _under(self, told: dict[str, Tensor]) -> Condition:
         """What rows are denoised under that the net is told this of."""
         return Condition(net=partial(self.net, **told), base=told["labels"])
 
-    def _condition(self, batch: ImageBatch, *, owner: Tensor, dropped: Tensor) -> dict[str, Tensor]:
-        """What the net is told of each row: its image's label, and its caption where there is one."""
-        if self.net.num_classes:
-            labels = torch.where(dropped, -1, batch["labels"][owner])  # (R,)
-        else:
-            labels = torch.full_like(owner, -1)  # (R,)
-        if "tokens" in batch:
-            assert self.net.tokenizer is not None  # see setup
-            nothing = self.net.tokenizer([""]).to(owner.device)  # (1, L)
-            return {
-                "labels": labels,
-                "tokens": torch.where(dropped[:, None], nothing, batch["tokens"][owner]),
-            }
-        if "captions" not in batch:
-            return {"labels": labels}
-        assert self.text_encoder is not None  # see setup
-        states = self.text_encoder(["", *batch["captions"]])  # (1 + B, L, W)
-        return {"labels": labels, "states": states[torch.where(dropped, 0, owner + 1)]}  # (R, L, W)
-
     def setup(self, stage: str) -> None:
         """Net, autoencoder and data agree on sizes and classes; nothing was charged or read yet."""
-        data = self._data()
-        if not hasattr(data, "size"):
-            return
-        latent_size = self.autoencoder.latent_size(data.size)
-        if latent_size != self.net.size:
-            raise ValueError(
-                f"the net's size is {self.net.size}, but images of {data.size} pixels have latents of side "
-                f"{latent_size}: give net.size that number."
-            )
-        if 0 < self.net.num_classes < data.num_classes:
-            raise ValueError(
-                f"the net's num_classes is {self.net.num_classes}, but the data has {data.num_classes} "
-                "classes: give net.num_classes that number, or 0 to learn no classes."
-            )
-        if isinstance(self.net, PretrainedNet) and self.net.class_names not in ((), data.class_names):
-            raise ValueError(
-                f"the net's class_names are {list(self.net.class_names)}, but the data has "
-                f"{list(data.class_names)}: give net.class_names those, in that order, or [] to learn no "
-                "classes."
-            )
-        if not getattr(data, "has_captions", False):
-            return
-        if self.text_encoder is None and self.net.tokenizer is None:
-            raise ValueError(
-                f"the images of {data.dataset_id} come with captions, but {type(self.net).__name__} reads "
-                "none: take StableDiffusionUNet or a CrossAttentionUNet with text, or set the source's "
-                "captions off."
-            )
-        if getattr(data, "tokenizer", None) != self.net.tokenizer:
-            raise ValueError(
-                f"data.tokenizer is {data.tokenizer} and that of the net {self.net.tokenizer}, but a caption "
-                "has to be the same numbers to both: give both the same, or both none."
-            )
+        check_agreement(self, self._data())
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """The training loss on the test split: cheap. `lightning-dp evaluate` judges samples."""
@@ -306,12 +248,11 @@ class LatentDiffusion(DiffusionModule, ImageSampler, SampleWriter, WeightExporte
         Returns:
             (R, c, s, s), as the module's `prediction` reads it.
         """
-        nothing = {"labels": torch.full_like(condition["labels"], -1)}
         return self.guided(
             noisy,
             timesteps,
             condition=self._under(condition),
-            unconditional=self._under(nothing),
+            unconditional=self._under(told_nothing(condition)),
             guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
         )
 
@@ -342,22 +283,12 @@ class LatentDiffusion(DiffusionModule, ImageSampler, SampleWriter, WeightExporte
             ValueError: a label the net does not know, or captions where it reads none.
         """
         weight = renamed(guidance_scale, guidance, new="guidance_scale", old="guidance", default=None)
-        if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < self.net.num_classes:
-            raise ValueError(
-                f"labels go from {int(labels.min())} to {int(labels.max())}, but this model knows "
-                f"{self.net.num_classes} classes, counted from 0, and −1 for none."
-            )
-        if captions is not None and self.text_encoder is None and self.net.tokenizer is None:
-            raise ValueError(f"{type(self.net).__name__} reads no captions: ask for classes instead.")
+        check_asked(self.net, self.text_encoder, labels, captions=captions)
 
         def conditions(part: slice, guided: bool) -> tuple[Condition, Condition]:
-            told = {"labels": labels[part].to(self.device)}
-            nothing = {"labels": torch.full_like(told["labels"], -1)}
-            if captions is not None and self.net.tokenizer is not None:
-                told["tokens"] = self.net.tokenizer(captions[part]).to(self.device)  # (b, L)
-            elif captions is not None and self.text_encoder is not None:
-                told["states"] = self.text_encoder(captions[part])  # (b, L, W)
-            return self._under(told), self._under(nothing)
+            texts = None if captions is None else captions[part]
+            told = told_when_sampling(self.net, self.text_encoder, labels[part].to(self.device), texts)
+            return self._under(told), self._under(told_nothing(told))
 
         shape = (self.net.in_channels, self.net.size, self.net.size)
         drawn = self.draws(
@@ -401,48 +332,16 @@ class LatentDiffusion(DiffusionModule, ImageSampler, SampleWriter, WeightExporte
 
     @classmethod
     def settings_to_load(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        autoencoder = settings.get("autoencoder") or {}
-        if "weights" not in autoencoder.get("init_args", {}):
-            return settings
-        own = {**autoencoder, "init_args": {**autoencoder["init_args"], "weights": None}}
-        return {**settings, "autoencoder": own}
+        return without_autoencoder_file(settings)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what has a file of its own and does not train; keep the sizes of what has none."""
-        for name in self._in_other_files():
-            del checkpoint["state_dict"][name]
-        settings = self.autoencoder.settings()
-        configured = checkpoint.get("hyper_parameters", {}).get("autoencoder")
-        if settings is not None and configured is not None:
-            own = {**configured, "init_args": {**configured["init_args"], "settings": settings}}
-            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "autoencoder": own}
+        leave_out_public_weights(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Complete it by what it left out, so that anything else that is missing is noticed."""
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint["state_dict"]
-        own = {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
-        left = () if self.adapter is None else self.adapter.left_frozen(own)
-        # In place: its metadata says what the weights saw.
-        for name, value in self._in_other_files(besides=left).items():
-            state.setdefault(name, value)
-
-    def _in_other_files(self, *, besides: Collection[str] = ()) -> dict[str, Tensor]:
-        whole = [] if self.autoencoder.in_checkpoints else ["autoencoder."]
-        whole += ["text_encoder."]
-        replaced = set() if self.adapter is None else set(self.adapter.replaced())
-        frozen = {
-            f"net.{name}"
-            for name, parameter in self.net.named_parameters()
-            if name.replace(BASE, "") in self._pretrained
-            and (not parameter.requires_grad or name in besides)
-            and name not in replaced
-        }
-        return {
-            name: value
-            for name, value in self.state_dict().items()
-            if name in frozen or name.startswith(tuple(whole))
-        }
+        put_in_public_weights(checkpoint, self)
 
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)

@@ -11,13 +11,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_dp.adapters.adapter import Adapter
-from lightning_dp.diffusion.prediction import Prediction
-from lightning_dp.diffusion.sampler import Sampler
-from lightning_dp.diffusion.schedule import NoiseSchedule
 from lightning_dp.modules.condition import Condition, TrainingRows
 from lightning_dp.modules.diffusion_module import DiffusionModule
 from lightning_dp.modules.renamed import renamed
@@ -48,12 +43,6 @@ class TimeSeriesDiffusion(DiffusionModule, SampleWriter):
         normaliser: the frame in which the series is diffused.
         base_denoiser: what the window's own days say, as the denoiser whose output `net` only corrects; None
             lets it learn everything.
-        schedule: noise levels; None for `Cosine()`.
-        prediction: what `net` predicts; None for `Velocity()`.
-        sampler: how samples are drawn; None for `Sampler()`.
-        noise_draws: K ≥ 1 timesteps and noises per example, in one gradient of that example (DPDM's noise
-            multiplicity, arXiv 2210.09929).
-        min_snr_gamma: γ of min-SNR weighting, or None.
         condition_dropout: probability, in [0, 1), that a train example hides its condition (context and
             covariates) from the net; each example on its own. What `guidance_scale` needs.
         guidance_scale: w of classifier-free guidance while sampling (arXiv 2207.12598, eq. 6 with w = 1 for
@@ -65,10 +54,7 @@ class TimeSeriesDiffusion(DiffusionModule, SampleWriter):
             the noisiest step: one evaluation, no sampling error; of a net that predicts noise it says next to
             nothing), or the "mean" or "median" of the samples.
         quantile_levels: of predict.
-        max_sampling_rows: rows per call of the net while sampling, for memory.
-        optimizer: from parameters to an optimizer.
-        lr_scheduler: from an optimizer to a scheduler that is stepped once per optimizer step, or None.
-        adapter: which parameters of `net` train; None for all.
+        options: further ones, as of `DiffusionModule`.
         ensemble: the old name of `base_denoiser`.
     """
 
@@ -81,59 +67,35 @@ class TimeSeriesDiffusion(DiffusionModule, SampleWriter):
         *,
         normaliser: Normaliser,
         base_denoiser: DayEnsemble | None = None,
-        schedule: NoiseSchedule | None = None,
-        prediction: Prediction | None = None,
-        sampler: Sampler | None = None,
-        noise_draws: int = 1,
-        min_snr_gamma: float | None = None,
         condition_dropout: float = 0.0,
         guidance_scale: float = 1.0,
         bounds: tuple[float, float] | None = None,
         num_samples: int = 50,
         point: str = "denoiser",
         quantile_levels: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95),
-        max_sampling_rows: int = 1024,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        adapter: Adapter | None = None,
         ensemble: DayEnsemble | None = None,
+        **options: Any,
     ) -> None:
-        if num_samples < 1:
-            raise ValueError(
-                f"num_samples is {num_samples}, but a forecast needs at least one: 20 to 100 are usual."
-            )
-        if not 0 <= condition_dropout < 1:
-            raise ValueError(
-                f"condition_dropout is {condition_dropout}, but it is a probability below 1: .1 is usual."
-            )
         if guidance_scale != 1 and not condition_dropout:
             raise ValueError(
                 f"guidance_scale is {guidance_scale}, but a net that was always told its condition can't do "
                 "without: train with condition_dropout, .1 for instance."
             )
-        if bounds is not None and not bounds[0] < bounds[1]:
-            raise ValueError(
-                f"bounds is {bounds}, but the lower one comes first: (0, inf) for what can't be negative."
-            )
-        if point not in POINTS:
-            raise ValueError(f"point is {point!r}, but it has to be one of {', '.join(POINTS)}.")
-        if not all(0 < level < 1 for level in quantile_levels):
-            raise ValueError(
-                f"quantile_levels is {quantile_levels}, but levels lie strictly between 0 and 1."
-            )
+        inside = all(0 < level < 1 for level in quantile_levels)
+        for field, value, good, rule in (
+            ("num_samples", num_samples, num_samples >= 1, "at least 1: 20 to 100 are usual"),
+            ("condition_dropout", condition_dropout, 0 <= condition_dropout < 1, "in [0, 1): .1 is usual"),
+            ("bounds", bounds, bounds is None or bounds[0] < bounds[1], "the lower one first: (0, inf)"),
+            ("point", point, point in POINTS, f"one of {', '.join(POINTS)}"),
+            ("quantile_levels", quantile_levels, inside, "strictly between 0 and 1"),
+        ):
+            if not good:
+                raise ValueError(f"{field} is {value!r}, but it must be {rule}.")
         super().__init__(
             net,
             base_denoiser=renamed(base_denoiser, ensemble, new="base_denoiser", old="ensemble", default=None),
-            schedule=schedule,
-            prediction=prediction,
-            sampler=sampler,
-            noise_draws=noise_draws,
-            min_snr_gamma=min_snr_gamma,
             guidance_scale=guidance_scale,
-            max_sampling_rows=max_sampling_rows,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            adapter=adapter,
+            **options,
         )
         self._keep_accepted(normaliser=normaliser)
         self.normaliser = normaliser
