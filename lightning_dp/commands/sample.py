@@ -17,8 +17,9 @@ def main(argv: list[str]) -> int:
         description=(
             "Draw synthetic series (a run whose task is Synthesis) or predictions of its test windows (any "
             "other run on series) and write them with the columns of the table that was trained on, one row "
-            "a reading; FILE.privacy.json says what may be claimed of them. Of a run on images write a "
-            "folder with images of every class, and privacy.json in it."
+            "a reading; FILE.privacy.json says what may be claimed of them. Of a run on images, a Private "
+            "Evolution included, write a folder with images of every class, and privacy.json in it. Of other "
+            "modules, what they say themselves."
         ),
         epilog=(
             "example: lightning-dp sample runs/days --num 1000 --start 2009-03-01 --days 92 "
