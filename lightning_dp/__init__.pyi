@@ -10,6 +10,7 @@ from .images.autoencoder_training import AutoencoderTraining as AutoencoderTrain
 from .images.data.image_data import ImageData as ImageData
 from .images.module import LatentDiffusion as LatentDiffusion
 from .images.stable_diffusion import StableDiffusionUNet as StableDiffusionUNet
+from .modules.diffusion_module import DiffusionModule as DiffusionModule
 from .nets.conditioning.adaln_zero import AdaLNZero as AdaLNZero
 from .nets.conditioning.dp_aware_adaln_zero import DPAwareAdaLNZero as DPAwareAdaLNZero
 from .nets.image_dit import ImageDiT as ImageDiT
@@ -21,6 +22,7 @@ from .privacy.clipping.one_by_one import OneByOne as OneByOne
 from .privacy.ledger.ledger import Ledger as Ledger
 from .privacy.plan import PrivacyPlan as PrivacyPlan
 from .privacy.units import PrivacyUnit as PrivacyUnit
+from .runs.load import load_run as load_run
 from .strategies.private_ddp import PrivateDDP as PrivateDDP
 from .timeseries.data.ett import ETT as ETT
 from .timeseries.data.simulator import HouseholdLoad as HouseholdLoad

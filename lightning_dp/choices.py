@@ -8,7 +8,17 @@ from importlib import import_module
 
 from lightning import pytorch
 
-_PACKAGES = ("adapters", "callbacks", "diffusion", "evolution", "images", "nets", "privacy", "timeseries")
+_PACKAGES = (
+    "adapters",
+    "callbacks",
+    "diffusion",
+    "evolution",
+    "images",
+    "modules",
+    "nets",
+    "privacy",
+    "timeseries",
+)
 _ALIKE = 0.65  # of difflib's ratio: `DayMeen` is .86 of `DayMean`, `ETH` is .67 of `ETT`
 
 

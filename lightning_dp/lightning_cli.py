@@ -128,6 +128,8 @@ def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
         with warnings.catch_warnings():
             for message in _ADVICE:
                 warnings.filterwarnings("ignore", message=message)
+            # Python hides it otherwise from whoever wrote the configuration.
+            warnings.filterwarnings("default", message=".* is called .* now", category=DeprecationWarning)
             return kind(
                 LightningModule,
                 LightningDataModule,

@@ -97,7 +97,7 @@ def _images(setting: Setting, folder: Path, *, public: bool) -> Path:
         "init_args": source,
     }
     config["data"]["init_args"] |= {"public": public, "batch_size": setting.of(64, 6)}
-    config["model"]["init_args"]["prior"]["init_args"] = {
+    config["model"]["init_args"]["base_denoiser"]["init_args"] = {
         "rank": 2,
         "noise_multiplier": None if public else 4.0,
     }

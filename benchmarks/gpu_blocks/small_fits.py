@@ -65,7 +65,7 @@ def images(setting: Setting, folder: Path) -> tuple[LightningModule, LightningDa
         num_heads=2,
     )
     prior = ClassGaussians(rank=2, noise_multiplier=4.0)
-    module = LatentDiffusion(net, prior=prior, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
+    module = LatentDiffusion(net, base_denoiser=prior, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
     return module, ImageData(NPZ(str(folder), class_names=names), size=28, batch_size=8)
 
 

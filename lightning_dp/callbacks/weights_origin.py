@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_dp.adapters.public_start import load_weights
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.weights_seen import Origin, data_of, remember, seen_by, unique
+from lightning_dp.diffusion.base_denoiser import with_current_names
 from lightning_dp.fit.declared_unit import dataset_name
 from lightning_dp.fit.facts import run_folder
 from lightning_dp.lightning_internals import datamodule_of
@@ -91,7 +92,7 @@ class WeightsOrigin(Callback):
         if private is not None:
             for origin in loaded:
                 _check(origin, own=self._own.dataset, ledger=ledger, path=path)
-        load_weights(pl_module, checkpoint["state_dict"], fresh=self.fresh)
+        load_weights(pl_module, with_current_names(checkpoint["state_dict"]), fresh=self.fresh)
         remember(pl_module, *loaded)
         self._earlier = unique([*self._earlier, *loaded])
 

@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from lightning_dp.commands.run_account import read_run
-
 
 def main(argv: list[str]) -> int:
     """Write the weights and the privacy report beside them."""
@@ -38,14 +36,25 @@ def main(argv: list[str]) -> int:
         "--rank", type=int, help="of a run by DyLoRA, which of its ranks (default the largest)"
     )
     arguments = parser.parse_args(argv)
-    account = read_run(arguments.run)
 
     # Late: --help, and a folder that can't be right, should not wait for torch.
-    from lightning_dp.images.model_export import export_run
+    from lightning_dp.images.export import check_empty
+    from lightning_dp.privacy.report import write_privacy_report
+    from lightning_dp.runs.abilities import WeightExporter
+    from lightning_dp.runs.load import load_run
 
-    for line in export_run(
-        arguments.run, out=arguments.output, rank=arguments.rank, report=account.to_dict()
-    ):
+    run = load_run(arguments.run)
+    check_empty(arguments.output)
+    module = run.module
+    if not isinstance(module, WeightExporter):
+        raise ValueError(
+            f"{arguments.run} holds a {type(module).__name__}, whose weights no other program reads: give it "
+            "the method export_weights of lightning_dp.runs.WeightExporter, or draw from it by "
+            "'lightning-dp sample'."
+        )
+    run.set_sampling(rank=arguments.rank)
+    write_privacy_report(arguments.output, run.to_dict())  # before what it speaks of
+    for line in module.export_weights(arguments.output):
         print(f"weights  {line}")
-    print(f"privacy  {arguments.output / 'privacy.json'}\n{account.sentence}")
+    print(f"privacy  {arguments.output / 'privacy.json'}\n{run.account.sentence}")
     return 0

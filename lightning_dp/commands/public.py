@@ -55,8 +55,10 @@ def _check(cli: Any) -> None:
             f"the configuration's net is a {type(net).__name__}, whose weights are random before a fit: take "
             "one that starts from a public checkpoint, such as StableDiffusionUNet."
         )
-    if module.prior is not None:
-        raise ValueError("model.prior is a release about the data, and nothing is read here: leave it out.")
+    if module.base_denoiser is not None:
+        raise ValueError(
+            "model.base_denoiser is a release about the data, and nothing is read here: leave it out."
+        )
     callbacks = cli.config_init["fit"].trainer.callbacks or []
     if any(isinstance(one, WeightsOrigin) and one.start_from is not None for one in callbacks):
         raise ValueError(

@@ -59,6 +59,17 @@ class EvolutionTask(ABC):
             labels: (n,).
         """
 
+    def read_samples(self, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+        """What `write` put there: samples (n, …) and labels (n,).
+
+        Raises:
+            ValueError: the run has not finished, or its samples can't be read back.
+        """
+        raise ValueError(
+            f"the samples of {folder} can't be read back, as {type(self).__name__} has no read_samples: take "
+            "its files."
+        )
+
     @abstractmethod
     def facts(self) -> dict[str, str | float | int]:
         """Plain names for tables of results."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_dp.diffusion.base_denoiser import BaseDenoiser
 from lightning_dp.images.batch import ImageBatch
 from lightning_dp.privacy.grouped_moments import GroupedSecondMoments, GroupedSums, GroupSums
 from lightning_dp.privacy.preparation import Preparation
@@ -28,7 +29,7 @@ _LARGEST_DIMENSION = 4096
 
 
 @final
-class ClassGaussians(nn.Module):
+class ClassGaussians(BaseDenoiser[Tensor]):
     """E[x_0 | x_t] if latents of a class were normal, with r directions and an equal rest in all others.
 
     Guarantee: in a private fit, mean and covariance of all classes are two Gaussian releases, charged with
@@ -94,7 +95,7 @@ class ClassGaussians(nn.Module):
         if dimension > _LARGEST_DIMENSION:
             raise ValueError(
                 f"ClassGaussians needs covariances of {dimension} latents, and {_LARGEST_DIMENSION} are the "
-                "most: take an autoencoder with smaller latents, or no prior"
+                "most: take an autoencoder with smaller latents, or no base denoiser"
             )
         self.num_classes, self.dimension = num_classes, dimension
         rank = min(self.rank, dimension)
@@ -103,16 +104,16 @@ class ClassGaussians(nn.Module):
         self.register_buffer("variances", torch.zeros(num_classes + 1, rank))
         self.register_buffer("rest", torch.full((num_classes + 1,), self.floor**2))
 
-    def clean(self, noisy: Tensor, labels: Tensor, *, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def clean(self, noisy: Tensor, known: Tensor, *, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x_0 | x_t].
 
         Args:
             noisy: (R, c, s, s) x_t = α·x_0 + σ·ε.
-            labels: (R,) int64 in [−1, C), −1 for no class.
+            known: (R,) int64 labels in [−1, C), −1 for no class.
             alpha: (R or 1, 1, 1, 1).
             sigma: (R or 1, 1, 1, 1).
         """
-        rows = torch.where(labels < 0, self.num_classes, labels)  # (R,)
+        rows = torch.where(known < 0, self.num_classes, known)  # (R,)
         a, s = alpha.flatten(1), sigma.flatten(1)  # (R or 1, 1)
         mean = self.mean[rows]  # (R, d)
         away = noisy.flatten(1) - a * mean  # (R, d)

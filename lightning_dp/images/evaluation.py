@@ -17,12 +17,13 @@ from lightning_dp.images.features import Inception, available_extractor, availab
 from lightning_dp.images.judges import MLP, ResNet, ResNeXt, WideResNet40
 from lightning_dp.images.memorisation import MEMORISATION, memorisation
 from lightning_dp.images.metrics import DISTANCES, cached_features, distances, inception_score
-from lightning_dp.images.run import load_data, load_module
+from lightning_dp.images.run import image_data, image_sampler
 from lightning_dp.images.sample_grid import grid_of_classes
-from lightning_dp.privacy.report import REPORT_NAME, json_ready, replace_text
+from lightning_dp.privacy.report import json_ready, replace_text
+from lightning_dp.runs.load import load_run
+from lightning_dp.runs.loaded_run import EvolvedRun, LoadedRun
 from lightning_dp.strategies.device import command_device
-from lightning_dp.tracking.account import Account, read_account
-from lightning_dp.tracking.layout import SAMPLES
+from lightning_dp.tracking.account import Account
 
 Part = Literal[
     "distances",
@@ -115,28 +116,22 @@ class Evaluation:
                 )
 
 
-def evaluate_run(run: Path, *, evaluation: Evaluation) -> dict[str, float]:
+def evaluate_run(folder: Path, *, evaluation: Evaluation) -> dict[str, float]:
     """Measure a run and add the metrics to its results.json.
 
     The test split is what samples are compared with: not one metric but `nonprivate/…` depends on a train
     image other than through the weights.
 
     Args:
-        run: a run folder of `LatentDiffusion`, or one that holds a finished set of samples.
+        folder: of a run whose module is an `ImageSampler`, or of a Private Evolution of images.
         evaluation: what to measure.
 
     Returns:
         The metrics, `test/…`, `nonprivate/…` and `seconds/…`.
     """
-    account = read_account(run)
-    if not account.report:
-        load_data(run)  # a folder that is no run at all is called so
-        raise ValueError(
-            f"{run} has no {REPORT_NAME}, so nobody knows what its samples may claim: put back the report of "
-            "the run, or name another folder."
-        )
+    run = load_run(folder)
+    data = image_data(run)
     metrics: dict[str, float] = {}
-    data = load_data(run)
     clock = _Clock(metrics)
     samples, labels, num_classes = _samples_of(run, data=data, evaluation=evaluation)
     samples = shrunk(samples, size=data.judged_size)
@@ -144,10 +139,10 @@ def evaluate_run(run: Path, *, evaluation: Evaluation) -> dict[str, float]:
     metrics |= measure(samples, labels, num_classes=num_classes, data=data, evaluation=evaluation)
     names = list(data.class_names[:num_classes])
     if names:
-        grid_of_classes(samples, labels, class_names=names, path=run / "plots" / "sample_grid.png")
+        grid_of_classes(samples, labels, class_names=names, path=folder / "plots" / "sample_grid.png")
     _add_to_results(
-        run,
-        account=account,
+        folder,
+        account=run.account,
         metrics=metrics,
         dataset=data.dataset_id,
         evaluation=evaluation,
@@ -157,19 +152,22 @@ def evaluate_run(run: Path, *, evaluation: Evaluation) -> dict[str, float]:
     return metrics
 
 
-def _samples_of(run: Path, *, data: ImageData, evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray, int]:
+def _samples_of(
+    run: LoadedRun, *, data: ImageData, evaluation: Evaluation
+) -> tuple[np.ndarray, np.ndarray, int]:
     """(N, C, S, S) uint8 and labels (N,), saved or drawn, and how many classes they know."""
-    if (run / SAMPLES).is_file():
-        for name in ("guidance", "num_steps"):
-            if (value := getattr(evaluation, name)) is not None:
-                raise ValueError(f"{name} is {value}, but {run} holds samples and no model.")
-        with np.load(run / SAMPLES, allow_pickle=False) as content:
-            pixels, labels = (content[name][: evaluation.num_samples] for name in ("images", "labels"))
-        samples = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
-        return samples, labels, data.num_classes
-    module = load_module(run, num_steps=evaluation.num_steps, rank=evaluation.rank)
+    if isinstance(run, EvolvedRun):
+        run.set_sampling(num_steps=evaluation.num_steps, rank=evaluation.rank)
+        if evaluation.guidance is not None:
+            raise ValueError(
+                f"guidance is {evaluation.guidance}, but {run.folder} holds samples and no model."
+            )
+        samples, labels = run.sample()
+        return samples[: evaluation.num_samples], labels[: evaluation.num_samples], data.num_classes
+    module = image_sampler(run)
+    run.set_sampling(num_steps=evaluation.num_steps, rank=evaluation.rank)
     # A net may know more classes than the data has: those of its public stage.
-    num_classes = min(module.net.num_classes, data.num_classes)
+    num_classes = min(module.num_classes, data.num_classes)
     wanted = balanced_labels(evaluation.num_samples, num_classes=num_classes)
     texts = data.test_dataset.pixels.captions if num_classes == 0 else None
     captions = [texts[row % len(texts)] for row in range(len(wanted))] if texts else None

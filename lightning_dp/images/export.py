@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_dp.images.data.dataset import to_bytes
-from lightning_dp.images.module import LatentDiffusion
-from lightning_dp.images.run import load_data, load_module
+from lightning_dp.images.run import image_data, image_sampler
 from lightning_dp.privacy.report import replace_text, write_privacy_report
-from lightning_dp.tracking.account import read_account
+from lightning_dp.runs.abilities import SampleRequest
+from lightning_dp.runs.load import load_run
+from lightning_dp.runs.loaded_run import LoadedRun
 
 Format = Literal["png", "npz"]
 
@@ -30,7 +31,7 @@ def balanced_labels(num_samples: int, *, num_classes: int) -> Tensor:
 
 
 def draw(
-    module: LatentDiffusion,
+    module: Any,
     labels: Tensor,
     *,
     captions: Sequence[str] | None = None,
@@ -40,19 +41,19 @@ def draw(
     """(n, C, S, S) uint8 samples, one per label.
 
     Args:
-        module: trained.
-        labels, captions: (n,) as in `LatentDiffusion.sample`.
+        module: a trained `ImageSampler`.
+        labels, captions: (n,) as in `ImageSampler.sample`.
         guidance: w ≥ 1; None for the module's own.
         seed: None for fresh randomness.
     """
     generator = None
     if seed is not None:
         generator = torch.Generator(device=module.device).manual_seed(seed)
-    return to_bytes(module.sample(labels, captions=captions, guidance=guidance, generator=generator))
+    return to_bytes(module.sample(labels, captions=captions, guidance_scale=guidance, generator=generator))
 
 
 def sample_run(
-    run: Path,
+    run: Path | LoadedRun,
     *,
     num_samples: int,
     out: Path,
@@ -62,12 +63,11 @@ def sample_run(
     num_steps: int | None = None,
     rank: int | None = None,
     seed: int | None = None,
-    report: Mapping[str, Any] | None = None,
 ) -> Path:
     """Sample from a run folder and write the result; reads no image of the data.
 
     Args:
-        run: a run folder of `LatentDiffusion`.
+        run: a run whose module is an `ImageSampler`.
         num_samples: ≥ 1, spread over the classes, or the prompts.
         out: a folder that does not exist or is empty.
         prompts: texts to draw instead of the classes, if the run's net reads text. Their numbers are then
@@ -77,7 +77,6 @@ def sample_run(
         num_steps: ≥ 1 steps of the sampler; None for the run's own.
         rank: of a run that trained a `DyLoRA`, which of its ranks to use; None for the largest.
         seed: None for fresh randomness.
-        report: the run's checked account; None reads it.
 
     Returns:
         The folder.
@@ -88,12 +87,13 @@ def sample_run(
     if num_samples < 1:
         raise ValueError(f"the number of samples is {num_samples}; it must be at least 1.")
     check_empty(out)
-    report = read_account(run, needs_weights=True).to_dict() if report is None else report
-    module = load_module(run, num_steps=num_steps, rank=rank)
-    class_names = load_data(run).class_names[: module.net.num_classes]
+    run = run if isinstance(run, LoadedRun) else load_run(run)
+    module = image_sampler(run)
+    run.set_sampling(num_steps=num_steps, rank=rank)
+    class_names = image_data(run).class_names[: module.num_classes]
     about = {
-        "run": run.name,
-        "guidance": module.guidance if guidance is None else guidance,
+        "run": run.folder.name,
+        "guidance": module.guidance_scale if guidance is None else guidance,
         "num_steps": module.sampler.num_steps,
         "seed": seed,
     }
@@ -115,9 +115,50 @@ def sample_run(
         class_names=class_names,
         out=out,
         file_format=file_format,
-        report=report,
+        report=run.to_dict(),
         about=about,
     )
+
+
+def write_images(module: Any, request: SampleRequest, *, run: LoadedRun) -> list[str]:
+    """Write the folder that `lightning-dp sample` asks for, of a run whose module draws images."""
+    if request.num is None:
+        raise ValueError("--num is missing; say how many images to make.")
+    given = request.options
+    folder = sample_run(
+        run,
+        num_samples=request.num,
+        prompts=given.get("prompt", ()),
+        out=request.output,
+        file_format=given.get("format", "png"),
+        guidance=given.get("guidance"),
+        num_steps=request.num_steps,
+        rank=request.rank,
+        seed=request.seed,
+    )
+    return _lines(folder, request.num, run=run)
+
+
+def write_finished(request: SampleRequest, *, run: LoadedRun, class_names: Sequence[str]) -> list[str]:
+    """Write the folder that `lightning-dp sample` asks for, of images that a Private Evolution has made."""
+    if request.seed is not None:
+        raise ValueError(f"--seed is {request.seed}, but {run.folder} holds finished images: leave it out.")
+    check_empty(request.output)
+    images, labels = run.sample(request.num)
+    folder = export_images(
+        images,
+        labels=labels,
+        class_names=class_names,
+        out=request.output,
+        file_format=request.options.get("format", "png"),
+        report=run.to_dict(),
+        about={"run": run.folder.name},
+    )
+    return _lines(folder, len(images), run=run)
+
+
+def _lines(folder: Path, number: int, *, run: LoadedRun) -> list[str]:
+    return [f"images   {folder} ({number})", f"privacy  {folder / 'privacy.json'}", run.account.sentence]
 
 
 def export_images(

@@ -1,50 +1,34 @@
 """What a run trained, as diffusers reads it: LoRA weights, or a whole UNet with what embeds its condition."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from lightning_dp.adapters.roles import modules_of
-from lightning_dp.images.export import check_empty
 from lightning_dp.images.lora_export import has_lora, save_lora
 from lightning_dp.images.module import LatentDiffusion
-from lightning_dp.images.run import load_module
 from lightning_dp.images.stable_diffusion import StableDiffusionUNet, TextModel
 from lightning_dp.nets.unet import CrossAttentionUNet, UNet
-from lightning_dp.privacy.report import write_privacy_report
-from lightning_dp.tracking.account import read_account
 
 
-def export_run(
-    run: Path, *, out: Path, rank: int | None = None, report: Mapping[str, Any] | None = None
-) -> list[str]:
-    """Write a finished run's weights and its privacy report; reads no image of the data.
+def save_module(module: LatentDiffusion, *, out: Path) -> list[str]:
+    """Write a trained module's weights into a folder.
 
     Args:
-        run: a run folder of `LatentDiffusion` whose net is a UNet of diffusers.
-        out: a folder that does not exist or is empty.
-        rank: of a run that trained a `DyLoRA`, which of its ranks to write; None for the largest.
-        report: the run's checked account; None reads it.
+        module: whose net is a UNet of diffusers.
+        out: a folder, with the privacy report of the run in it.
 
     Returns:
         What was written, a line each.
 
     Raises:
-        ValueError: the run is of another kind, its account can't be believed, or the folder is in use.
+        ValueError: diffusers has no such net, or the UNet is not all that makes its samples.
     """
-    check_empty(out)
-    report = read_account(run, needs_weights=True).to_dict() if report is None else report
-    module = load_module(run, rank=rank)
-    write_privacy_report(out, dict(report))  # before what it speaks of
     if has_lora(module):
-        written = [f"{out / 'pytorch_lora_weights.safetensors'} ({save_lora(module, out=out)} layers)"]
-    else:
-        written = [str(path) for path in save_unet(module, out=out)]
-    return written
+        return [f"{out / 'pytorch_lora_weights.safetensors'} ({save_lora(module, out=out)} layers)"]
+    return [str(path) for path in save_unet(module, out=out)]
 
 
 def save_unet(module: LatentDiffusion, *, out: Path) -> list[Path]:
@@ -72,7 +56,7 @@ def save_unet(module: LatentDiffusion, *, out: Path) -> list[Path]:
             "as of residual_resampling, so its weights would not load there: 'lightning-dp sample' draws "
             "from it."
         )
-    if module.prior is not None:
+    if module.base_denoiser is not None:
         raise ValueError(
             "the run's samples are made by its UNet and a prior of class means together, and diffusers knows "
             "no such prior: 'lightning-dp sample' draws from it."

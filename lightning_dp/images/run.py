@@ -1,63 +1,50 @@
-"""Reading a finished run back: its module with the final weights, and its data."""
+"""A finished run of the image half: what draws its images, and its data."""
 
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.cli import instantiate_module
-
-from lightning_dp.adapters.dylora import use_rank
-from lightning_dp.images.checkpoint import read_checkpoint
 from lightning_dp.images.data.image_data import ImageData
-from lightning_dp.images.module import LatentDiffusion
-from lightning_dp.strategies.device import command_device
-from lightning_dp.tracking.layout import CHECKPOINT
-from lightning_dp.tracking.run_config import model_class, read_run_config
+from lightning_dp.images.image_sampler import ImageSampler
+from lightning_dp.runs.load import load_run
+from lightning_dp.runs.loaded_run import LoadedRun
 
 
-def load_module(run: Path, *, num_steps: int | None = None, rank: int | None = None) -> LatentDiffusion:
-    """The module of a run with the weights of its last checkpoint, ready to sample; on a GPU if there is one.
+def load_module(run: Path, *, num_steps: int | None = None, rank: int | None = None) -> Any:
+    """The module of a run with its final weights, ready to sample; on a GPU if there is one.
 
     Earlier stages' files are not needed: all weights are in the checkpoint, but those of a
     `DiffusersAutoencoder` and the frozen ones of a public checkpoint folder.
 
     Args:
         run: its folder.
-        num_steps: ≥ 1 steps of the sampler; None for the run's own.
-        rank: of a run that trained a `DyLoRA`, which of its ranks to use; None for the largest.
+        num_steps, rank: as of `set_sampling`.
 
     Raises:
         ValueError: the folder is no run of the image half, or takes no such number of steps or rank.
     """
-    kind = model_class(run)
-    if not issubclass(kind, LatentDiffusion):
-        raise ValueError(f"{run} is a run of {kind.__name__}; images are drawn from runs of LatentDiffusion.")
-    checkpoint = read_checkpoint(run / CHECKPOINT)
-    settings = dict(checkpoint.get("hyper_parameters", {}))
-    if settings.pop("_instantiator", None) is None:
-        raise ValueError(
-            f"{run / CHECKPOINT} holds no configuration: it was not trained by 'lightning-dp fit'; load it "
-            "by LatentDiffusion.load_from_checkpoint with its net and autoencoder."
-        )
-    autoencoder = (settings.get("autoencoder") or {}).get("init_args", {})
-    if "weights" in autoencoder:
-        autoencoder["weights"] = None
-    module = instantiate_module(LatentDiffusion, settings)
-    module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"])
-    if num_steps is not None:
-        module.sampler.num_steps = num_steps
-    if rank is not None:
-        use_rank(module.adapter, rank)
-    return module.eval().to(command_device())
+    found = load_run(run)
+    module = image_sampler(found)
+    found.set_sampling(num_steps=num_steps, rank=rank)
+    return module
 
 
 def load_data(run: Path) -> ImageData:
     """The data module of a run, as its configuration describes it."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    found: Any = parser.instantiate_classes(parser.parse_object({"data": read_run_config(run)["data"]})).data
-    if not isinstance(found, ImageData):
-        raise ValueError(f"{run} was trained on {type(found).__name__}, which holds no images.")
-    return found
+    return image_data(load_run(run))
+
+
+def image_sampler(run: LoadedRun) -> Any:
+    """The run's module, if it draws images."""
+    if not isinstance(run.module, ImageSampler):
+        raise ValueError(
+            f"{run.folder} is a run of {type(run.module).__name__}, which draws no images: give a run of "
+            "LatentDiffusion, or of a module that is an ImageSampler."
+        )
+    return run.module
+
+
+def image_data(run: LoadedRun) -> ImageData:
+    """The run's data module, if it holds images."""
+    if not isinstance(run.data, ImageData):
+        raise ValueError(f"{run.folder} was trained on {type(run.data).__name__}, which holds no images.")
+    return run.data

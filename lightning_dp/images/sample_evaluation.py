@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_dp.images.data.image_data import ImageData
 from lightning_dp.images.evaluation import Evaluation, Part, measure
 from lightning_dp.images.export import balanced_labels, draw
-from lightning_dp.images.module import LatentDiffusion
+from lightning_dp.images.image_sampler import ImageSampler
 from lightning_dp.lightning_internals import datamodule_of
 from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
@@ -52,7 +52,7 @@ class SampleEvaluation(Callback):
         """Refuse before anything is charged what can't be measured at the end."""
         if stage in ("fit", "test"):
             module, _ = _parts(trainer, pl_module)
-            self.evaluation.check(num_classes=module.net.num_classes)
+            self.evaluation.check(num_classes=module.num_classes)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         measured = self._measure(trainer, pl_module) if trainer.is_global_zero else {}
@@ -62,19 +62,19 @@ class SampleEvaluation(Callback):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         module, data = _parts(trainer, pl_module)
-        number = module.net.num_classes
+        number = module.num_classes
         wanted = balanced_labels(self.evaluation.num_samples, num_classes=number)
         samples = draw(module, wanted, seed=self.evaluation.seed)
         with torch.inference_mode(False), torch.enable_grad():  # classifiers are trained
             return measure(samples, wanted.numpy(), num_classes=number, data=data, evaluation=self.evaluation)
 
 
-def _parts(trainer: Trainer, module: LightningModule) -> tuple[LatentDiffusion, ImageData]:
+def _parts(trainer: Trainer, module: LightningModule) -> tuple[ImageSampler, ImageData]:
     data = datamodule_of(trainer)
-    for what, kind in ((module, LatentDiffusion), (data, ImageData)):
+    for what, kind in ((module, ImageSampler), (data, ImageData)):
         if not isinstance(what, kind):
             raise ValueError(
-                f"SampleEvaluation measures samples of a LatentDiffusion against an ImageData, and the fit "
+                f"SampleEvaluation measures samples of an ImageSampler against an ImageData, and the fit "
                 f"has a {type(what).__name__}: leave it out."
             )
     return module, data  # type: ignore[return-value]

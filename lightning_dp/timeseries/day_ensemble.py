@@ -15,6 +15,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from lightning_dp.diffusion.base_denoiser import BaseDenoiser
 from lightning_dp.privacy.rows import any_unit
 from lightning_dp.timeseries.normalise import Frame
 
@@ -36,7 +37,7 @@ class Ensemble(NamedTuple):
 
 
 @final
-class DayEnsemble(nn.Module):
+class DayEnsemble(BaseDenoiser[Ensemble]):
     """E[x_0 | x_t] if each hidden step were drawn from the visible values near its time of day.
 
     The distribution of a step is a mixture of normals of width `bandwidth` around these values, and of a
@@ -90,16 +91,16 @@ class DayEnsemble(nn.Module):
         log_weights = torch.where(known, ((1 - _BROAD_WEIGHT) / count).log(), -torch.inf)
         return Ensemble(steps, torch.where(known, (near - center) / scale, 0.0), log_weights)
 
-    def clean(self, noisy: Tensor, ensemble: Ensemble, *, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def clean(self, noisy: Tensor, known: Ensemble, *, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x_0 | x_t] at the hidden steps, 0 elsewhere.
 
         Args:
             noisy: (R, L, C) x_t, the n copies of a window consecutive.
-            ensemble: of the B windows.
+            known: of the B windows.
             alpha: (R or 1, 1, 1).
             sigma: (R or 1, 1, 1) > 0.
         """
-        steps, values, log_weights = ensemble
+        steps, values, log_weights = known
         windows = len(values)
         x = noisy[:, steps].unflatten(0, (windows, -1))  # (B, n, P, C)
         a, s = (v.expand(len(noisy), 1, 1).unflatten(0, (windows, -1)) for v in (alpha, sigma))

@@ -22,7 +22,6 @@ from lightning_dp.privacy.release import PublicBounds
 from lightning_dp.protocols import HasExtraCovariates, HasLayout, LabelsWindows, provides
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.data.calendar import NUM_CALENDAR_FEATURES, calendar_features
-from lightning_dp.timeseries.module import TimeSeriesDiffusion
 
 FORMATS = (".csv", ".parquet")
 
@@ -115,7 +114,7 @@ def public_covariates(
 
 
 def synthesise(
-    module: TimeSeriesDiffusion,
+    module: Any,
     *,
     starts: Sequence[pd.Timestamp],
     length: int,
@@ -128,7 +127,7 @@ def synthesise(
     """Synthetic windows, some at a time; reads nothing but the model's weights.
 
     Args:
-        module: a trained model.
+        module: a trained `TimeSeriesDiffusion`.
         starts: (N,) first stamp of each window.
         length: L, steps of a window.
         step: pandas' frequency between steps.
@@ -164,7 +163,7 @@ def synthesise(
 
 
 def predict(
-    module: TimeSeriesDiffusion,
+    module: Any,
     *,
     batches: Iterable[Batch],
     num_windows: int | None,
@@ -176,7 +175,7 @@ def predict(
     """Draws of what windows are missing, a batch at a time; reads those windows.
 
     Args:
-        module: a trained model.
+        module: a trained `TimeSeriesDiffusion`.
         batches: windows in order.
         num_windows: how many; None = all.
         num_samples: n ≥ 1 draws of each.

@@ -1,7 +1,6 @@
-"""What a run folder's config.yaml says of its model."""
+"""What a run folder's config.yaml says."""
 
 from pathlib import Path
-from pydoc import locate
 from typing import Any
 
 import yaml
@@ -11,26 +10,16 @@ def read_run_config(folder: Path) -> dict[str, Any]:
     """The configuration that a run was made by.
 
     Raises:
-        ValueError: the folder holds none.
+        ValueError: the folder holds none, or a damaged one.
     """
     path = folder / "config.yaml"
     if not path.is_file():
-        raise ValueError(f"{folder} is no run folder: it has no config.yaml.")
-    config: dict[str, Any] = yaml.safe_load(path.read_text())
-    return config
-
-
-def model_class(folder: Path) -> type:
-    """The class of a run's model, by whichever of its names the configuration calls it.
-
-    Raises:
-        ValueError: the folder holds no configuration of a model, or nothing can be imported by that name.
-    """
-    name = (read_run_config(folder).get("model") or {}).get("class_path")
-    found = locate(name) if isinstance(name, str) else None
-    if not isinstance(found, type):
         raise ValueError(
-            f"{folder / 'config.yaml'} names the model {name}, which can't be imported: install what defines "
-            "it, or correct model.class_path."
+            f"{folder} is no run folder: config.yaml, its configuration, is missing; name a folder that "
+            "'lightning-dp fit' or 'lightning-dp evolve' has finished."
         )
-    return found
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}): put back a copy") from error
+    return config if isinstance(config, dict) else {}

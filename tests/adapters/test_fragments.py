@@ -28,7 +28,7 @@ def _fit(name: str, folder: Path) -> Cli:
         "init_args": {"path": str(folder), "class_names": CLASSES},
     }
     recipe["model"]["init_args"]["net"]["init_args"] |= {"hidden_size": 16}
-    del recipe["model"]["init_args"]["prior"]  # a share of a target
+    del recipe["model"]["init_args"]["base_denoiser"]  # a share of a target
     recipe["trainer"]["callbacks"] = [recipe["trainer"]["callbacks"][0]]
     recipe["trainer"] |= {"max_steps": 1, "enable_progress_bar": False}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))

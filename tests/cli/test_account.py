@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
+from lightning_dp import load_run
 from lightning_dp.cli import main
-from lightning_dp.commands.run_account import read_run
 from lightning_dp.privacy.accounting import GaussianEvent, epsilon_pld
 from lightning_dp.tracking.account import read_account
 
@@ -166,7 +166,7 @@ def test_a_claim_that_is_too_small_is_refused(run, forgery):
     forge, message = FORGERIES[forgery]
     forge(run)
     with pytest.raises(ValueError, match=re.escape(message)):
-        read_run(run)
+        load_run(run)
 
 
 @pytest.mark.parametrize("forgery", ["epsilon", "sigma, all alike", "truncated", "truncated checkpoint"])

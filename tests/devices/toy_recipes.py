@@ -91,9 +91,9 @@ def _toy_images(config: dict[str, Any], folder: Path, *, text: bool) -> None:
         model["adapter"]["init_args"]["rank"] = 2
     else:
         model["net"]["init_args"] |= _NET
-    if "prior" in model:
+    if "base_denoiser" in model:
         given = {"rank": 2, "noise_multiplier": 4.0 if config["privacy"] else None}
-        model["prior"]["init_args"] = given
+        model["base_denoiser"]["init_args"] = given
     if "net" in model:
         model["sampler"] = {
             "class_path": "lightning_dp.diffusion.sampler.Sampler",

@@ -121,7 +121,7 @@ def fit(folder, prior, **privacy):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    module = tiny_module(prior=prior)
+    module = tiny_module(base_denoiser=prior)
     trainer.fit(module, datamodule=data)
     return trainer, module
 
@@ -134,7 +134,7 @@ def test_releases_and_training_together_cost_the_target(tmp_path, ledger_path):
     assert epsilon_pld(private.plan.prior, 1e-2) == pytest.approx(1.2, rel=2e-3)
     notes = [entry.detail["note"] for entry in Ledger(ledger_path).entries() if entry.kind == "release"]
     assert [note.split(":")[0] for note in notes] == ["ClassMeans", "ClassCovariances"]
-    assert (module.prior.mean != 0).any(dim=1).all()
+    assert (module.base_denoiser.mean != 0).any(dim=1).all()
 
 
 def test_without_privacy_they_are_those_of_the_train_set(tmp_path, ledger_path):
@@ -143,7 +143,7 @@ def test_without_privacy_they_are_those_of_the_train_set(tmp_path, ledger_path):
         images, labels = content["images"] / 127.5 - 1, content["labels"]
     for label in range(len(CLASSES)):
         expected = images[labels == label].mean(axis=0).flatten()
-        np.testing.assert_allclose(module.prior.mean[label].numpy(), expected, atol=1e-4)
+        np.testing.assert_allclose(module.base_denoiser.mean[label].numpy(), expected, atol=1e-4)
     assert not ledger_path.exists()
 
 
@@ -152,13 +152,15 @@ def test_a_net_of_zeros_samples_the_classes(tmp_path):
     generator = torch.Generator().manual_seed(0)
     samples = module.sample(torch.arange(3).repeat_interleave(40), generator=generator)
     means = samples.flatten(1).unflatten(0, (3, 40)).mean(dim=1)
-    assert (means - module.prior.mean[:3]).abs().mean() < 0.05
+    assert (means - module.base_denoiser.mean[:3]).abs().mean() < 0.05
 
 
 def of_images(folder, *, users=None, ranks=1, neighbours=(REMOVED,)):
     pictures = write_npz(folder / "pictures", train=NUM_UNITS + 1, users=users)
     return replay(
-        lambda: tiny_module(net=awake(tiny_net()), prior=ClassGaussians(rank=4, noise_multiplier=3.0)),
+        lambda: tiny_module(
+            net=awake(tiny_net()), base_denoiser=ClassGaussians(rank=4, noise_multiplier=3.0)
+        ),
         lambda: npz_data(pictures, **({"unit": "user", "images_per_user": 2} if users else {})),
         folder=folder,
         steps=3,
@@ -221,5 +223,5 @@ def test_latents_too_many_for_covariances_are_refused():
 
 
 def test_facts_name_it(tmp_path):
-    assert tiny_module(prior=ClassGaussians()).facts()["prior"] == "ClassGaussians"
+    assert tiny_module(base_denoiser=ClassGaussians()).facts()["prior"] == "ClassGaussians"
     assert "prior" not in json.dumps(tiny_module().facts())

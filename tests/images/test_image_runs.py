@@ -51,7 +51,7 @@ def run(tmp_path_factory) -> Path:
                     "class_path": "lightning_dp.images.autoencoder.SmallAutoencoder",
                     "init_args": {"image_size": 8, "num_channels": 2, "latent_size": 4, "widths": [4]},
                 },
-                "guidance": 1.5,
+                "guidance_scale": 1.5,
             },
         },
         "privacy": {"noise_multiplier": 4.0, "delta": 1e-3, "expected_batch_size": 12},

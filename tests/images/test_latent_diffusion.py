@@ -165,7 +165,7 @@ def test_releases_and_training_read_the_same_latents(tmp_path, private, num_work
     data, autoencoder = npz_data(write_npz(tmp_path / "data"), num_workers=num_workers), Watched()
     module = tiny_module(
         autoencoder=autoencoder,
-        prior=ClassGaussians(rank=4, noise_multiplier=3.0),
+        base_denoiser=ClassGaussians(rank=4, noise_multiplier=3.0),
         adapter=SaliencyLoRA(ratio=0.5, rank=2, score=None if private else RandomScore()),
     )
     callbacks = [DifferentialPrivacy(target_epsilon=3, delta=1e-2, expected_batch_size=12)] if private else []
@@ -221,7 +221,7 @@ def test_sampling_has_the_right_shape_range_and_guidance():
     labels = torch.tensor([0, 1, 2, -1, 0])
 
     def sample(guidance: float) -> Tensor:
-        return module.sample(labels, guidance=guidance, generator=torch.Generator().manual_seed(0))
+        return module.sample(labels, guidance_scale=guidance, generator=torch.Generator().manual_seed(0))
 
     plain, strong = sample(1.0), sample(3.0)
     assert plain.shape == (5, 1, 8, 8)
@@ -270,8 +270,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
         tiny_module(autoencoder=SmallAutoencoder(image_size=8, num_channels=2, latent_size=4, widths=(4,)))
     with pytest.raises(ValueError, match="noise_draws is 0"):
         tiny_module(noise_draws=0)
-    with pytest.raises(ValueError, match=r"guidance is 0\.5"):
-        tiny_module(guidance=0.5)
+    with pytest.raises(ValueError, match=r"guidance_scale is 0\.5"):
+        tiny_module(guidance_scale=0.5)
     data = npz_data(write_npz(tmp_path))
     with pytest.raises(
         ValueError, match="the net's size is 16, but images of 8 pixels have latents of side 8"
@@ -294,8 +294,10 @@ def test_whatever_samples_or_denoises_includes_the_prior():
     """A net of zeros says what the prior says, alone, under guidance and from the first step to the last."""
     images, labels = pictures(60)
     clean = torch.from_numpy(images[:, None].astype(np.float32) / 127.5 - 1)
-    module = tiny_module(prior=ClassGaussians(rank=4), guidance=3.0, sampler=Sampler(num_steps=5))
-    module.prior.fit_exactly(module, [{"images": clean, "labels": torch.from_numpy(labels)}])
+    module = tiny_module(
+        base_denoiser=ClassGaussians(rank=4), guidance_scale=3.0, sampler=Sampler(num_steps=5)
+    )
+    module.base_denoiser.fit_exactly(module, [{"images": clean, "labels": torch.from_numpy(labels)}])
     with torch.no_grad():
         for parameter in module.net.parameters():
             parameter.zero_()
@@ -305,7 +307,10 @@ def test_whatever_samples_or_denoises_includes_the_prior():
         told = torch.arange(6) % 3
         of_class, of_all = (
             module.prediction.output(
-                module.prior.clean(noisy, label, alpha=alpha, sigma=sigma), noisy, alpha=alpha, sigma=sigma
+                module.base_denoiser.clean(noisy, label, alpha=alpha, sigma=sigma),
+                noisy,
+                alpha=alpha,
+                sigma=sigma,
             )
             for label in (told, torch.full((6,), -1))
         )
@@ -316,7 +321,7 @@ def test_whatever_samples_or_denoises_includes_the_prior():
     for guidance in (1.0, 3.0):
         for step in (0, 500, 999):
             steps = torch.full((6,), step)
-            found = module.denoise(noisy, steps, condition=condition, guidance=guidance)
+            found = module.denoise(noisy, steps, condition=condition, guidance_scale=guidance)
             torch.testing.assert_close(found, alone(noisy, steps, guidance=guidance))
     generators = [torch.Generator().manual_seed(1) for _ in range(2)]
     drawn = module.sample(condition["labels"], generator=generators[0])

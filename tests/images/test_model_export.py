@@ -73,7 +73,7 @@ def test_what_diffusers_has_not_is_refused(tmp_path):
         save_unet(tiny_module(net=tiny_net()), out=tmp_path / "out")
     plain = UNet(in_channels=1, size=8, num_classes=3, head_size=4, **_LEVELS)
     with pytest.raises(ValueError, match="a prior of class means together"):
-        save_unet(tiny_module(net=plain, prior=ClassGaussians()), out=tmp_path / "out")
+        save_unet(tiny_module(net=plain, base_denoiser=ClassGaussians()), out=tmp_path / "out")
     with pytest.raises(ValueError, match=r"UNet\.head_size is 16, which does not divide the width 8"):
         UNet(in_channels=1, size=8, num_classes=3, **_LEVELS)
     assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ from evolution_support import DELTA, NUM_UNITS, SIGMA, TARGET, Crowd, Identity, 
 from image_support import CLASSES, npz_data, pictures, tiny_module, tiny_net, write_npz, write_png
 from sd_support import write_checkpoint
 
+from lightning_dp import load_run
 from lightning_dp.cli import main
 from lightning_dp.data_files import write_atomically
 from lightning_dp.evolution import evolution as evolution_file
@@ -511,6 +512,24 @@ def test_from_the_command_line_to_metrics(tmp_path, capsys):
     assert 0 <= results["metrics"]["test/accuracy_cnn"] <= 100
     assert results["evaluation"]["samples"] == 120
     assert main(["evaluate", str(run), "--guidance", "2"]) == 2
+    # Its samples are what 'sample' hands on.
+    opened, out = load_run(run), tmp_path / "out"
+    assert opened.epsilon == report["epsilon_spent"]
+    assert np.array_equal(opened.sample()[0][:, 0], images)
+    assert main(["sample", str(run), "--num=8", f"--output={out}", "--format=npz"]) == 0
+    with np.load(out / "train.npz") as content:
+        assert np.bincount(content["labels"]).tolist() == [3, 3, 2]
+        assert all((images == one).all(axis=(1, 2)).any() for one in content["images"])
+    assert json.loads((out / "privacy.json").read_text())["epsilon_spent"] == report["epsilon_spent"]
+    for option, message in (
+        ("--num=121", "holds 120"),
+        ("--steps=3", "no model"),
+        ("--guidance=2", "no option"),
+    ):
+        assert main(["sample", str(run), option, f"--output={tmp_path / 'no'}"]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="trains no module"):
+        opened.module  # noqa: B018
     # The folder's own configuration repeats the run.
     assert main(["evolve", f"--config={run / 'config.yaml'}", f"--run.dir={tmp_path / 'again'}"]) == 0
     assert main(["evolve", f"--config={run / 'config.yaml'}"]) == 2
@@ -644,7 +663,7 @@ def _public_run(tmp_path: Path, *, public: bool, **model: object) -> Path:
                         "num_heads": 2,
                     },
                 },
-                "guidance": 1.5,
+                "guidance_scale": 1.5,
                 **model,
             },
         },
@@ -703,7 +722,7 @@ def test_a_small_edit_by_a_perfect_model_stays_where_it_was(tmp_path, monkeypatc
 def test_variations_go_by_the_whole_model(tmp_path):
     """A net that says nothing beside a base denoiser: variations are as near to public images as samples."""
     prior = {"class_path": "lightning_dp.images.class_gaussians.ClassGaussians", "init_args": {"rank": 8}}
-    run = _public_run(tmp_path, public=True, prior=prior)
+    run = _public_run(tmp_path, public=True, base_denoiser=prior)
     api = DiffusionAPI(str(run), num_steps=10)
     with torch.no_grad():
         for parameter in api._module.net.parameters():

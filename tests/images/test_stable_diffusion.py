@@ -275,7 +275,7 @@ def run(checkpoint, tmp_path_factory) -> Path:
         "model.init_args.adapter.init_args.rank": 2,
         "model.init_args.adapter.init_args.scale": 6.0,
         "model.init_args.sampler.init_args.num_steps": 3,
-        "model.init_args.guidance": 2.0,
+        "model.init_args.guidance_scale": 2.0,
         "model.init_args.optimizer.init_args.lr": 0.1,
         "privacy.target_epsilon": "null",
         "privacy.noise_multiplier": 4.0,
@@ -313,8 +313,11 @@ def test_a_run_is_resumed_from_what_trained(run, tmp_path, monkeypatch):
     monkeypatch.setenv("LIGHTNING_DP_LEDGER", str(run.parent / "ledger.sqlite"))
     resumed = Path(shutil.copytree(run, tmp_path / "resumed"))
     options = [f"--run.dir={resumed}", "--ckpt_path=last", "--trainer.max_steps=3"]
+    before = load_module(run).state_dict()
     assert main(["fit", f"--config={run / 'config.yaml'}", *options]) == 0
-    before, after = load_module(run).state_dict(), load_module(resumed).state_dict()
+    after = load_module(resumed).state_dict()
+    with pytest.raises(ValueError, match="what the ledger was charged for this run costs"):
+        load_module(run)  # the folder that was copied no longer says all that its run has spent
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if "lora_" in name}
 

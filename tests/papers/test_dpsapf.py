@@ -75,7 +75,7 @@ def test_the_recipe_has_the_published_settings():
     assert adapter["score"]["class_path"].endswith(".Squared")
     assert adapter["max_units"] == 50_000
     assert model["label_dropout"] == 0
-    assert (model["sampler"]["init_args"]["num_steps"], model["guidance"]) == (25, 7.0)
+    assert (model["sampler"]["init_args"]["num_steps"], model["guidance_scale"]) == (25, 7.0)
     assert model["sampler"]["init_args"]["scheduler"]["class_path"] == "diffusers.PNDMScheduler"
     assert (recipe["data"]["init_args"]["size"], recipe["data"]["init_args"]["judged_size"]) == (256, 32)
 
@@ -158,7 +158,7 @@ def test_a_report_of_no_training_covers_no_trained_weights(data, finished, tmp_p
 def test_a_net_with_random_weights_is_no_public_model(data, tmp_path, capsys):
     folder = tmp_path / "run"
     recipe = "conf/experiment/fashion_mnist_public.yaml"
-    assert main(["public", recipe, "--model.init_args.prior=null", f"--run.dir={folder}"]) == 2
+    assert main(["public", recipe, "--model.init_args.base_denoiser=null", f"--run.dir={folder}"]) == 2
     assert "whose weights are random before a fit" in capsys.readouterr().err
     assert not folder.exists()
     assert main(["public", RECIPE, *TOY, _net(data)]) == 2

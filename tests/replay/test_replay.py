@@ -279,7 +279,7 @@ def test_every_task_without_dropout(tmp_path, task):
         return households(windows_per_user=2, task=task)
 
     ensemble = None if isinstance(task, Synthesis) else DayEnsemble(steps_per_day=24)
-    held(of_series(tmp_path, data, neighbours=[REMOVED, HUGE], ensemble=ensemble, dropout=0.0))
+    held(of_series(tmp_path, data, neighbours=[REMOVED, HUGE], base_denoiser=ensemble, dropout=0.0))
 
 
 def test_a_table_of_the_users_own(tmp_path):

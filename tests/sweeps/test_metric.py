@@ -168,7 +168,7 @@ def test_saliency_ratio_ends_with_its_metric(tmp_path, monkeypatch):
         "init_args": {"path": str(tmp_path), "class_names": CLASSES},
     }
     recipe["model"]["init_args"]["net"]["init_args"] |= {"hidden_size": 16}
-    del recipe["model"]["init_args"]["prior"]  # a share of a target
+    del recipe["model"]["init_args"]["base_denoiser"]  # a share of a target
     recipe["trainer"]["callbacks"] = recipe["trainer"]["callbacks"][:1]  # else it starts from another run
     recipe["trainer"] |= {"max_steps": 1, "enable_progress_bar": False}
     judged = yaml.safe_load(Path("conf/evaluation/cnn.yaml").read_text())

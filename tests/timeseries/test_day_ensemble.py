@@ -108,7 +108,11 @@ def test_whatever_samples_or_forecasts_includes_it():
     )
     days = DayEnsemble(steps_per_day=DAY, reach=1)
     module = TimeSeriesDiffusion(
-        net, normaliser=DayMean(steps_per_day=DAY), ensemble=days, condition_dropout=0.1, guidance_scale=2.0
+        net,
+        normaliser=DayMean(steps_per_day=DAY),
+        base_denoiser=days,
+        condition_dropout=0.1,
+        guidance_scale=2.0,
     )
     with torch.no_grad():
         for parameter in net.parameters():

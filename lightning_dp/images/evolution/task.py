@@ -8,15 +8,17 @@ import numpy as np
 
 from lightning_dp.evolution.task import EvolutionTask, PrivateRows
 from lightning_dp.images.data.image_data import ImageData
-from lightning_dp.images.export import export_images
+from lightning_dp.images.export import export_images, write_finished
 from lightning_dp.images.sample_grid import grid_of_classes
 from lightning_dp.privacy.report import read_privacy_report
 from lightning_dp.privacy.units import UnitName
+from lightning_dp.runs.abilities import SampleRequest, SampleWriter
+from lightning_dp.runs.loaded_run import LoadedRun
 from lightning_dp.tracking.layout import SAMPLES
 
 
 @final
-class ImageTask(EvolutionTask):
+class ImageTask(EvolutionTask, SampleWriter):
     """The train split of an `ImageData`; a unit is an image, or a user with all of their images.
 
     Args:
@@ -25,6 +27,8 @@ class ImageTask(EvolutionTask):
     Raises:
         ValueError: it holds something else.
     """
+
+    sample_options = ("format",)
 
     def __init__(self, data: Any) -> None:
         if not isinstance(data, ImageData):
@@ -65,6 +69,22 @@ class ImageTask(EvolutionTask):
             about={"run": folder.name},
         )
         grid_of_classes(samples, labels, class_names=names, path=folder / "plots" / "sample_grid.png")
+
+    def read_samples(self, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+        """(n, C, S, S) uint8 and labels (n,)."""
+        path = folder / SAMPLES
+        if not path.is_file():
+            raise ValueError(
+                f"{folder} has no {SAMPLES}: its Private Evolution has not finished; go on with it by "
+                f"'lightning-dp evolve --config {folder / 'config.yaml'} --resume true'."
+            )
+        with np.load(path, allow_pickle=False) as content:
+            pixels, labels = content["images"], content["labels"]
+        return pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2), labels
+
+    def write_samples(self, request: SampleRequest, *, run: LoadedRun) -> list[str]:
+        """A folder of the finished images, or of some of each class."""
+        return write_finished(request, run=run, class_names=self.class_names)
 
     def facts(self) -> dict[str, str | float | int]:
         return {"task": "image synthesis", **self._data.facts()}
