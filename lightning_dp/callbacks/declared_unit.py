@@ -17,7 +17,14 @@ from lightning_dp.privacy.units import PrivacyUnit, UnitName
 
 ASSUMED = "record, assumed: nobody declared the unit"
 
-_ON_DATA = ("privacy_unit", "synthetic_units", "synthetic_items", "validation_is_public", "dataset_id")
+_ON_DATA = (
+    "privacy_unit",
+    "synthetic_units",
+    "synthetic_items",
+    "validation_is_public",
+    "dataset_id",
+    "content_pieces",
+)
 _ON_MODULE = ("preparations", "rows_per_example", "read_train_set")
 # Similarity, by difflib, from which a name is taken for a hook that was meant.
 _NEAR = dict.fromkeys((*_ON_DATA, *_ON_MODULE), 0.82) | {"dataset_id": 0.88, "validation_is_public": 0.75}
@@ -107,6 +114,16 @@ def dataset_name(data: object, *, datamodule: object | None, dataset: str | None
             )
         return name
     return type(data if datamodule is None else datamodule).__name__
+
+
+def content_pieces(data: object, *, datamodule: object | None) -> Iterator[bytes] | None:
+    """What a fit's data is made of, by the hook `content_pieces` of the data module or the dataset; None
+    without one.
+    """
+    for source in (datamodule, data):
+        if source is not None and _has(source, "content_pieces"):
+            return iter(getattr(source, "content_pieces")())  # noqa: B009
+    return None
 
 
 def _given(

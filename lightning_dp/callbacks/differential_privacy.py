@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from lightning_dp.callbacks.check import Refusals, plain_trainer, without_fit
 from lightning_dp.callbacks.check_report import CheckReport, report_of
-from lightning_dp.callbacks.declared_unit import ASSUMED, check_unit, dataset_name, find_unit
+from lightning_dp.callbacks.declared_unit import ASSUMED, check_unit, content_pieces, dataset_name, find_unit
 from lightning_dp.callbacks.followed_batches import FollowedBatches
 from lightning_dp.callbacks.loggers import follow_fit
 from lightning_dp.callbacks.logical_batches import LogicalBatches
@@ -437,7 +437,9 @@ class DifferentialPrivacy(Callback):
             self._loader.dataset, datamodule=getattr(trainer, "datamodule", None), dataset=self.dataset
         )
         ledger = Ledger(self.ledger)
+        dataset = self._ranks.on_first(partial(ledger.name_of, dataset))
         self._count_earlier_runs(pl_module, ledger=ledger, dataset=dataset)
+        data, datamodule = self._loader.dataset, getattr(trainer, "datamodule", None)
         self._charges = StepCharges(
             ledger,
             self.plan,
@@ -452,6 +454,7 @@ class DifferentialPrivacy(Callback):
                 **({} if self.public_start is None else {"public_start": self.public_start}),
                 **({"weights_seen": json_ready(self._before.report)} if self._before.report else {}),
             },
+            pieces=lambda: content_pieces(data, datamodule=datamodule),
         )
         remember(pl_module, Origin(dataset=dataset, run=self._run, ledger=list(self._charges.head)))
         self._charges.cover(announce=self._announce)
@@ -797,20 +800,18 @@ class DifferentialPrivacy(Callback):
         assert self._charges is not None
         seq, digest = self._charges.head
         charged = self._charges.charged if charged is None else charged
-        write_privacy_report(
-            self._folder,
-            {
-                "status": status,
-                "epsilon_spent": self.plan.epsilon_after(charged),
-                "steps_charged": charged,
-                "mechanisms": self._mechanisms(charged),
-                "run": self._run,
-                "ledger_seq": seq,
-                "ledger_hash": digest,
-                "spot_check": self._spot_check.to_dict(),
-                **self._facts,
-            },
-        )
+        report = {
+            "status": status,
+            "epsilon_spent": self.plan.epsilon_after(charged),
+            "steps_charged": charged,
+            "mechanisms": self._mechanisms(charged),
+            "run": self._run,
+            "ledger_seq": seq,
+            "ledger_hash": digest,
+            "spot_check": self._spot_check.to_dict(),
+            **self._facts,
+        }
+        write_privacy_report(self._folder, self._charges.signed(report))
 
     def _mechanisms(self, steps: int) -> list[dict[str, Any]]:
         """Everything that the weights release in so many steps, for whoever computes ε again."""
@@ -835,6 +836,7 @@ class DifferentialPrivacy(Callback):
         return {
             "run": self._run,
             "ledger": [seq, digest],
+            "ledger_proof": self._charges.proof,
             "epsilon": self.plan.epsilon_after(self._charges.spent),
             "steps": self._charges.spent,
             "mechanisms": self._mechanisms(self._charges.spent),
