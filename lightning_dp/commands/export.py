@@ -42,10 +42,12 @@ def main(argv: list[str]) -> int:
 
     # Late: --help, and a folder that can't be right, should not wait for torch.
     from lightning_dp.images.model_export import export_run
+    from lightning_dp.tracking.sealed import seal_folder
 
     for line in export_run(
         arguments.run, out=arguments.output, rank=arguments.rank, report=account.to_dict()
     ):
         print(f"weights  {line}")
+    seal_folder(arguments.output, sign=account.signed)
     print(f"privacy  {arguments.output / 'privacy.json'}\n{account.sentence}")
     return 0

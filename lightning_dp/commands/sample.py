@@ -146,7 +146,8 @@ def main(argv: list[str]) -> int:
             "kind": "synthesis" if synthetic else "predictions",
             **claims,
         }
-        text = json.dumps(json_ready(content), indent=2, ensure_ascii=False, allow_nan=False)
+        content = account.signed(json_ready(content))
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         replace_text(path, text + "\n")
 
     with (
@@ -164,6 +165,7 @@ def main(argv: list[str]) -> int:
 
 def _sample_images(arguments: argparse.Namespace, *, account: "Account") -> int:
     from lightning_dp.images.export import sample_run
+    from lightning_dp.tracking.sealed import seal_folder
 
     if arguments.num is None:
         raise ValueError("--num is missing; say how many images to make.")
@@ -179,6 +181,7 @@ def _sample_images(arguments: argparse.Namespace, *, account: "Account") -> int:
         seed=arguments.seed,
         report=account.to_dict(),
     )
+    seal_folder(folder, sign=account.signed)
     print(f"images   {folder} ({arguments.num})\nprivacy  {folder / 'privacy.json'}\n{account.sentence}")
     return 0
 
@@ -309,7 +312,7 @@ def _claims(account: "Account", *, synthetic: bool) -> dict[str, Any]:
             " It also holds predictions from rows that were read as they are: no ε covers those rows. None "
             "of their readings is in it: only what was drawn has a value."
         )
-    kept = ("unit", "delta", "relation", "noise_multiplier", "epsilon_of_unit", "run")
+    kept = ("unit", "delta", "relation", "noise_multiplier", "epsilon_of_unit", "run", "ledger_proof")
     return {
         "statement": statement,
         "epsilon": epsilon,
