@@ -185,7 +185,9 @@ def _epsilon(text: str) -> float | None:
 
 def _list(ledger: Ledger, arguments: argparse.Namespace) -> str:
     replay = ledger.replay()
-    accounts = [total_of(replay, key) for key in replay.accounts]
+    totals = ledger.totals()
+    accounts = [total_of(replay, key, totals=totals) for key in replay.accounts]
+    totals.save()
     if arguments.json:
         return _json({"ledger": str(ledger.path), "head": list(replay.reference), "accounts": accounts})
     if not accounts:

@@ -12,6 +12,7 @@ from lightning_dp.privacy.accounting import (
     ExponentialEvent,
     GaussianEvent,
     LaplaceEvent,
+    count_releases,
     epsilon_pld,
     event_from_dict,
     events_of_counts,
@@ -20,12 +21,18 @@ from lightning_dp.privacy.ledger.budget import budget_of
 from lightning_dp.privacy.ledger.ledger import Ledger
 from lightning_dp.privacy.ledger.replay import Replay
 from lightning_dp.privacy.ledger.rows import Entry
+from lightning_dp.privacy.ledger.totals import Totals
 
-_EXACT = 8
-"""Different mechanisms that a list composes as they are; more are first rounded to fewer."""
+_EXACT = 2
+"""Different mechanisms that a list composes as they are; more are first rounded."""
+
+_MOST = 8
+"""Different mechanisms that are left of those that are rounded."""
+
+_PLD, _ROUNDED = "PLD", "PLD of rounded mechanisms"
 
 
-def total_of(replay: Replay, key: tuple[str, str]) -> dict[str, Any]:
+def total_of(replay: Replay, key: tuple[str, str], *, totals: Totals) -> dict[str, Any]:
     """One account in figures that cost nothing however many runs there are; ready for JSON but for ∞.
 
     `epsilon` is never below what was spent. Of many different mechanisms each is counted as one that reveals
@@ -33,14 +40,16 @@ def total_of(replay: Replay, key: tuple[str, str]) -> dict[str, Any]:
     """
     account, budget = replay.accounts[key], budget_of(replay, key)
     counts = +account.counts
-    rounded = len(counts) > _EXACT
-    epsilon = 0.0
-    if rounded:
-        epsilon = epsilon_pld(
-            events_of_counts(_rounded(counts)), account.known_delta, interval=COARSE_INTERVAL
-        )
-    elif counts:
-        epsilon = epsilon_pld(events_of_counts(counts), account.known_delta)
+    epsilon, rounded = 0.0, False
+    if counts:
+        delta = account.known_delta
+        rounded = len(counts) > _EXACT and not totals.knows(counts, delta, how=_PLD)
+
+        def compute() -> float:
+            events = events_of_counts(_rounded(counts) if rounded else counts)
+            return epsilon_pld(events, delta, **({"interval": COARSE_INTERVAL} if rounded else {}))
+
+        epsilon = totals.epsilon(counts, delta, how=_ROUNDED if rounded else _PLD, compute=compute)
     return {
         "dataset": key[0],
         "unit": key[1],
@@ -64,7 +73,7 @@ def _rounded(counts: Mapping[Event, int]) -> Counter[Event]:
         total: Counter[Event] = Counter()
         for event, number in counts.items():
             total[_worse(event, digits)] += number
-        if len(total) <= _EXACT:
+        if len(total) <= _MOST:
             break
     return total
 
@@ -108,19 +117,29 @@ def account_of(ledger: Ledger, entries: Sequence[Entry], *, dataset: str, unit: 
     for entry in own:
         of_run.setdefault(entry.run, []).append(entry)
     by_run = ledger.events_by_run(dataset, unit=unit)
-    return {
+    totals = ledger.totals()
+
+    def epsilon(events: Sequence[Event]) -> float:
+        counts = count_releases(events)
+        if not counts:
+            return 0.0
+        return totals.epsilon(
+            counts, delta, how=_PLD, compute=lambda: epsilon_pld(events_of_counts(counts), delta)
+        )
+
+    found = {
         "dataset": dataset,
         "unit": unit,
         "relation": budget.relation,
         "other_names": [name for name, target in replay.aliases.items() if target == dataset],
         "delta": budget.delta,
-        "epsilon": _epsilon([event for events in by_run.values() for event in events], delta),
+        "epsilon": epsilon([event for events in by_run.values() for event in events]),
         "accountant": "PLD (dp-accounting)",
         "limit_epsilon": budget.limit_epsilon,
         "filter_epsilon": budget.filter_epsilon,
         "held_epsilon": budget.held_epsilon,
         "last_charge": charges[-1].time if charges else "",
-        "runs": [_run(run, events, of_run, delta) for run, events in by_run.items()],
+        "runs": [_run(run, events, of_run, epsilon(events)) for run, events in by_run.items()],
         "releases": [
             {
                 "seq": entry.seq,
@@ -129,7 +148,7 @@ def account_of(ledger: Ledger, entries: Sequence[Entry], *, dataset: str, unit: 
                 "time": entry.time,
                 "note": entry.detail["note"],
                 "event": entry.detail["event"],
-                "epsilon": _epsilon([event_from_dict(entry.detail["event"])], delta),
+                "epsilon": epsilon([event_from_dict(entry.detail["event"])]),
             }
             for entry in charges
             if entry.kind != "reserve"
@@ -143,14 +162,16 @@ def account_of(ledger: Ledger, entries: Sequence[Entry], *, dataset: str, unit: 
             {"seq": entry.seq, "time": entry.time, **entry.detail} for entry in own if entry.kind == "limit"
         ],
     }
+    totals.save()
+    return found
 
 
-def _run(run: str, events: Sequence[Event], own: Mapping[str, list[Entry]], delta: float) -> dict[str, Any]:
+def _run(run: str, events: Sequence[Event], own: Mapping[str, list[Entry]], epsilon: float) -> dict[str, Any]:
     mine = own[run]
     gaussian = [event for event in events if isinstance(event, GaussianEvent)]
     return {
         "run": run,
-        "epsilon": _epsilon(events, delta),
+        "epsilon": epsilon,
         "starts": sum(entry.kind == "open" for entry in mine),
         "clean_ends": sum(entry.kind == "close" for entry in mine),
         "charges": len(events),
@@ -160,7 +181,3 @@ def _run(run: str, events: Sequence[Event], own: Mapping[str, list[Entry]], delt
         "last_entry": mine[-1].time,
         "facts": {name: value for entry in mine for name, value in entry.detail.get("facts", {}).items()},
     }
-
-
-def _epsilon(events: Sequence[Event], delta: float) -> float:
-    return epsilon_pld(events, delta) if events else 0.0

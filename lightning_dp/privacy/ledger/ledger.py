@@ -32,6 +32,7 @@ from lightning_dp.privacy.ledger.replay import Account, Replay
 from lightning_dp.privacy.ledger.rows import ChargeKind, Entry
 from lightning_dp.privacy.ledger.signed_report import with_signature
 from lightning_dp.privacy.ledger.storage import ENVIRONMENT_VARIABLE, LedgerFile
+from lightning_dp.privacy.ledger.totals import Totals
 from lightning_dp.privacy.units import is_coarser
 
 RELATION = "add_or_remove_one"
@@ -343,6 +344,10 @@ class Ledger:
     def replay(self) -> Replay:
         """Everything that the ledger says, for who asks for several things of one moment."""
         return self._file.read()
+
+    def totals(self) -> Totals:
+        """ε of accounts that were computed before."""
+        return Totals(self.path, key=signing_key(self.path, create=False))
 
     def events(
         self, dataset: str, *, unit: str, run: str | None = None, kind: ChargeKind | None = None

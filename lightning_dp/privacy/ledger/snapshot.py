@@ -97,13 +97,17 @@ def write_snapshot(ledger: Path, replay: Replay, *, key: SigningKey) -> None:
         "public_key": key.public,
     }
     header["signature"] = key.sign(_message(header))
-    path = snapshot_path(ledger, key=key)
+    replace_quietly(snapshot_path(ledger, key=key), canonical(header) + "\n" + state)
+
+
+def replace_quietly(path: Path, text: str) -> None:
+    """Write a file that only saves time, for its owner alone; what can't be written is left out."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         try:
             handle = os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
             with os.fdopen(handle, "w") as file:
-                file.write(canonical(header) + "\n" + state)
+                file.write(text)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

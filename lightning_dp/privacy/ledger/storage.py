@@ -339,8 +339,9 @@ class LedgerFile:
             )
         if not create:
             raise LedgerMissing(
-                f"There is no ledger at {self.path} yet; the first private run makes one. If there should "
-                f"be one, say where: --ledger or {ENVIRONMENT_VARIABLE}."
+                f"There is no ledger at {self.path} yet; the first private run makes one, or 'lightning-dp "
+                "ledger register DATASET --unit UNIT --limit E', which sets a limit before it. If there "
+                f"should be one, say where: --ledger or {ENVIRONMENT_VARIABLE}."
             )
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):  # another process was faster
