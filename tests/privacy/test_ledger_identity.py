@@ -91,6 +91,17 @@ def test_terminals_are_told_nothing(path: Path, ledger: Ledger, capsys: pytest.C
     assert "\\x1b]0;x" in said
 
 
+def test_two_spellings_mean_one_data_set_to_who_compares_them(ledger: Ledger) -> None:
+    assert ledger.is_same(" clinic", "clinic")
+    assert not ledger.is_same("", "clinic")
+    ledger.register("clinic", unit="user", delta=1e-5)
+    ledger.same_as("ward", "clinic")
+    assert ledger.is_same("ward ", "clinic")
+    assert not ledger.is_same("Clinic", "clinic")
+    ledger.open_run("ward", unit="user", run="r")
+    assert ledger.datasets_of("r") == ["clinic"]
+
+
 # --- content ----------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from lightning_dp.privacy.ledger.examination import examine
 from lightning_dp.privacy.ledger.identity import find_name, is_news
 from lightning_dp.privacy.ledger.keys import content_key, key_id, signing_key
 from lightning_dp.privacy.ledger.lease import Lease
-from lightning_dp.privacy.ledger.names import check_alike, check_text, normalised
+from lightning_dp.privacy.ledger.names import check_alike, check_text, normalised, spelt
 from lightning_dp.privacy.ledger.processes import process_start
 from lightning_dp.privacy.ledger.replay import Account, Replay
 from lightning_dp.privacy.ledger.rows import ChargeKind, Entry
@@ -76,6 +76,22 @@ class Ledger:
             return self.path != LedgerFile(None, lock_timeout=0).path
         except RuntimeError:  # nobody knows where this user's home is
             return True
+
+    def is_same(self, name: str, other: str) -> bool:
+        """Whether two names, however spelt, mean one data set here; the empty name means none."""
+        if name == other:
+            return True
+        try:
+            aliases = self._file.read().aliases
+        except LedgerMissing:
+            aliases = {}
+        one, two = (aliases.get(spelling, spelling) for spelling in map(spelt, (name, other)))
+        return one == two
+
+    def datasets_of(self, run: str) -> list[str]:
+        """Data sets that a run has an account of."""
+        accounts = self._file.read().accounts.items()
+        return sorted({dataset for (dataset, _), account in accounts if run in account.runs})
 
     # writing
 

@@ -22,6 +22,14 @@ def normalised(field: str, value: object) -> str:
     raise ValueError(f"{field} is {value!r}; it must be 1 to 200 printable characters.")
 
 
+def spelt(name: str) -> str:
+    """A name in its one spelling; what is no name stays as it is."""
+    try:
+        return normalised("dataset", name)
+    except ValueError:
+        return name
+
+
 def check_text(field: str, value: str) -> str:
     """A reason or note as it is kept: without blanks at the ends.
 
