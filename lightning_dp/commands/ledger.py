@@ -283,7 +283,7 @@ def _register(ledger: Ledger, arguments: argparse.Namespace) -> str:
         arguments.dataset, unit=arguments.unit, delta=arguments.delta, limit_epsilon=arguments.limit
     )
     budget = ledger.budget(arguments.dataset, unit=arguments.unit)
-    known = "" if content is None else f", known by {content.pieces} pieces of its content"
+    known = "" if content is None else ", known by its content"
     return f"Data set {budget.dataset} ({budget.unit}): limit {_number(budget.limit_epsilon)}{known}."
 
 

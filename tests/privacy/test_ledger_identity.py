@@ -166,7 +166,13 @@ def test_without_the_key_marks_say_nothing_and_are_few(ledger: Ledger) -> None:
     assert one.share_in(other) == 0
     assert len(one.sketch) == 256
     again = content_of(reversed(list(pieces(0, 10_000))), key=bytes([1]) * 32, key_id="1")
-    assert (again, Content.from_dict(one.to_dict())) == (one, one)
+    assert again == one
+    few = content_of(pieces(0, 3), key=bytes([1]) * 32, key_id="1")
+    sealed = [content.sealed(bytes(32)) for content in (one, one, few)]
+    assert len({len(box["sealed"]) for box in sealed}) == 1  # not even how many there are
+    assert sealed[0] != sealed[1]
+    assert [Content.opened(box, bytes(32)) for box in sealed] == [one, one, few]
+    assert Content.opened(sealed[0], bytes([7]) * 32) is None
 
 
 @pytest.mark.parametrize("size", [40, 3000, 20_000])

@@ -3,8 +3,8 @@
 A content is a set of pieces: images, or short stretches of a series. Each piece has a mark, a keyed hash
 (BLAKE2b with a secret key, RFC 7693 §2.9); kept are their number, one mark of all of them, and the 256
 smallest different ones: a bottom-k sketch, from which the share of pieces that two contents have in common
-is estimated (Broder 1997; Cohen & Kaplan 2007). Without the key, which lies beside the ledger, none of it
-says anything of the data.
+is estimated (Broder 1997; Cohen & Kaplan 2007). The ledger holds them sealed by the same key
+(ChaCha20-Poly1305, RFC 8439) and at one length, so without it not even their number can be read.
 
 Found are: the same pieces in another order, place or file format; rows that were appended or taken away;
 other columns beside the same ones. Missed are: an overlap of less than about 5 % of the smaller content; one
@@ -14,11 +14,20 @@ resized images or shifted clocks.
 
 import hashlib
 import heapq
+import json
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from lightning_dp.privacy.ledger.rows import canonical
+
 SIZE = 256
+_NONCE = 12
+_LENGTH = 6000  # above that of any content
 _MODULUS = 1 << 128
 _SHARED = (
     3  # marks that both have among the smallest of all: fewer may be chance pieces, such as black images
@@ -42,14 +51,27 @@ class Content:
     whole: str
     sketch: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {"key": self.key, "pieces": self.pieces, "whole": self.whole, "sketch": list(self.sketch)}
+    def sealed(self, key: bytes) -> dict[str, Any]:
+        """What the ledger keeps of it; JSON-ready."""
+        text = canonical({"pieces": self.pieces, "whole": self.whole, "sketch": self.sketch})
+        nonce = secrets.token_bytes(_NONCE)
+        box = ChaCha20Poly1305(_seal_key(key)).encrypt(nonce, text.ljust(_LENGTH).encode(), self.key.encode())
+        return {"key": self.key, "sealed": (nonce + box).hex()}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Content":
-        """What `to_dict` made."""
-        return cls(**{**content, "sketch": tuple(content["sketch"])})
+    def opened(cls, content: Mapping[str, Any], key: bytes) -> "Content | None":
+        """What `sealed` kept; None where another key did."""
+        box = bytes.fromhex(content["sealed"])
+        try:
+            text = ChaCha20Poly1305(_seal_key(key)).decrypt(
+                box[:_NONCE], box[_NONCE:], str(content["key"]).encode()
+            )
+        except InvalidTag:
+            return None
+        said = json.loads(text)
+        return cls(
+            key=content["key"], pieces=said["pieces"], whole=said["whole"], sketch=tuple(said["sketch"])
+        )
 
     def share_in(self, other: "Content") -> float:
         """About which share of the smaller of two contents is in the other, between 0 and 1.
@@ -79,6 +101,10 @@ class Content:
     def overlaps(self, other: "Content") -> bool:
         """Whether they have too much in common for two data sets."""
         return self.share_in(other) >= _SHARE
+
+
+def _seal_key(key: bytes) -> bytes:
+    return hashlib.blake2b(b"lightning-dp seal", key=key, digest_size=32).digest()
 
 
 def content_of(pieces: Iterable[bytes], *, key: bytes, key_id: str) -> Content:

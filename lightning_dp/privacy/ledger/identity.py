@@ -6,7 +6,7 @@ Scope: what is refused and why. How contents are marked, and what such marks mis
 from lightning_dp.privacy.ledger.content import Content
 from lightning_dp.privacy.ledger.errors import UnclearData
 from lightning_dp.privacy.ledger.names import check_alike, normalised
-from lightning_dp.privacy.ledger.replay import Replay
+from lightning_dp.privacy.ledger.replay import DataSet, Replay
 
 
 def find_name(replay: Replay, dataset: str) -> str:
@@ -24,7 +24,7 @@ def find_name(replay: Replay, dataset: str) -> str:
     return replay.name_of(name)
 
 
-def is_news(replay: Replay, dataset: str, content: Content) -> bool:
+def is_news(replay: Replay, dataset: str, content: Content, *, key: bytes) -> bool:
     """Whether a content must be written down for the data set; nothing may be charged before that.
 
     A content that has enough in common with an earlier one of the same name is its next version.
@@ -33,12 +33,12 @@ def is_news(replay: Replay, dataset: str, content: Content) -> bool:
         UnclearData: it is known under another name, or has nothing in common with what this name stood for.
     """
     known = replay.datasets.get(dataset)
-    own = [] if known is None else [Content.from_dict(one) for one in known.contents]
-    if any((one.key, one.whole) == (content.key, content.whole) for one in own):
+    own = [] if known is None else _opened(known, key)
+    if any(one.whole == content.whole for one in own):
         return False
     if known is not None and known.accepts:
         return True
-    if own and all(one.key != content.key for one in own):
+    if known is not None and known.contents and not own:
         raise UnclearData(
             f"What data set {dataset!r} held can't be compared with what it holds: the ledger's content key "
             "is not the one that it was marked with. Put that key back, or let the data's owner say that it "
@@ -47,7 +47,7 @@ def is_news(replay: Replay, dataset: str, content: Content) -> bool:
     for other, record in replay.datasets.items():
         if other == dataset:
             continue
-        theirs = [Content.from_dict(one) for one in record.contents]
+        theirs = _opened(record, key)
         if any(mine.overlaps(one) for mine in own for one in theirs):
             continue  # which its owner has accepted
         share = max((content.share_in(one) for one in theirs if content.overlaps(one)), default=0.0)
@@ -66,6 +66,11 @@ def is_news(replay: Replay, dataset: str, content: Content) -> bool:
             f"form: lightning-dp ledger accept-content {_quoted(dataset)} --reason WHY. Nothing was charged."
         )
     return True
+
+
+def _opened(known: DataSet, key: bytes) -> list[Content]:
+    opened = (Content.opened(one, key) for one in known.contents)
+    return [content for content in opened if content is not None]
 
 
 def _quoted(name: str) -> str:

@@ -179,10 +179,11 @@ class Ledger:
         Raises:
             UnclearData: it is known under another name, or this name stood for something else.
         """
+        key = content_key(self.path)
         with self._appending(create=True) as (replay, append):
             name = find_name(replay, dataset)
-            if is_news(replay, name, content):
-                append((name, ""), kind="content", detail=content.to_dict())
+            if is_news(replay, name, content, key=key):
+                append((name, ""), kind="content", detail=content.sealed(key))
 
     def accept_content(self, dataset: str, *, reason: str) -> Entry:
         """Let the next content under this name be whatever it is.
