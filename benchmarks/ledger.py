@@ -3,10 +3,10 @@
     python benchmarks/ledger.py --json docs/results/ledger.json [--before TREE]
 
 Makes a ledger of --entries entries in --accounts accounts (runs of 8 reservations each, 50 different noise
-multipliers, all closed), then times what commands and fits do with it, each in a process of its own. Times are
-of the clock and of the CPU, which other work stretches less, after imports; memory is what the process took on
-top of them. --before names a tree of an older version, which makes and reads a ledger of its own; what takes
-longer than --limit seconds is cut off.
+multipliers, all closed), then times what commands and fits do with it, each in a process of its own. Times
+are of the clock and of the CPU, which other work stretches less, after imports; memory is what the process
+took on top of them. --before names a tree of an older version, which makes and reads a ledger of its own;
+what takes longer than --limit seconds is cut off.
 """
 
 import argparse

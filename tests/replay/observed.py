@@ -1,8 +1,8 @@
 """What anybody could see of a run, and where two runs differ in it.
 
 Seen: all files of the run folder but what is named `nonprivate/`, what W&B was sent, the ledger, the
-process's exit. Random names (the run's id, hashes, times, paths) are replaced by what they name; keys, and what
-they sign or seal, are left out: it is as random as they are and, sealed, always of one length.
+process's exit. Random names (the run's id, hashes, times, paths) are replaced by what they name; keys, and
+what they sign or seal, are left out: it is as random as they are and, sealed, always of one length.
 """
 
 import csv
