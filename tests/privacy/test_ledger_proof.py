@@ -404,3 +404,16 @@ def test_any_changed_byte_of_a_signed_report_is_found(path: Path, runs: Path) ->
         if "signature" in again and again != report:
             with pytest.raises(ReportChanged):
                 signer_of(again)
+
+
+def test_who_may_not_read_the_key_reads_the_ledger_and_signs_with_another(
+    path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = path.with_name("ledger.sqlite-key")
+    key.write_bytes(b"of somebody else, and no key here")
+    assert Ledger(path).accounts() == [("meters", "user")]
+    with pytest.raises(LedgerError, match="put back the one that was there"):
+        charge(path, "d")
+    monkeypatch.setenv("LIGHTNING_DP_LEDGER_KEY", str(path.parent / "mine"))
+    charge(path, "d")
+    Ledger(path).verify()

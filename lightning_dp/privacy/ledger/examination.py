@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from lightning_dp.privacy.ledger.anchor import read_anchor
 from lightning_dp.privacy.ledger.connections import Connection
-from lightning_dp.privacy.ledger.errors import LedgerError
-from lightning_dp.privacy.ledger.keys import head_message, signature_fits, signing_key
+from lightning_dp.privacy.ledger.keys import head_message, key_at_hand, signature_fits
 from lightning_dp.privacy.ledger.replay import Replay, has_signatures
 from lightning_dp.privacy.ledger.rows import Entry
 from lightning_dp.privacy.ledger.snapshot import read_snapshot, state_of
@@ -75,10 +74,7 @@ def examine(file: LedgerFile) -> Examination:
     Raises:
         LedgerCorrupt: names the first entry that can't be trusted.
     """
-    try:
-        key = signing_key(file.path, create=False)
-    except LedgerError:  # of somebody else
-        key = None
+    key = key_at_hand(file.path)
     snapshot = read_snapshot(file.path, key=key)
     replay = Replay(file.path)
     identity: list[str] = []

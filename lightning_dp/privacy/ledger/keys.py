@@ -77,6 +77,14 @@ def signing_key(ledger: Path, *, create: bool) -> SigningKey | None:
     return SigningKey(private, private.public_key().public_bytes_raw().hex())
 
 
+def key_at_hand(ledger: Path) -> SigningKey | None:
+    """The key that this process signs with, for who only reads; None where it has none or may not read it."""
+    try:
+        return signing_key(ledger, create=False)
+    except LedgerError:
+        return None
+
+
 def signing_key_path(ledger: Path) -> Path:
     """Where the signing key is."""
     named = os.environ.get(KEY_VARIABLE)

@@ -24,7 +24,7 @@ from lightning_dp.privacy.ledger.errors import LedgerError, LedgerMissing
 from lightning_dp.privacy.ledger.evidence import Comparison, Evidence, compare
 from lightning_dp.privacy.ledger.examination import examine
 from lightning_dp.privacy.ledger.identity import find_name, is_news
-from lightning_dp.privacy.ledger.keys import content_key, key_id, signing_key
+from lightning_dp.privacy.ledger.keys import content_key, key_at_hand, key_id
 from lightning_dp.privacy.ledger.lease import Lease
 from lightning_dp.privacy.ledger.names import check_alike, check_text, normalised, spelt
 from lightning_dp.privacy.ledger.processes import process_start
@@ -171,7 +171,7 @@ class Ledger:
 
     def sign_report(self, report: Mapping[str, Any]) -> dict[str, Any]:
         """A report signed by the key that signs this ledger; unsigned where there is none yet."""
-        return with_signature(report, key=signing_key(self.path, create=False))
+        return with_signature(report, key=key_at_hand(self.path))
 
     def identify(self, dataset: str, content: Content) -> None:
         """See that a data set is the one that its name stands for, and remember its content.
@@ -364,7 +364,7 @@ class Ledger:
 
     def totals(self) -> Totals:
         """ε of accounts that were computed before."""
-        return Totals(self.path, key=signing_key(self.path, create=False))
+        return Totals(self.path, key=key_at_hand(self.path))
 
     def events(
         self, dataset: str, *, unit: str, run: str | None = None, kind: ChargeKind | None = None

@@ -26,7 +26,7 @@ from lightning_dp.privacy.ledger.connections import (
     plain_errors,
 )
 from lightning_dp.privacy.ledger.errors import BudgetExceeded, LedgerCorrupt, LedgerError, LedgerMissing
-from lightning_dp.privacy.ledger.keys import SigningKey, head_message, signing_key
+from lightning_dp.privacy.ledger.keys import SigningKey, head_message, key_at_hand, signing_key
 from lightning_dp.privacy.ledger.replay import Charge, Replay, has_signatures
 from lightning_dp.privacy.ledger.rows import (
     APPLICATION_ID,
@@ -86,7 +86,7 @@ class LedgerFile:
         """The same, by a connection that stays open."""
         with self._moment(connection) as replay:
             pass
-        self.keep(replay, key=signing_key(self.path, create=False))
+        self.keep(replay, key=key_at_hand(self.path))
         return replay
 
     def read_all(
@@ -147,7 +147,7 @@ class LedgerFile:
         """What is read inside is of the moment that the replay says."""
         replay = Replay(self.path)
         with plain_errors(self.path, self.lock_timeout):
-            snapshot = read_snapshot(self.path, key=connection.key or signing_key(self.path, create=False))
+            snapshot = read_snapshot(self.path, key=connection.key or key_at_hand(self.path))
             anchored = self._anchored(tail=None if snapshot is None else _TAIL)
             with _snapshot(connection):
                 self._fold(connection, replay, anchored, snapshot)
