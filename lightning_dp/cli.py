@@ -22,6 +22,7 @@ _COMMANDS = {
     "sample": "write synthetic series, or predictions, with a privacy report beside them",
     "export": "write the weights of an image run as diffusers loads them",
     "ledger": "what has been spent on each data set",
+    "verify": "check a privacy report against its signature, its ledger and its files",
     "evolve": "make synthetic data by Private Evolution: noisy votes, no training",
     "public": "make a run folder of a public model as it is, for sample and evaluate",
     "evaluate": "measure the samples of image runs: distances, downstream accuracy, memorisation",

@@ -10,7 +10,7 @@ What a part must be, rather than may have, is an abstract class beside its idea:
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeGuard, TypeVar, final
@@ -90,6 +90,16 @@ class MakesUnits(Protocol):
 
     def synthetic_units(self, num_units: int) -> Any:
         """A collated batch of `num_units` made-up units, `rows_per_unit` consecutive rows each."""
+
+
+class HasContentPieces(Protocol):
+    """Asked by `DifferentialPrivacy` before the first charge, of data module and then train set."""
+
+    def content_pieces(self) -> Iterable[bytes]:
+        """What the train data is made of, piece by piece, alike however the data is stored or ordered.
+
+        The ledger keeps a keyed sketch of them, by which it knows the data again under another name.
+        """
 
 
 class PublicValidation(Protocol):
@@ -431,6 +441,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(protocol=NamesDataset, of="data", near=0.88),
     Hook(protocol=MakesItems, of="data", near=0.82),
     Hook(protocol=MakesUnits, of="data", near=0.82),
+    Hook(protocol=HasContentPieces, of="data", near=0.82),
     Hook(protocol=PublicValidation, of="data", near=0.75),
     Hook(protocol=PublicData, of="data"),
     Hook(protocol=ChecksConfig, of="data"),

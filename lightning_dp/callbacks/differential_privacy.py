@@ -29,8 +29,9 @@ from lightning_dp.callbacks.privacy_settings import check_settings, physical_bat
 from lightning_dp.callbacks.private_training import PrivateTraining
 from lightning_dp.callbacks.spot_check import SpotCheck
 from lightning_dp.callbacks.trainer_checks import check_optimizers, check_parameters
+from lightning_dp.fit.declared_unit import content_pieces
 from lightning_dp.fit.facts import FitFacts, run_folder
-from lightning_dp.lightning_internals import replace_train_loader
+from lightning_dp.lightning_internals import datamodule_of, replace_train_loader
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction, Flat
@@ -306,6 +307,7 @@ class DifferentialPrivacy(Callback):
             accepted=(*self._fit.accepted, *accepted),
             folder=run_folder(trainer),
             ledger=Ledger(self.ledger),
+            pieces=partial(content_pieces, self._fit.loader.dataset, datamodule=datamodule_of(trainer)),
             reserve_steps=self.reserve_steps,
             public_start=self.public_start,
             spot_check=self._spot_check,

@@ -1,6 +1,7 @@
 """What a private fit has charged and what it says of it: ledger, report and checkpoint agree by this."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, final
@@ -59,6 +60,7 @@ class FitAccount:
         accepted: tuple[Accepted, ...],
         folder: Path,
         ledger: Ledger,
+        pieces: Callable[[], Iterator[bytes] | None],
         reserve_steps: int,
         public_start: str | None,
         spot_check: SpotCheck,
@@ -73,6 +75,7 @@ class FitAccount:
             accepted: all findings that the user answers for.
             folder: of the privacy report.
             ledger: that pays.
+            pieces: what the data is made of, or None where it has no such hook; called once.
             reserve_steps, public_start: see `DifferentialPrivacy`.
             spot_check: of the fit.
 
@@ -81,6 +84,8 @@ class FitAccount:
             LedgerError: the ledger can't vouch, or the budget is exhausted.
         """
         facts, before = fit.facts, Before()
+        # As the ledger spells it: a blank more is no other data set.
+        facts = replace(facts, dataset=fit.ranks.on_first(partial(ledger.name_of, facts.dataset)))
         if origins := seen_by(module):
             before = fit.ranks.on_first(
                 lambda: account_for(
@@ -108,6 +113,7 @@ class FitAccount:
                 **({} if public_start is None else {"public_start": public_start}),
                 **({"weights_seen": json_ready(before.report)} if before.report else {}),
             },
+            pieces=pieces,
         )
         remember(module, Origin(dataset=facts.dataset, run=run, ledger=list(charges.head)))
         return cls(
@@ -156,20 +162,18 @@ class FitAccount:
         plan = self.facts.plan
         seq, digest = self.charges.head
         charged = self.charges.charged if charged is None else charged
-        write_privacy_report(
-            self.folder,
-            {
-                "status": status,
-                "epsilon_spent": plan.epsilon_after(charged),
-                "steps_charged": charged,
-                "mechanisms": self._mechanisms(charged),
-                "run": self.run,
-                "ledger_seq": seq,
-                "ledger_hash": digest,
-                "spot_check": self.spot_check.to_dict(),
-                **self._facts_of_report,
-            },
-        )
+        report = {
+            "status": status,
+            "epsilon_spent": plan.epsilon_after(charged),
+            "steps_charged": charged,
+            "mechanisms": self._mechanisms(charged),
+            "run": self.run,
+            "ledger_seq": seq,
+            "ledger_hash": digest,
+            "spot_check": self.spot_check.to_dict(),
+            **self._facts_of_report,
+        }
+        write_privacy_report(self.folder, self.charges.signed(report))
 
     @cached_property
     def _facts_of_report(self) -> dict[str, object]:
@@ -185,6 +189,7 @@ class FitAccount:
         return {
             "run": self.run,
             "ledger": list(self.charges.head),
+            "ledger_proof": self.charges.proof,
             "epsilon": plan.epsilon_after(spent),
             "steps": spent,
             "mechanisms": self._mechanisms(spent),

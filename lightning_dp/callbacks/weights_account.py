@@ -54,7 +54,7 @@ def account_for(
             if origin.run != run and _paid(origin, ledger=ledger):
                 runs.append(origin.run)
             continue
-        if origin.dataset and origin.dataset == dataset:
+        if origin.dataset and ledger.is_same(origin.dataset, dataset):
             raise ValueError(
                 f"the weights of this module were trained on {dataset}, the data of this private fit, "
                 "without privacy, so its ε would be ∞: start from other weights"

@@ -171,14 +171,14 @@ def _read(path: Path) -> dict[str, Any]:
 def _charged_to(run: str, *, ledger: Ledger) -> list[str]:
     """Data sets that a run has charges on; none where there is no such ledger."""
     try:
-        return sorted({entry.dataset for entry in ledger.entries() if entry.run == run})
+        return ledger.datasets_of(run)
     except LedgerError:
         return []
 
 
 def _check(origin: Origin, *, own: str, ledger: Ledger, path: Path) -> None:
     """Raise ValueError unless a private fit on `own` may start from weights of this origin."""
-    if origin.dataset and origin.dataset == own:
+    if origin.dataset and ledger.is_same(origin.dataset, own):
         raise ValueError(
             f"the weights in {path} have seen {own}, the data of this private fit, so its ε would not be all "
             "that this data lost: start from other weights, or resume that run by --ckpt_path"

@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
     from lightning_dp.privacy.report import write_privacy_report
     from lightning_dp.runs.abilities import WeightExporter
     from lightning_dp.runs.load import load_run
+    from lightning_dp.tracking.sealed import seal_folder
 
     run = load_run(arguments.run)
     check_empty(arguments.output)
@@ -56,5 +57,6 @@ def main(argv: list[str]) -> int:
     write_privacy_report(arguments.output, run.to_dict())  # before what it speaks of
     for line in module.export_weights(arguments.output):
         print(f"weights  {line}")
+    seal_folder(arguments.output, sign=run.account.signed)
     print(f"privacy  {arguments.output / 'privacy.json'}\n{run.account.sentence}")
     return 0

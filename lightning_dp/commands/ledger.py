@@ -1,6 +1,7 @@
-"""`lightning-dp ledger`: read the privacy ledger, check it, change a data set's limit.
+"""`lightning-dp ledger`: read the privacy ledger, check it, open accounts, change limits and names.
 
-Scope: reading and limits. Charges are made by training and by releases only, and no command removes one.
+Scope: reading, and what a data set's owner decides. Charges are made by training and by releases only, and no
+command removes one.
 """
 
 import argparse
@@ -20,9 +21,16 @@ from lightning_dp.privacy.ledger import (
     LedgerCorrupt,
     LedgerError,
 )
-from lightning_dp.privacy.ledger.account import account_of
+from lightning_dp.privacy.ledger.account import account_of, total_of
+from lightning_dp.privacy.ledger.countersign import evidence_of_log
+from lightning_dp.privacy.ledger.names import shown
 
 _DAMAGED, _MISTAKE = 1, 2
+
+
+class _Found(Exception):
+    """The ledger contradicts what others carry of it: a sentence each."""
+
 
 _EPILOG = f"""\
 The ledger is the file given by --ledger, else by {ENVIRONMENT_VARIABLE}, else ledger.sqlite in the
@@ -41,13 +49,18 @@ def main(argv: list[str]) -> int:
     except SystemExit as exit_:  # argparse has printed help or the mistake
         return exit_.code if isinstance(exit_.code, int) else _MISTAKE
     try:
-        print(arguments.command(Ledger(arguments.ledger), arguments))
+        said = arguments.command(Ledger(arguments.ledger), arguments)
+        # What a name or a reason holds must not reach the terminal as a command; JSON and files escape it.
+        print(said if getattr(arguments, "json", False) else shown(said))
         sys.stdout.flush()
+    except _Found as error:
+        print(shown(f"lightning-dp ledger: {error}"), file=sys.stderr)
+        return _DAMAGED
     except LedgerCorrupt as error:
-        print(f"lightning-dp ledger: {error}", file=sys.stderr)
+        print(shown(f"lightning-dp ledger: {error}"), file=sys.stderr)
         return _DAMAGED
     except (LedgerError, ValueError) as error:
-        print(f"lightning-dp ledger: {error}", file=sys.stderr)
+        print(shown(f"lightning-dp ledger: {error}"), file=sys.stderr)
         return _MISTAKE
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         sys.stdout = io.StringIO()
@@ -90,7 +103,56 @@ def _parser() -> argparse.ArgumentParser:
 
     add("list", _list, "one line for each data set and unit")
     add_dataset(add("show", _show, "one data set: its limit, its runs, its releases, and what each cost"))
-    add("verify", _verify, "check every row, the hash chain, the append-only guards and the anchor")
+    verify = add(
+        "verify",
+        _verify,
+        "check every row, the chain, its signatures, the guards, the anchor and the snapshot",
+    )
+    verify.add_argument(
+        "--against",
+        metavar="RUN",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="run folders, or folders of them, whose reports and checkpoints carry the ledger as it was",
+    )
+    verify.add_argument("--log", metavar="PATH", type=Path, help="a log that 'countersign' wrote")
+    sign = add("countersign", _countersign, "log the ledger's end in a second place", with_json=False)
+    sign.add_argument(
+        "--to",
+        metavar="FOLDER",
+        type=Path,
+        required=True,
+        help="appended to there, and committed where it is a git repository",
+    )
+    register = add(
+        "register", _register, "open the account of a data set before its first run", with_json=False
+    )
+    register.add_argument("dataset", metavar="DATASET", help="its name: privacy.dataset, or that of the data")
+    register.add_argument("--unit", required=True, help="privacy unit: user, window, record or another")
+    register.add_argument(
+        "--limit", metavar="E", type=float, help="no charge may take the filter's ε above it"
+    )
+    register.add_argument("--delta", type=float, help="δ of the account; left out, the first run's")
+    register.add_argument(
+        "--data",
+        metavar="PATH",
+        type=Path,
+        help="what it holds, to be known again by another name: a configuration with a section data, or a "
+        "folder of images",
+    )
+    same = add("same-as", _same_as, "let another name lead to a known data set's accounts", with_json=False)
+    same.add_argument("name", metavar="NAME", help="the other name")
+    same.add_argument("dataset", metavar="DATASET", help="the known data set, in full")
+    same.add_argument("--reason", default="", help="kept with the entry")
+    accept = add(
+        "accept-content",
+        _accept_content,
+        "let a data set's next content be another than it was, or known by another name",
+        with_json=False,
+    )
+    accept.add_argument("dataset", metavar="DATASET", help="its name in full, new or known")
+    accept.add_argument("--reason", required=True, help="why; kept with the entry")
     limit = add("set-limit", _set_limit, "append a new limit for a data set", with_json=False)
     add_dataset(limit)
     limit.add_argument(
@@ -122,30 +184,33 @@ def _epsilon(text: str) -> float | None:
 
 
 def _list(ledger: Ledger, arguments: argparse.Namespace) -> str:
-    entries = ledger.entries()
-    accounts = [
-        account_of(ledger, entries, dataset=dataset, unit=unit) for dataset, unit in ledger.accounts()
-    ]
+    replay = ledger.replay()
+    totals = ledger.totals()
+    accounts = [total_of(replay, key, totals=totals) for key in replay.accounts]
+    totals.save()
     if arguments.json:
-        return _json({"ledger": str(ledger.path), "head": _head(entries), "accounts": accounts})
+        return _json({"ledger": str(ledger.path), "head": list(replay.reference), "accounts": accounts})
     if not accounts:
         return f"No data set in {ledger.path} yet."
     rows = [
         [
             _shorten(a["dataset"]),
             a["unit"],
-            _number(a["epsilon"]),
-            f"{a['delta']:g}",
+            ("≤ " if a["rounded"] else "") + _number(a["epsilon"]),
+            _delta(a),
             _number(a["limit_epsilon"]),
             _number(a["filter_epsilon"]),
             _share(a),
-            str(len(a["runs"])),
+            str(a["num_runs"]),
             a["last_charge"][:16].replace("T", " ") or "–",
         ]
         for a in accounts
     ]
     head = ["data set", "unit", "ε spent", "δ", "limit", "filter's ε", "used", "runs", "last charge (UTC)"]
-    return f"Ledger {ledger.path}\n\n{_table(head, rows)}"
+    text = f"Ledger {ledger.path}\n\n{_table(head, rows)}"
+    if any(a["rounded"] for a in accounts):
+        text += "\n\n  ≤: many different mechanisms, rounded up; 'ledger show' composes them as they are."
+    return text
 
 
 def _show(ledger: Ledger, arguments: argparse.Namespace) -> str:
@@ -164,21 +229,78 @@ def _show(ledger: Ledger, arguments: argparse.Namespace) -> str:
 
 
 def _verify(ledger: Ledger, arguments: argparse.Namespace) -> str:
-    seq, digest = ledger.verify()
+    evidence = []
+    if arguments.against:
+        from lightning_dp.tracking.evidence import evidence_of_runs
+
+        evidence += evidence_of_runs(arguments.against)
+    if arguments.log is not None:
+        evidence += evidence_of_log(arguments.log)
+    compared = ledger.examine(evidence)
+    if compared.findings or compared.examination is None:
+        raise _Found("\n".join(compared.findings))
+    examination = compared.examination
+    seq, digest = examination.head
     if arguments.json:
-        return _json({"ledger": str(ledger.path), "intact": True, "head": [seq, digest]})
-    return (
-        f"Ledger {ledger.path} is intact: {seq} entries, the chain holds, the anchor agrees.\n"
-        f"Head: {seq} {digest}"
+        return _json(
+            {
+                "ledger": str(ledger.path),
+                "id": examination.identity,
+                "intact": True,
+                "head": [seq, digest],
+                "anchored": examination.anchored,
+                "keys": examination.keys,
+                "signatures": examination.signatures,
+                "compared_with": compared.agree,
+            }
+        )
+    said = [f"Ledger {ledger.path}" + (", not the default one" if ledger.is_elsewhere else "")]
+    said += [f"  {sentence}" for sentence in examination.sentences]
+    said.append(
+        f"  It holds all {compared.agree} entries that were carried elsewhere."
+        if evidence
+        else "  It was compared with nothing outside of its folder: whoever holds its key could have written "
+        "all of it anew. --against RUNS and --log PATH compare it with what they carry."
     )
+    return "\n".join([*said, f"Identity: {examination.identity}", f"Head: {seq} {digest}"])
+
+
+def _countersign(ledger: Ledger, arguments: argparse.Namespace) -> str:
+    log, seq = ledger.countersign(arguments.to)
+    return f"{log} ends at entry {seq}. Compare with it: lightning-dp ledger verify --log {log}"
+
+
+def _register(ledger: Ledger, arguments: argparse.Namespace) -> str:
+    content = None
+    if arguments.data is not None:
+        from lightning_dp.commands.data_content import pieces_at
+
+        content = ledger.content_of(pieces_at(arguments.data))
+        if content is None:
+            raise ValueError(f"--data {arguments.data} holds nothing that could be known again.")
+        ledger.identify(arguments.dataset, content)
+    ledger.register(
+        arguments.dataset, unit=arguments.unit, delta=arguments.delta, limit_epsilon=arguments.limit
+    )
+    budget = ledger.budget(arguments.dataset, unit=arguments.unit)
+    known = "" if content is None else ", known by its content"
+    return f"Data set {budget.dataset} ({budget.unit}): limit {_number(budget.limit_epsilon)}{known}."
+
+
+def _same_as(ledger: Ledger, arguments: argparse.Namespace) -> str:
+    entry = ledger.same_as(arguments.name, arguments.dataset, reason=arguments.reason)
+    return f"{arguments.name} now leads to the accounts of {entry.dataset} (entry {entry.seq})."
+
+
+def _accept_content(ledger: Ledger, arguments: argparse.Namespace) -> str:
+    entry = ledger.accept_content(arguments.dataset, reason=arguments.reason)
+    return f"The next content of {entry.dataset} is taken as it is (entry {entry.seq})."
 
 
 def _set_limit(ledger: Ledger, arguments: argparse.Namespace) -> str:
     dataset, unit = _choose_one(ledger, arguments)
     before = ledger.budget(dataset, unit=unit).limit_epsilon
-    entry = ledger.set_limit(
-        dataset, unit=unit, limit_epsilon=arguments.epsilon, reason=arguments.reason.strip()
-    )
+    entry = ledger.set_limit(dataset, unit=unit, limit_epsilon=arguments.epsilon, reason=arguments.reason)
     budget = ledger.budget(dataset, unit=unit)
     return (
         f"Limit of {dataset} ({unit}): {_number(before)} → {_number(budget.limit_epsilon)} "
@@ -188,7 +310,7 @@ def _set_limit(ledger: Ledger, arguments: argparse.Namespace) -> str:
 
 def _allow(ledger: Ledger, arguments: argparse.Namespace) -> str:
     dataset, unit = _choose_one(ledger, arguments)
-    entry = ledger.allow(dataset, unit=unit, finer=arguments.finer, reason=arguments.reason.strip())
+    entry = ledger.allow(dataset, unit=unit, finer=arguments.finer, reason=arguments.reason)
     return (
         f"Data set {dataset}: charges per {arguments.finer} are allowed beside the limit per {unit} (entry "
         f"{entry.seq}), until that limit is set anew."
@@ -244,9 +366,11 @@ def _export(ledger: Ledger, arguments: argparse.Namespace) -> str:
 def _describe(account: dict[str, Any]) -> str:
     lines = [
         f"Data set {account['dataset']}, unit {account['unit']}, relation {account['relation']}",
-        f"  ε spent     {_number(account['epsilon'])} at δ = {account['delta']:g} "
+        f"  ε spent     {_number(account['epsilon'])} at δ = {_delta(account)} "
         f"(PLD, all {len(account['runs'])} run(s) together)",
     ]
+    if account["other_names"]:
+        lines.append(f"  also called {', '.join(account['other_names'])}")
     if account["limit_epsilon"] is None:
         lines.append("  limit       none")
     else:
@@ -299,7 +423,10 @@ def _choose(ledger: Ledger, dataset: str, unit: str | None) -> list[tuple[str, s
         raise ValueError(f"data set {dataset!r} could be any of {', '.join(sorted(found))}; type more of it")
     if not chosen:
         what = f"data set {dataset!r}" + (f" with unit {unit!r}" if unit else "")
-        raise ValueError(f"no {what} in {ledger.path}; it has {_accounts(accounts) or 'none'}")
+        raise ValueError(
+            f"no {what} in {ledger.path}; it has {_accounts(accounts) or 'none'}; open one: "
+            f"lightning-dp ledger register {dataset} --unit {unit or 'UNIT'} --limit E"
+        )
     return chosen
 
 
@@ -334,6 +461,10 @@ def _values(values: Sequence[float]) -> str:
     if len(values) > 2:
         return f"{values[0]:.4g} … {values[-1]:.4g}"
     return ", ".join(f"{value:.4g}" for value in values) or "–"
+
+
+def _delta(account: dict[str, Any]) -> str:
+    return "–" if account["delta"] is None else f"{account['delta']:g}"
 
 
 def _shorten(text: str, length: int = 32) -> str:

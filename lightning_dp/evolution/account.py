@@ -1,14 +1,14 @@
 """Pays for the votes of one run, one at a time, and never for more than the plan holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from lightning_dp.evolution.plan import VotesPlan
 from lightning_dp.privacy.accounting import Event
-from lightning_dp.privacy.ledger import Ledger, LedgerError
+from lightning_dp.privacy.ledger import Ledger, LedgerError, identify
 from lightning_dp.privacy.release import PerUnit, VoteCounts
 
 
@@ -29,6 +29,7 @@ class VotesAccount:
         run: its id.
         spent: votes charged to the run so far.
         head: (seq, hash) of its last entry.
+        identity: what reports say of the ledger and the data's content.
 
     Raises:
         LedgerError: the ledger can't vouch, what is left of the data set's budget does not cover the plan,
@@ -58,6 +59,9 @@ class VotesAccount:
                 )
             self.spent = self._charged(ledger.events(dataset, unit=unit, run=run))
         planned = [plan.event(self.left)] if self.left else []
+        # Rows are read after the first vote was charged, so there is nothing yet to compare a content with.
+        self.identity = identify(ledger, dataset=dataset, pieces=None)
+        self._ledger = ledger
         self._lease = ledger.open_run(dataset, unit=unit, run=run, parent=parent, plan=planned)
         self.head = self._lease.head
 
@@ -65,6 +69,10 @@ class VotesAccount:
     def left(self) -> int:
         """Votes that may still be taken."""
         return max(0, self._plan.iterations - self.spent)
+
+    def signed(self, report: Mapping[str, Any]) -> dict[str, Any]:
+        """A report with what it says of the ledger, and the signature of who signs that."""
+        return self._ledger.sign_report({**report, **self.identity, "ledger_proof": self._lease.proof})
 
     def vote(self, ballots: Callable[[], PerUnit], *, num_options: int) -> np.ndarray:
         """Charge one vote, then read the ballots and return the noisy counts, (num_options,).

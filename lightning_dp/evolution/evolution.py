@@ -292,7 +292,7 @@ class PrivateEvolution:
             "ledger_seq": seq,
             "ledger_hash": digest,
         }
-        write_privacy_report(self._folder, {**facts, **spent})
+        write_privacy_report(self._folder, account.signed({**facts, **spent}))
 
     def _log(self, population: Population, account: VotesAccount, *, iteration: int) -> None:
         """One line of metrics.csv, from noisy votes."""

@@ -6,6 +6,7 @@ was assumed. Nothing here reads a row.
 """
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import get_args
 
@@ -13,7 +14,7 @@ from torch.utils.data import Subset
 
 from lightning_dp.fit.hook_names import check_hooks, inner_datasets, short
 from lightning_dp.privacy.units import PrivacyUnit, UnitName
-from lightning_dp.protocols import DeclaresUnit, NamesDataset, provides
+from lightning_dp.protocols import DeclaresUnit, HasContentPieces, NamesDataset, provides
 
 ASSUMED = "record, assumed: nobody declared the unit"
 
@@ -129,6 +130,16 @@ def dataset_name(data: object, *, datamodule: object | None, dataset: str | None
             )
         return name
     return type(data if datamodule is None else datamodule).__name__
+
+
+def content_pieces(data: object, *, datamodule: object | None) -> Iterator[bytes] | None:
+    """What a fit's data is made of, by the hook `content_pieces` of the data module or the dataset; None
+    without one.
+    """
+    for source in (datamodule, data):
+        if source is not None and provides(source, HasContentPieces):
+            return iter(source.content_pieces())
+    return None
 
 
 def _given(

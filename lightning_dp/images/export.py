@@ -16,6 +16,7 @@ from lightning_dp.privacy.report import replace_text, write_privacy_report
 from lightning_dp.runs.abilities import SampleRequest
 from lightning_dp.runs.load import load_run
 from lightning_dp.runs.loaded_run import LoadedRun
+from lightning_dp.tracking.sealed import seal_folder
 
 Format = Literal["png", "npz"]
 
@@ -136,7 +137,7 @@ def write_images(module: Any, request: SampleRequest, *, run: LoadedRun) -> list
         rank=request.rank,
         seed=request.seed,
     )
-    return _lines(folder, request.num, run=run)
+    return _sealed(folder, request.num, run=run)
 
 
 def write_finished(request: SampleRequest, *, run: LoadedRun, class_names: Sequence[str]) -> list[str]:
@@ -154,10 +155,11 @@ def write_finished(request: SampleRequest, *, run: LoadedRun, class_names: Seque
         report=run.to_dict(),
         about={"run": run.folder.name},
     )
-    return _lines(folder, len(images), run=run)
+    return _sealed(folder, len(images), run=run)
 
 
-def _lines(folder: Path, number: int, *, run: LoadedRun) -> list[str]:
+def _sealed(folder: Path, number: int, *, run: LoadedRun) -> list[str]:
+    seal_folder(folder, sign=run.account.signed)
     return [f"images   {folder} ({number})", f"privacy  {folder / 'privacy.json'}", run.account.sentence]
 
 

@@ -210,6 +210,19 @@ def count_releases(events: Sequence[Event]) -> Counter[Event]:
     return counts
 
 
+def events_of_counts(counts: Mapping[Event, int]) -> list[Event]:
+    """Events that hold so many releases: what `count_releases` counted."""
+    events: list[Event] = []
+    for single, number in counts.items():
+        if isinstance(single, GaussianEvent):
+            events += [replace(single, steps=number)] * (number > 0)
+        elif isinstance(single, ExponentialEvent):
+            events += [replace(single, rounds=number)] * (number > 0)
+        else:
+            events += [single] * number
+    return events
+
+
 def _composed_pld(counts: Mapping[Event, int], interval: float) -> pld_lib.PrivacyLossDistribution:
     total = pld_lib.identity(value_discretization_interval=interval)
     for event, number in counts.items():

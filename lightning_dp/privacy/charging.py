@@ -1,9 +1,10 @@
 """Pays for training steps ahead of time, a handful at once, and never for more than the plan holds."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from lightning_dp.privacy.accounting import Event, GaussianEvent
-from lightning_dp.privacy.ledger import Lease, Ledger, LedgerError
+from lightning_dp.privacy.ledger import Lease, Ledger, LedgerError, identify
 from lightning_dp.privacy.plan import PrivacyPlan
 from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.release import Mechanism, PerUnit, Value
@@ -26,8 +27,11 @@ class StepCharges:
         ranks: the processes; None is what torch.distributed says.
         overrides: reasons for which checks were overridden, kept in the ledger.
         facts: what else the ledger's entry says about this run, JSON-ready.
+        pieces: gives what the data is made of, to be compared with what the ledger knows; None where nobody
+            says. Asked for by rank 0 alone, before anything is charged.
 
     Attributes:
+        identity: what reports say of the ledger and the data's content; of rank 0 alone.
         charged_before: steps that earlier processes of the run were charged for.
         head: (seq, hash) of the last entry, for checkpoints.
         taken: steps of this process.
@@ -50,12 +54,17 @@ class StepCharges:
         ranks: Ranks | None = None,
         overrides: tuple[str, ...] = (),
         facts: Mapping[str, object] | None = None,
+        pieces: Callable[[], Iterable[bytes] | None] = lambda: None,
     ) -> None:
+        self.identity: dict[str, object] = {}
         self._plan = plan
+        self._pieces = pieces
         self._facts = facts or {}
         self._reserve_steps = reserve_steps
         self._ranks = ranks or Ranks()
         self._lease: Lease | None = None
+        self._paying: Lease | None = None
+        self._ledger = ledger
 
         def open_run() -> tuple[int, tuple[int, str]]:
             charged = self._open(ledger, dataset=dataset, run=run, parent=parent)
@@ -153,6 +162,7 @@ class StepCharges:
         """Take the lease; return the steps that earlier processes of the run were charged for."""
         plan, unit = self._plan, self._plan.unit.name
         charged = 0
+        self.identity = identify(ledger, dataset=dataset, pieces=self._pieces())
         if parent is None:
             ledger.register(dataset, unit=unit, delta=plan.delta)
         else:
@@ -169,10 +179,19 @@ class StepCharges:
                 "steps lost in a crash stay charged. Start a new run to spend more."
             )
         events = plan.events(left) if parent is None else [plan.event(left)]
-        self._lease = ledger.open_run(
+        self._lease = self._paying = ledger.open_run(
             dataset, unit=unit, run=run, parent=parent, plan=events, facts=self._facts
         )
         return charged
+
+    @property
+    def proof(self) -> dict[str, Any] | None:
+        """The ledger's end after the last entry, signed; of rank 0 alone."""
+        return None if self._paying is None else self._paying.proof
+
+    def signed(self, report: Mapping[str, Any]) -> dict[str, Any]:
+        """A report with what it says of the ledger, and the signature of who signs that; of rank 0 alone."""
+        return self._ledger.sign_report({**report, **self.identity, "ledger_proof": self.proof})
 
     def _charged(self, events: list[Event]) -> int:
         expected = self._plan.event(1)

@@ -115,6 +115,7 @@ def ledger_totals(costs: Iterable[TrialCost]) -> list[str]:
 def _account(path: str | None, dataset: str, unit: str) -> tuple[list[Event], float | None]:
     ledger = Ledger(path)
     try:
+        dataset = ledger.name_of(dataset)
         if (dataset, unit) not in ledger.accounts():
             return [], None
     except LedgerMissing:

@@ -70,7 +70,8 @@ def write_table(module: Any, request: SampleRequest, *, run: LoadedRun) -> list[
             "kind": "synthesis" if synthetic else "predictions",
             **claims,
         }
-        text = json.dumps(json_ready(content), indent=2, ensure_ascii=False, allow_nan=False)
+        content = run.account.signed(json_ready(content))
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         replace_text(path, text + "\n")
 
     with (
@@ -191,7 +192,7 @@ def _claims(account: Account, *, synthetic: bool) -> dict[str, Any]:
             " It also holds predictions from rows that were read as they are: no ε covers those rows. None "
             "of their readings is in it: only what was drawn has a value."
         )
-    kept = ("unit", "delta", "relation", "noise_multiplier", "epsilon_of_unit", "run")
+    kept = ("unit", "delta", "relation", "noise_multiplier", "epsilon_of_unit", "run", "ledger_proof")
     return {
         "statement": statement,
         "epsilon": epsilon,

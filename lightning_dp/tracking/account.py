@@ -2,8 +2,8 @@
 
 `privacy.json` is a file that anybody can edit, copy or lose. Its ε is shown only where it is no smaller than
 ε of the mechanisms that it records, of those in the checkpoint, of the plan that config.yaml asks for, and
-of the ledger's entries, as far as these are at hand. Nothing of this is signed: who edits all of them alike,
-the ledger too, is not found out here.
+of the ledger's entries, as far as these are at hand. Who edits all of them alike is not found out here, but
+by `lightning-dp verify`, which checks signatures as well.
 """
 
 import time
@@ -25,6 +25,7 @@ from lightning_dp.privacy.claim import (
     mechanisms_of,
 )
 from lightning_dp.privacy.ledger import Ledger, default_ledger_path
+from lightning_dp.privacy.ledger.signed_report import FIELD
 from lightning_dp.privacy.plan import calibrate_noise_multiplier, delta_of
 from lightning_dp.privacy.report import REPORT_NAME, read_privacy_report
 from lightning_dp.tracking.layout import CHECKPOINT
@@ -44,10 +45,12 @@ class Account:
         report: content of privacy.json; {} where there is none.
         checks: what it was compared with (mechanisms, checkpoint, config, ledger) → "agrees", or why it was
             not.
+        ledger: the one at hand, whose key signs what is made of the run; None where there is none.
     """
 
     report: dict[str, Any]
     checks: dict[str, str] = field(default_factory=dict)
+    ledger: Ledger | None = None
 
     @property
     def sentence(self) -> str:
@@ -62,7 +65,14 @@ class Account:
 
     def to_dict(self) -> dict[str, Any]:
         """The report with its checks, for a copy beside what it speaks of."""
-        return {**self.report, "checks": self.checks}
+        report = {name: value for name, value in self.report.items() if name != FIELD}  # no longer its own
+        return {**report, "checks": self.checks}
+
+    def signed(self, report: Mapping[str, Any]) -> dict[str, Any]:
+        """A report on what was made of the run, signed where the run's ledger is at hand."""
+        if self.ledger is None:
+            return {name: value for name, value in report.items() if name != FIELD}
+        return self.ledger.sign_report(report)
 
 
 def read_account(folder: Path, *, needs_weights: bool = False) -> Account:
@@ -112,7 +122,7 @@ def _read(folder: Path, *, needs_weights: bool) -> Account:
         checks["checkpoint"] = _AGREES
     checks["config"] = _check_config(config, report)
     checks["ledger"] = entries.check(report)
-    return Account(report=report, checks=checks)
+    return Account(report=report, checks=checks, ledger=entries.ledger)
 
 
 # --- the checkpoint ---------------------------------------------------------------------------------
@@ -283,21 +293,30 @@ def _check_noise(report: Mapping[str, Any], *, target: float) -> None:
 # --- the ledger -------------------------------------------------------------------------------------
 
 
+def ledger_at_hand(folder: Path, named: str | None) -> Ledger | None:
+    """The ledger of this name, else that of a run folder's configuration, else the default one."""
+    return Ledger(named) if named is not None else _named(_config(folder))
+
+
+def _named(config: Mapping[str, Any]) -> Ledger | None:
+    privacy = config.get("privacy")
+    named = privacy.get("ledger") if isinstance(privacy, Mapping) else None
+    try:
+        return Ledger(Path(named).expanduser() if isinstance(named, str) else default_ledger_path())
+    except RuntimeError:  # nobody knows where this user's home is
+        return None
+
+
 class _Entries:
     """The ledger that a run's configuration names, if it lies on this machine."""
 
     def __init__(self, ledger: Ledger | None) -> None:
-        self._ledger = ledger
+        self.ledger = ledger
 
     @classmethod
     def at_hand(cls, config: Mapping[str, Any]) -> "_Entries":
-        privacy = config.get("privacy")
-        named = privacy.get("ledger") if isinstance(privacy, Mapping) else None
-        try:
-            path = Path(named).expanduser() if isinstance(named, str) else default_ledger_path()
-        except RuntimeError:  # nobody knows where this user's home is
-            return cls(None)
-        return cls(Ledger(path) if path.is_file() else None)
+        ledger = _named(config)
+        return cls(ledger if ledger is not None and ledger.path.is_file() else None)
 
     def check(self, report: Mapping[str, Any]) -> str:
         """Compare a report with what its run was charged; "agrees", or why there was nothing to compare.
@@ -306,12 +325,12 @@ class _Entries:
             LedgerError: the ledger can't vouch.
         """
         run = report.get("run")
-        if self._ledger is None:
+        if self.ledger is None:
             return "not at hand"
-        charges = self._ledger.charges_of([str(run)])
+        charges = self.ledger.charges_of([str(run)])
         if not charges:
             return "the one at hand knows nothing of this run"
-        if not self._ledger.contains(_seq(report), str(report.get("ledger_hash"))):
+        if not self.ledger.contains(_seq(report), str(report.get("ledger_hash"))):
             raise ClaimError(
                 f"its ledger entry {report.get('ledger_seq')} is not in the ledger, which knows its run {run}"
             )

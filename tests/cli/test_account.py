@@ -12,6 +12,7 @@ import yaml
 from lightning_dp import load_run
 from lightning_dp.cli import main
 from lightning_dp.privacy.accounting import GaussianEvent, epsilon_pld
+from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.tracking.account import read_account
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -270,3 +271,100 @@ def test_no_subcommand_takes_a_logger_that_may_send_private_statistics(run, caps
     assert main([command, *arguments, *logger]) == 2
     assert "WandbLogger, which may send" in capsys.readouterr().err
     assert not list(run.rglob("*.wandb"))
+
+
+# --- lightning-dp verify ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_ledger(ledger_of_run, tmp_path, monkeypatch) -> Path:
+    """A copy of the run's ledger, to be spoilt, where commands look for it."""
+    for file in ledger_of_run.parent.glob("ledger.sqlite*"):
+        shutil.copy(file, tmp_path / file.name)
+    monkeypatch.setenv("LIGHTNING_DP_LEDGER", str(tmp_path / "ledger.sqlite"))
+    return tmp_path / "ledger.sqlite"
+
+
+def test_verify_finds_nothing_wrong_with_a_run(run, own_ledger, capsys):
+    assert main(["verify", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "not changed since" in said
+    assert "holds its entries" in said
+    report = report_of(run)
+    assert report["content"] == "not compared: it has no fingerprint"  # made-up data has none
+    assert report["ledger_elsewhere"] is False
+    assert main(["ledger", "verify", "--against", str(run)]) == 0
+    assert "holds all 2 entries that were carried elsewhere" in capsys.readouterr().out
+    assert main(["verify", str(run / "config.yaml")]) == 1
+    assert main(["verify", str(run / "none")]) == 2
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["epsilon_spent", "noise_multiplier", "status", "num_units", "ledger_seq", "unit", "ledger_proof"],
+)
+def test_verify_finds_a_report_of_which_anything_was_changed(run, own_ledger, capsys, field):
+    value = report_of(run)[field]
+    changed = (
+        value + 1
+        if isinstance(value, int | float)
+        else value | {"seq": 1}
+        if field == "ledger_proof"
+        else "x"
+    )
+    edit(run, **{field: changed})
+    assert main(["verify", str(run)]) == 1
+    assert "is not the report that was signed" in capsys.readouterr().err
+
+
+def test_verify_finds_what_the_ledger_lacks(run, own_ledger, capsys):
+    for file in own_ledger.parent.glob("ledger.sqlite*"):
+        file.unlink()
+    assert main(["verify", str(run)]) == 0
+    assert "not at hand" in capsys.readouterr().out
+    assert main(["verify", str(run), "--ledger", str(own_ledger)]) == 1
+    assert "it was emptied, moved or deleted" in capsys.readouterr().err
+    Ledger(own_ledger).register("begun anew", unit="user", delta=1e-2)
+    assert main(["verify", str(run)]) == 1
+    assert "was rewritten or emptied and begun anew" in capsys.readouterr().err
+    assert main(["verify", str(run), "--no-ledger"]) == 0
+
+
+def test_verify_finds_a_table_that_is_not_the_reports_own(run, own_ledger, tmp_path, capsys):
+    table = tmp_path / "made.csv"
+    arguments = ["--num=2", f"--output={table}", "--steps=2"]
+    assert main(["sample", str(run), *arguments]) == 0
+    report = tmp_path / "made.csv.privacy.json"
+    assert main(["verify", str(report)]) == 0
+    said = capsys.readouterr().out
+    assert "Signed by key" in said
+    assert "Its files are those" in said
+    with table.open("a") as file:
+        file.write("\n")
+    assert main(["verify", str(report)]) == 1
+    assert "is not the file that this report speaks of" in capsys.readouterr().err
+    table.unlink()
+    assert main(["verify", str(report)]) == 1
+    assert "is missing" in capsys.readouterr().err
+
+
+def test_a_sealed_folder_holds_what_its_report_says(run, tmp_path, capsys):
+    from lightning_dp.tracking.sealed import seal_folder
+
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.register("made", unit="user", delta=1e-2)
+    folder = tmp_path / "samples"
+    (folder / "train").mkdir(parents=True)
+    for name in ("a", "b"):
+        (folder / "train" / name).write_text(name)
+    shutil.copy(run / "privacy.json", folder)
+    seal_folder(folder, sign=ledger.sign_report)
+    check = ["verify", str(folder), "--no-ledger"]
+    assert main(check) == 0
+    (folder / "train" / "a").write_text("c")
+    (folder / "train" / "b").rename(folder / "train" / "d")
+    capsys.readouterr()
+    assert main(check) == 1
+    said = capsys.readouterr().err
+    for text in ("a is not the file", "b is missing", "d is none of the files"):
+        assert text in said

@@ -1,7 +1,8 @@
 """What anybody could see of a run, and where two runs differ in it.
 
 Seen: all files of the run folder but what is named `nonprivate/`, what W&B was sent, the ledger, the
-process's exit. Random names (the run's id, hashes, times, paths) are replaced by what they name.
+process's exit. Random names (the run's id, hashes, times, paths) are replaced by what they name; keys, and
+what they sign or seal, are left out: it is as random as they are and, sealed, always of one length.
 """
 
 import csv
@@ -21,6 +22,7 @@ from replay.tape import PRIVATE_PREFIX
 _ROW_NUMBERS = {"step", "epoch"}
 _WANDB_CLOCK = {"_timestamp", "_runtime"}
 _BLOCK = 2**15
+_SIGNED = {"public_key", "signature", "key", "sealed"}
 
 
 def files_of(folder: Path, names: dict[str, str]) -> dict[str, Any]:
@@ -40,7 +42,9 @@ def ledger_of(path: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
     names, entries = {}, []
     for entry in Ledger(path).entries() if path.exists() else []:
         names |= {entry.hash: f"hash {entry.seq}", entry.run: "the run", entry.lease: "a lease"}
-        detail = {name: value for name, value in entry.detail.items() if name not in {"process", "nonce"}}
+        detail = {
+            name: value for name, value in entry.detail.items() if name not in {"process", "nonce", *_SIGNED}
+        }
         entries.append({"kind": entry.kind, "dataset": entry.dataset, "unit": entry.unit, "detail": detail})
     names.pop("", None)
     return _renamed(entries, names), names
@@ -83,16 +87,22 @@ def _short(value: Any) -> str:
 
 def _read(path: Path) -> Any:
     if path.suffix == ".ckpt":
-        return torch.load(path, weights_only=False)
+        return _unsigned(torch.load(path, weights_only=False))
     if path.suffix == ".json":
         content = json.loads(path.read_text())
         # A file of private statistics that says so, as a metric does by its name.
-        return "there" if "nonprivate" in content else content
+        return "there" if "nonprivate" in content else _unsigned(content)
     if path.suffix == ".csv":
         return _public_rows(path)
     if path.suffix in {".yaml", ".txt"}:
         return path.read_text()
     return "there"
+
+
+def _unsigned(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _unsigned(value) for name, value in content.items() if name not in _SIGNED}
+    return [_unsigned(value) for value in content] if isinstance(content, list) else content
 
 
 def _public_rows(path: Path) -> list[dict[str, str]]:

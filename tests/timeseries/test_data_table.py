@@ -751,3 +751,27 @@ def test_with_a_stated_clock_no_customer_moves_another(tmp_path):
     for batch in batches[1:]:
         for field in batch:
             assert torch.equal(batch[field], batches[0][field]), field
+
+
+def test_a_table_is_known_whatever_file_holds_it_and_as_it_grows(tmp_path):
+    rng = np.random.default_rng(0)
+    stamps = pd.date_range("2024-01-01", periods=240, freq="h")
+    frame = pd.DataFrame({"time": stamps, "a": rng.normal(size=240), "b": rng.normal(size=240)})
+    found = []
+    for number, (rows, write) in enumerate(
+        ((240, pd.DataFrame.to_csv), (240, pd.DataFrame.to_parquet), (200, pd.DataFrame.to_csv))
+    ):
+        path = tmp_path / f"{number}{'.parquet' if write is pd.DataFrame.to_parquet else '.csv'}"
+        write(frame[:rows], path, index=False)
+        data = Table(
+            str(path),
+            name="load",
+            layout=Wide(time_column="time", id_columns=["a", "b"]),
+            context_length=12,
+            horizon=12,
+            reading=HOURLY,
+            cache_dir=str(tmp_path / "cache"),
+        )
+        found.append(set(data.content_pieces()))
+    assert found[0] == found[1] > found[2]
+    assert len(found[2]) == 2 * (200 // 24)

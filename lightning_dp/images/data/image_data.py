@@ -1,5 +1,6 @@
 """The data module of the image half: a source, its checks, and the privacy unit."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
@@ -201,6 +202,10 @@ class ImageData(LightningDataModule):
             cast(ImageBatch, {name: own[unit * rows : (unit + 1) * rows] for name, own in columns.items()})
             for unit in range(num_items)
         ]
+
+    def content_pieces(self) -> Iterator[bytes]:
+        """What the ledger knows the train images by; nothing of sources that are public."""
+        return iter(()) if self.source.public else self.train_dataset.pixels.content_pieces()
 
     def facts(self) -> dict[str, str | float | int]:
         """Plain names for tables of results."""

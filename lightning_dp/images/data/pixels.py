@@ -4,7 +4,8 @@ All images are decoded once, so that a bad one is named before training starts a
 What fits the given memory is kept; beyond, images are decoded again at each access.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -104,6 +105,7 @@ class Pixels:
             ValueError: an image breaks a rule, or none is left.
         """
         self._table, self._rules = table, rules
+        self._pieces: list[bytes] = []
         shape = (rules.num_channels, rules.size, rules.size)
         self._array: np.ndarray | None = None
         array = table.array()
@@ -123,6 +125,7 @@ class Pixels:
                 if rules.unreadable == "error":
                     raise
                 continue
+            self._pieces.append(piece_of(np.asarray(image)))
             checked = rules.apply(image, name=table.name(index))
             if self._array is not None:
                 self._array[len(readable)] = checked
@@ -150,6 +153,11 @@ class Pixels:
         """Where image `index` is."""
         return self._table.name(int(self._rows[index]))
 
+    def content_pieces(self) -> Iterator[bytes]:
+        """A hash of each image as it came, before sizes and modes were made alike."""
+        array = None if self._pieces else self._table.array()
+        yield from self._pieces if array is None else map(piece_of, array)
+
     def get(self, indices: np.ndarray) -> np.ndarray:
         """(B, C, S, S) uint8."""
         if self._array is not None:
@@ -158,6 +166,13 @@ class Pixels:
         return np.stack(
             [self._rules.apply(self._table.read(int(i)), name=self._table.name(int(i))) for i in rows]
         )
+
+
+def piece_of(image: np.ndarray) -> bytes:
+    """A hash of an image, (H, W) or (H, W, channels) uint8, whatever file it came from."""
+    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(image).tobytes())
+    return digest.digest()
 
 
 def shrunk(images: np.ndarray, *, size: int) -> np.ndarray:

@@ -12,19 +12,31 @@ an older checkpoint or run at the same time. A lost write-ahead log, an older co
 damaged row is found before the next reservation, with the help of the *anchor*: a small text file
 beside the ledger that repeats `(seq, hash)` of what was committed.
 
-Out of scope: putting back ledger, anchor and checkpoints together, or deleting all of them; somebody
-who rewrites the file and its hashes on purpose (compare `(seq, hash)` with a copy held elsewhere);
-a re-encoded copy of the data under another name; network file systems, which SQLite's log does not
-support; the units of one data set, whose accounts are apart and do not add up into each other: a limit
-on a coarser unit (user ⊐ window ⊐ record, event) therefore refuses charges on finer ones unless the owner
-allows them, while a limit on a finer unit does not see what is charged to a coarser one.
+Every transaction signs the chain's end, so entries are known to come from who holds a key; reports and
+checkpoints carry that signature, and `verify --against` them finds histories that were dropped, rewritten,
+cut or emptied. A data set is known again by keyed marks of its content, whatever it is called.
+
+Out of scope: putting back or deleting ledger, anchor and everything that carries its end together; somebody
+who holds the key and all copies of what it signed; content of which every piece was changed; network file
+systems, which SQLite's log does not support; the units of one data set, whose accounts are apart and do not
+add up into each other: a limit on a coarser unit (user ⊐ window ⊐ record, event) therefore refuses charges on
+finer ones unless the owner allows them, while a limit on a finer unit does not see what is charged to a
+coarser one.
 """
 
 from lightning_dp.privacy.ledger.budget import Budget
-from lightning_dp.privacy.ledger.errors import BudgetExceeded, LedgerCorrupt, LedgerError, LedgerMissing
+from lightning_dp.privacy.ledger.content import Content
+from lightning_dp.privacy.ledger.errors import (
+    BudgetExceeded,
+    LedgerCorrupt,
+    LedgerError,
+    LedgerMissing,
+    UnclearData,
+)
+from lightning_dp.privacy.ledger.evidence import Comparison, Evidence
 from lightning_dp.privacy.ledger.filter import filter_epsilon
 from lightning_dp.privacy.ledger.lease import Lease
-from lightning_dp.privacy.ledger.ledger import RELATION, Ledger
+from lightning_dp.privacy.ledger.ledger import RELATION, Ledger, identify
 from lightning_dp.privacy.ledger.rows import ChargeKind, Entry
 from lightning_dp.privacy.ledger.storage import ENVIRONMENT_VARIABLE, default_ledger_path
 
@@ -34,12 +46,17 @@ __all__ = [
     "Budget",
     "BudgetExceeded",
     "ChargeKind",
+    "Comparison",
+    "Content",
     "Entry",
+    "Evidence",
     "Lease",
     "Ledger",
     "LedgerCorrupt",
     "LedgerError",
     "LedgerMissing",
+    "UnclearData",
     "default_ledger_path",
     "filter_epsilon",
+    "identify",
 ]

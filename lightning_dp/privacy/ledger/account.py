@@ -1,11 +1,103 @@
 """One account of the ledger as a reader wants it: what is spent, by which runs, and how much may be."""
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from lightning_dp.privacy.accounting import Event, GaussianEvent, epsilon_pld, event_from_dict
+from lightning_dp.privacy.accounting import (
+    COARSE_INTERVAL,
+    Event,
+    ExponentialEvent,
+    GaussianEvent,
+    LaplaceEvent,
+    count_releases,
+    epsilon_pld,
+    event_from_dict,
+    events_of_counts,
+)
+from lightning_dp.privacy.ledger.budget import budget_of
 from lightning_dp.privacy.ledger.ledger import Ledger
+from lightning_dp.privacy.ledger.replay import Replay
 from lightning_dp.privacy.ledger.rows import Entry
+from lightning_dp.privacy.ledger.totals import Totals
+
+_EXACT = 2
+"""Different mechanisms that a list composes as they are; more are first rounded."""
+
+_MOST = 8
+"""Different mechanisms that are left of those that are rounded."""
+
+_PLD, _ROUNDED = "PLD", "PLD of rounded mechanisms"
+
+
+def total_of(replay: Replay, key: tuple[str, str], *, totals: Totals) -> dict[str, Any]:
+    """One account in figures that cost nothing however many runs there are; ready for JSON but for ∞.
+
+    `epsilon` is never below what was spent. Of many different mechanisms each is counted as one that reveals
+    a little more, and `rounded` is true: `account_of` has the exact figure.
+    """
+    account, budget = replay.accounts[key], budget_of(replay, key)
+    counts = +account.counts
+    epsilon, rounded = 0.0, False
+    if counts:
+        delta = account.known_delta
+        rounded = len(counts) > _EXACT and not totals.knows(counts, delta, how=_PLD)
+
+        def compute() -> float:
+            events = events_of_counts(_rounded(counts) if rounded else counts)
+            return epsilon_pld(events, delta, **({"interval": COARSE_INTERVAL} if rounded else {}))
+
+        epsilon = totals.epsilon(counts, delta, how=_ROUNDED if rounded else _PLD, compute=compute)
+    return {
+        "dataset": key[0],
+        "unit": key[1],
+        "other_names": [name for name, target in replay.aliases.items() if target == key[0]],
+        "relation": account.relation,
+        "delta": account.delta,
+        "epsilon": epsilon,
+        "rounded": rounded,
+        "accountant": "PLD (dp-accounting)",
+        "limit_epsilon": budget.limit_epsilon,
+        "filter_epsilon": budget.filter_epsilon,
+        "held_epsilon": budget.held_epsilon,
+        "last_charge": account.last_charge,
+        "num_runs": len(account.runs),
+    }
+
+
+def _rounded(counts: Mapping[Event, int]) -> Counter[Event]:
+    """The same number of releases of at most as many mechanisms, none of which reveals less than its own."""
+    for digits in (2, 1):
+        total: Counter[Event] = Counter()
+        for event, number in counts.items():
+            total[_worse(event, digits)] += number
+        if len(total) <= _MOST:
+            break
+    return total
+
+
+def _worse(event: Event, digits: int) -> Event:
+    """A mechanism of rounder numbers: less noise, more units a step."""
+    if isinstance(event, GaussianEvent):
+        return replace(
+            event,
+            noise_multiplier=_to(event.noise_multiplier, digits, math.floor),
+            sampling_rate=min(1.0, _to(event.sampling_rate, digits, math.ceil)),
+        )
+    if isinstance(event, LaplaceEvent):
+        return replace(event, noise_multiplier=_to(event.noise_multiplier, digits, math.floor))
+    if isinstance(event, ExponentialEvent):
+        return replace(event, bounded_range=_to(event.bounded_range, digits, math.ceil))
+    return event
+
+
+def _to(value: float, digits: int, way: Any) -> float:
+    unit = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
+    return float(
+        min(value, way(value / unit) * unit) if way is math.floor else max(value, way(value / unit) * unit)
+    )
 
 
 def account_of(ledger: Ledger, entries: Sequence[Entry], *, dataset: str, unit: str) -> dict[str, Any]:
@@ -16,22 +108,38 @@ def account_of(ledger: Ledger, entries: Sequence[Entry], *, dataset: str, unit: 
         entries: all its rows, read once for all accounts.
         dataset, unit: a registered account.
     """
-    budget = ledger.budget(dataset, unit=unit)
+    replay = ledger.replay()
+    budget = budget_of(replay, (dataset, unit))
+    delta = budget.delta if budget.delta is not None else math.nan
     own = [entry for entry in entries if (entry.dataset, entry.unit) == (dataset, unit)]
     charges = [entry for entry in own if "event" in entry.detail]
+    of_run: dict[str, list[Entry]] = {}
+    for entry in own:
+        of_run.setdefault(entry.run, []).append(entry)
     by_run = ledger.events_by_run(dataset, unit=unit)
-    return {
+    totals = ledger.totals()
+
+    def epsilon(events: Sequence[Event]) -> float:
+        counts = count_releases(events)
+        if not counts:
+            return 0.0
+        return totals.epsilon(
+            counts, delta, how=_PLD, compute=lambda: epsilon_pld(events_of_counts(counts), delta)
+        )
+
+    found = {
         "dataset": dataset,
         "unit": unit,
         "relation": budget.relation,
+        "other_names": [name for name, target in replay.aliases.items() if target == dataset],
         "delta": budget.delta,
-        "epsilon": epsilon_pld([event for events in by_run.values() for event in events], budget.delta),
+        "epsilon": epsilon([event for events in by_run.values() for event in events]),
         "accountant": "PLD (dp-accounting)",
         "limit_epsilon": budget.limit_epsilon,
         "filter_epsilon": budget.filter_epsilon,
         "held_epsilon": budget.held_epsilon,
         "last_charge": charges[-1].time if charges else "",
-        "runs": [_run(run, events, own, budget.delta) for run, events in by_run.items()],
+        "runs": [_run(run, events, of_run, epsilon(events)) for run, events in by_run.items()],
         "releases": [
             {
                 "seq": entry.seq,
@@ -40,7 +148,7 @@ def account_of(ledger: Ledger, entries: Sequence[Entry], *, dataset: str, unit: 
                 "time": entry.time,
                 "note": entry.detail["note"],
                 "event": entry.detail["event"],
-                "epsilon": epsilon_pld([event_from_dict(entry.detail["event"])], budget.delta),
+                "epsilon": epsilon([event_from_dict(entry.detail["event"])]),
             }
             for entry in charges
             if entry.kind != "reserve"
@@ -54,14 +162,16 @@ def account_of(ledger: Ledger, entries: Sequence[Entry], *, dataset: str, unit: 
             {"seq": entry.seq, "time": entry.time, **entry.detail} for entry in own if entry.kind == "limit"
         ],
     }
+    totals.save()
+    return found
 
 
-def _run(run: str, events: Sequence[Event], own: Sequence[Entry], delta: float) -> dict[str, Any]:
-    mine = [entry for entry in own if entry.run == run]
+def _run(run: str, events: Sequence[Event], own: Mapping[str, list[Entry]], epsilon: float) -> dict[str, Any]:
+    mine = own[run]
     gaussian = [event for event in events if isinstance(event, GaussianEvent)]
     return {
         "run": run,
-        "epsilon": epsilon_pld(events, delta),
+        "epsilon": epsilon,
         "starts": sum(entry.kind == "open" for entry in mine),
         "clean_ends": sum(entry.kind == "close" for entry in mine),
         "charges": len(events),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lightning_dp.privacy.accounting import Event, count_releases, releases
 from lightning_dp.privacy.ledger.errors import BudgetExceeded
 from lightning_dp.privacy.ledger.filter import filter_epsilon_of_counts
-from lightning_dp.privacy.ledger.replay import Replay
+from lightning_dp.privacy.ledger.replay import Account, Replay
 from lightning_dp.privacy.units import is_coarser
 
 
@@ -27,11 +27,39 @@ class Budget:
     dataset: str
     unit: str
     relation: str
-    delta: float
+    delta: float | None
     limit_epsilon: float | None
     filter_epsilon: float | None
     held_epsilon: float | None
     runs: tuple[str, ...]
+
+
+def budget_of(replay: Replay, key: tuple[str, str]) -> Budget:
+    """Facts, limit and the filter's figures of one account."""
+    account = replay.accounts[key]
+    spent = held = None
+    if account.limit is not None:
+        undrawn = undrawn_plans(replay, key, run=None, lease=None)
+        spent = filter_epsilon(account.counts, account)
+        held = filter_epsilon(account.counts + undrawn, account) if undrawn else spent
+    return Budget(
+        dataset=key[0],
+        unit=key[1],
+        relation=account.relation,
+        delta=account.delta,
+        limit_epsilon=account.limit,
+        filter_epsilon=spent,
+        held_epsilon=held,
+        runs=tuple(account.runs),
+    )
+
+
+def filter_epsilon(counts: Counter[Event], account: Account) -> float:
+    """The filter's ε of some releases at the account's δ and limit; 0 for none."""
+    assert account.limit is not None
+    if not any(counts.values()):
+        return 0.0
+    return filter_epsilon_of_counts(counts, account.known_delta, account.limit)
 
 
 def undrawn_plans(
@@ -39,8 +67,11 @@ def undrawn_plans(
 ) -> Counter[Event]:
     """What running leases of other runs have planned and not yet reserved."""
     total: Counter[Event] = Counter()
-    for name, record in replay.leases.items():
-        if record.key == key and name != lease and record.run != run and record.is_running():
+    held = replay.held.get(key, {})
+    for name in [name for name, record in held.items() if not (+record.undrawn and record.is_running())]:
+        del held[name]  # nothing will come of it: not asked for again at each charge
+    for name, record in held.items():
+        if name != lease and record.run != run:
             total += record.undrawn
     return total
 
@@ -60,7 +91,7 @@ def check_coarser_limits(replay: Replay, key: tuple[str, str]) -> None:
             or not is_coarser(coarser, unit)
         ):
             continue
-        spent = filter_epsilon_of_counts(account.counts, account.delta, account.limit)
+        spent = filter_epsilon(account.counts, account)
         raise BudgetExceeded(
             f"Data set {dataset!r} has a limit of ε = {account.limit:g} per {coarser}, and a charge per "
             f"{unit} would lose more about a {coarser} than that limit sees: train with the unit {coarser}, "
@@ -85,7 +116,7 @@ def check_budget(
     held = undrawn_plans(replay, key, run=run, lease=lease)
 
     def epsilon(extra: Counter[Event]) -> float:
-        return filter_epsilon_of_counts(account.counts + held + extra, account.delta, limit)
+        return filter_epsilon(account.counts + held + extra, account)
 
     needed = epsilon(count_releases(events))
     if needed <= limit:
@@ -98,7 +129,7 @@ def check_budget(
             low = middle
         else:
             high = middle
-    spent = filter_epsilon_of_counts(account.counts, account.delta, limit)
+    spent = filter_epsilon(account.counts, account)
     others = f"; with the plans of running leases {epsilon(Counter()):.4g}" if held else ""
     raise BudgetExceeded(
         f"The budget of data set {key[0]!r} ({key[1]}) does not cover this: ε would be {needed:.4g} at "

@@ -7,15 +7,22 @@ import sqlite3
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lightning_dp.privacy.ledger.errors import LedgerCorrupt, LedgerError
+from lightning_dp.privacy.ledger.keys import SigningKey
 
 
 class Connection(sqlite3.Connection):
-    """Adds weak references, so that a fork can find what is open."""
+    """Adds weak references, so that a fork can find what is open.
+
+    `key` signs what is appended; `proof` is the chain's end after the last transaction, with its signature.
+    """
 
     path: str
     identity: tuple[int, int]
+    key: SigningKey | None = None
+    proof: dict[str, Any] | None = None
 
     def close(self) -> None:
         open_connections.discard(self)

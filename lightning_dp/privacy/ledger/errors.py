@@ -21,6 +21,10 @@ class LedgerCorrupt(LedgerError):
         self.seq = seq
 
 
+class UnclearData(LedgerError):
+    """What is to be read is known by another name, or isn't what this name stood for; nothing was charged."""
+
+
 class BudgetExceeded(LedgerError):
     """The charge would pass the data set's limit; nothing was charged.
 

@@ -41,6 +41,11 @@ class Lease:
         """(seq, hash) of this lease's last entry: what a checkpoint carries as `parent`."""
         return self._head
 
+    @property
+    def proof(self) -> dict[str, Any] | None:
+        """The chain's end after this lease's last entry, signed: what checkpoints and reports carry."""
+        return self._connection.proof
+
     def reserve(self, event: Event, *, kind: ChargeKind = "reserve", note: str = "") -> Entry:
         """Charge `event`. Only after this returned may the private rows it pays for be read.
 
@@ -84,8 +89,8 @@ class Lease:
 
         def check() -> None:
             for seq, steps in taken.items():
-                charge = self._replay.charges.get(seq)
-                if charge is None or charge.lease != self.id or not isinstance(charge.event, GaussianEvent):
+                charge = self._replay.charge(seq, lease=self.id)
+                if charge is None or not isinstance(charge.event, GaussianEvent):
                     raise ValueError(f"steps_taken names entry {seq}, no Gaussian reservation of this lease.")
                 if not isinstance(steps, int) or not 0 <= steps <= charge.event.steps:
                     raise ValueError(
@@ -94,6 +99,7 @@ class Lease:
 
         entry = self._append("close", {"steps_taken": {str(seq): n for seq, n in taken.items()}}, check)
         self._closed = True
+        self._file.keep(self._replay, key=self._connection.key)
         self._connection.close()
         return entry
 

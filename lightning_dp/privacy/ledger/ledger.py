@@ -5,28 +5,37 @@ import math
 import os
 import platform
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_dp.privacy.accounting import Event, check_delta, epsilon_pld, event_to_dict, releases
-from lightning_dp.privacy.ledger.budget import Budget, check_budget, undrawn_plans
-from lightning_dp.privacy.ledger.errors import LedgerError
-from lightning_dp.privacy.ledger.filter import filter_epsilon_of_counts
+from lightning_dp.privacy.accounting import (
+    Event,
+    check_delta,
+    epsilon_pld,
+    event_to_dict,
+    events_of_counts,
+    releases,
+)
+from lightning_dp.privacy.ledger.budget import Budget, budget_of, check_budget
+from lightning_dp.privacy.ledger.content import Content, content_of
+from lightning_dp.privacy.ledger.countersign import countersign
+from lightning_dp.privacy.ledger.errors import LedgerError, LedgerMissing
+from lightning_dp.privacy.ledger.evidence import Comparison, Evidence, compare
+from lightning_dp.privacy.ledger.examination import examine
+from lightning_dp.privacy.ledger.identity import find_name, is_news
+from lightning_dp.privacy.ledger.keys import content_key, key_at_hand, key_id
 from lightning_dp.privacy.ledger.lease import Lease
+from lightning_dp.privacy.ledger.names import check_alike, check_text, normalised, spelt
 from lightning_dp.privacy.ledger.processes import process_start
-from lightning_dp.privacy.ledger.replay import Replay
+from lightning_dp.privacy.ledger.replay import Account, Replay
 from lightning_dp.privacy.ledger.rows import ChargeKind, Entry
+from lightning_dp.privacy.ledger.signed_report import with_signature
 from lightning_dp.privacy.ledger.storage import ENVIRONMENT_VARIABLE, LedgerFile
+from lightning_dp.privacy.ledger.totals import Totals
 from lightning_dp.privacy.units import is_coarser
 
 RELATION = "add_or_remove_one"
-
-
-def _check_name(field_name: str, value: str) -> str:
-    if not isinstance(value, str) or not value.strip() or len(value) > 200 or not value.isprintable():
-        raise ValueError(f"{field_name} is {value!r}; it must be 1 to 200 printable characters.")
-    return value
 
 
 def _check_limit(value: float) -> float:
@@ -60,6 +69,30 @@ class Ledger:
         """The file."""
         return self._file.path
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether this is another file than the one that runs use where nobody names one."""
+        try:
+            return self.path != LedgerFile(None, lock_timeout=0).path
+        except RuntimeError:  # nobody knows where this user's home is
+            return True
+
+    def is_same(self, name: str, other: str) -> bool:
+        """Whether two names, however spelt, mean one data set here; the empty name means none."""
+        if name == other:
+            return True
+        try:
+            aliases = self._file.read().aliases
+        except LedgerMissing:
+            aliases = {}
+        one, two = (aliases.get(spelling, spelling) for spelling in map(spelt, (name, other)))
+        return one == two
+
+    def datasets_of(self, run: str) -> list[str]:
+        """Data sets that a run has an account of."""
+        accounts = self._file.read().accounts.items()
+        return sorted({dataset for (dataset, _), account in accounts if run in account.runs})
+
     # writing
 
     def register(
@@ -67,24 +100,27 @@ class Ledger:
         dataset: str,
         *,
         unit: str,
-        delta: float,
+        delta: float | None,
         relation: str = RELATION,
         limit_epsilon: float | None = None,
     ) -> None:
         """Open the account of a data set and unit; again with the same facts, do nothing.
 
         Args:
-            dataset: fingerprint or name, 1 to 200 printable characters.
+            dataset: its name, 1 to 200 printable characters.
             unit: what one guarantee protects (`record`, `window`, `user`, …).
-            delta: δ in (0, 1) of every ε of this account.
+            delta: δ in (0, 1) of every ε of this account; None leaves it to the first run.
             relation: `add_or_remove_one`.
             limit_epsilon: ≥ 0; None leaves the limit as it is. An account without a limit gets this one.
 
         Raises:
-            ValueError: a fact differs from the registered one; a limit is changed by `set_limit` only.
+            ValueError: a fact differs from the registered one; a limit is changed by `set_limit` only; the
+                name could be taken for another.
         """
-        key = (_check_name("dataset", dataset), _check_name("unit", unit))
-        check_delta(delta)
+        normalised("dataset", dataset)
+        unit = normalised("unit", unit)
+        if delta is not None:
+            check_delta(delta)
         if relation != RELATION:
             raise ValueError(
                 f"relation is {relation!r}; only {RELATION!r} is accounted for. For replace-one, treat a "
@@ -92,19 +128,27 @@ class Ledger:
             )
         wanted = None if limit_epsilon is None else _check_limit(limit_epsilon)
         with self._appending(create=True) as (replay, append):
+            dataset = find_name(replay, dataset)
+            key = (dataset, unit)
             account = replay.accounts.get(key)
             if account is None:
-                append(key, kind="register", detail={"relation": relation, "delta": float(delta)})
+                append(
+                    key,
+                    kind="register",
+                    detail={"relation": relation, "delta": None if delta is None else float(delta)},
+                )
             else:
                 for name, old, new in (
                     ("relation", account.relation, relation),
                     ("delta", account.delta, delta),
                 ):
-                    if old != new:
+                    if old is not None and new is not None and old != new:
                         raise ValueError(
                             f"{name} of data set {dataset!r} ({unit}) is {new!r}, but the ledger has {old!r}:"
                             " an account keeps its facts, so that its runs can be added up. Use those."
                         )
+                if account.delta is None and delta is not None:
+                    append(key, kind="delta", detail={"delta": float(delta)})
             known = replay.accounts[key].limit
             if wanted is not None and known is None:
                 append(key, kind="limit", detail={"epsilon": wanted, "reason": "registered"})
@@ -115,15 +159,80 @@ class Ledger:
                     f"lightning-dp ledger set-limit {dataset} --unit {unit} --epsilon {wanted:g}"
                 )
 
+    def content_of(self, pieces: Iterable[bytes]) -> Content | None:
+        """Marks of what a data set holds, by this ledger's key; None where there is nothing to mark.
+
+        Args:
+            pieces: what it is made of, such as images; see `content.py`.
+        """
+        key = content_key(self.path)
+        content = content_of(pieces, key=key, key_id=key_id(key))
+        return content if content.pieces else None
+
+    def sign_report(self, report: Mapping[str, Any]) -> dict[str, Any]:
+        """A report signed by the key that signs this ledger; unsigned where there is none yet."""
+        return with_signature(report, key=key_at_hand(self.path))
+
+    def identify(self, dataset: str, content: Content) -> None:
+        """See that a data set is the one that its name stands for, and remember its content.
+
+        Raises:
+            UnclearData: it is known under another name, or this name stood for something else.
+        """
+        key = content_key(self.path)
+        with self._appending(create=True) as (replay, append):
+            name = find_name(replay, dataset)
+            if is_news(replay, name, content, key=key):
+                append((name, ""), kind="content", detail=content.sealed(key))
+
+    def accept_content(self, dataset: str, *, reason: str) -> Entry:
+        """Let the next content under this name be whatever it is.
+
+        Args:
+            dataset: its name, new or known.
+            reason: why, in words.
+        """
+        reason = _check_reason(reason, "the content may be another, or be known by another name")
+        with self._appending() as (replay, append):
+            return append((find_name(replay, dataset), ""), kind="accept", detail={"reason": reason})
+
+    def same_as(self, dataset: str, known: str, *, reason: str = "") -> Entry:
+        """Let another name lead to the accounts of a known data set.
+
+        Raises:
+            ValueError: the other name has accounts of its own, which can't be joined.
+        """
+        reason = check_text("reason", reason)
+        name = normalised("dataset", dataset)
+        with self._appending() as (replay, append):
+            target = find_name(replay, known)
+            if target not in {one for one, _ in replay.accounts}:
+                raise LedgerError(f"Data set {known!r} is not registered in {self.path}: see ledger list.")
+            if name in {one for one, _ in replay.accounts} or name in replay.aliases:
+                raise ValueError(
+                    f"dataset {name!r} is known already, with charges or a meaning of its own, and what "
+                    f"was charged stays where it is: from now on name the data {target!r}."
+                )
+            check_alike(name, [one for one, _ in replay.accounts if one != target])
+            return append((target, ""), kind="alias", detail={"name": name, "reason": reason})
+
+    def name_of(self, dataset: str) -> str:
+        """The name of the accounts that a data set is charged to."""
+        try:
+            return find_name(self._file.read(), dataset)
+        except LedgerMissing:
+            return normalised("dataset", dataset)
+
     def set_limit(self, dataset: str, *, unit: str, limit_epsilon: float | None, reason: str = "") -> Entry:
         """Append a new limit; None lifts it. Below what is spent it stops all further charges.
 
         The filter's guarantee is for limits that are not chosen by looking at earlier outputs.
         """
         wanted = None if limit_epsilon is None else _check_limit(limit_epsilon)
+        reason = check_text("reason", reason)
         with self._appending() as (replay, append):
-            replay.account(dataset, unit)
-            return append((dataset, unit), kind="limit", detail={"epsilon": wanted, "reason": reason})
+            key, _ = _account(replay, dataset, unit)
+            return append(key, kind="limit", detail={"epsilon": wanted, "reason": reason})
 
     def allow(self, dataset: str, *, unit: str, finer: str, reason: str) -> Entry:
         """Let runs at a finer unit go on beside the limit of a coarser one, which does not see them.
@@ -135,15 +244,14 @@ class Ledger:
             finer: the unit that may be charged, such as `window` beside `user`.
             reason: why, in words.
         """
-        if len(reason.split()) < 2:
-            raise ValueError(f"reason is {reason!r}; say in words why {finer} may be charged beside {unit}.")
-        if not is_coarser(unit, _check_name("finer", finer)):
+        reason = _check_reason(reason, f"{finer} may be charged beside {unit}")
+        if not is_coarser(unit, normalised("finer", finer)):
             raise ValueError(
                 f"finer is {finer!r}, which is not finer than {unit!r}: a limit per {unit} does not stop it."
             )
         with self._appending() as (replay, append):
-            replay.account(dataset, unit)
-            return append((dataset, unit), kind="override", detail={"finer_unit": finer, "reason": reason})
+            key, _ = _account(replay, dataset, unit)
+            return append(key, kind="override", detail={"finer_unit": finer, "reason": reason})
 
     def open_run(
         self,
@@ -155,7 +263,7 @@ class Ledger:
         plan: Sequence[Event] = (),
         facts: Mapping[str, object] | None = None,
     ) -> Lease:
-        """Take a lease: what one process start needs to reserve. Checks the whole ledger first.
+        """Take a lease: what one process start needs to reserve. Checks the ledger first.
 
         Args:
             dataset, unit: a registered account.
@@ -170,14 +278,14 @@ class Ledger:
             LedgerError: the ledger does not hold `parent`, so charges since then would be lost.
             BudgetExceeded: `plan` does not fit.
         """
-        _check_name("run", run)
+        normalised("run", run)
         plan = [event for event in plan if releases(event)[1]]
         connection = self._file.connect()
         try:
             replay = self._file.load(connection)
             with self._file.transaction(connection, replay):
-                replay.account(dataset, unit)
-                if parent is not None and replay.hashes.get(parent[0]) != parent[1]:
+                key, _ = _account(replay, dataset, unit)
+                if parent is not None and not replay.holds(connection, *parent):
                     raise LedgerError(
                         f"The checkpoint was written when the ledger had entry {parent[0]} "
                         f"({parent[1][:12]}…); {self.path} ends at {replay.seq} and does not hold it, so "
@@ -185,7 +293,7 @@ class Ledger:
                         f"with ({ENVIRONMENT_VARIABLE} or --ledger), or put back its newest copy."
                     )
                 lease = secrets.token_hex(8)
-                check_budget(replay, (dataset, unit), plan, run=run, lease=lease)
+                check_budget(replay, key, plan, run=run, lease=lease)
                 pid = os.getpid()
                 process = {"host": platform.node(), "pid": pid, "started": process_start(pid)}
                 detail = {
@@ -195,7 +303,7 @@ class Ledger:
                     **({"facts": dict(facts)} if facts else {}),
                 }
                 entry = self._file.insert(
-                    connection, replay, (dataset, unit), kind="open", run=run, lease=lease, detail=detail
+                    connection, replay, key, kind="open", run=run, lease=lease, detail=detail
                 )
             return Lease(self._file, connection, replay, entry)
         except BaseException:
@@ -206,14 +314,14 @@ class Ledger:
 
     def head(self) -> tuple[int, str]:
         """(seq, hash) of the last entry."""
-        return self._file.read()[0].reference
+        return self._file.read().reference
 
     def contains(self, seq: int, digest: str) -> bool:
         """Whether the ledger holds the entry that a checkpoint or artefact carries."""
-        return self._file.read()[0].hashes.get(seq) == digest
+        return self._file.holds([(seq, digest)])[0]
 
     def verify(self) -> tuple[int, str]:
-        """Check every row, the append-only triggers, SQLite's own structure and the anchor.
+        """Check every row, the append-only triggers, SQLite's own structure, the anchor and signatures.
 
         Returns:
             (seq, hash) of the last entry.
@@ -221,15 +329,42 @@ class Ledger:
         Raises:
             LedgerCorrupt: names the first entry that can't be trusted.
         """
-        return self._file.read()[0].reference
+        return examine(self._file).head
+
+    def examine(self, evidence: Sequence[Evidence] = ()) -> Comparison:
+        """`verify`, with what others carry of this ledger.
+
+        Raises:
+            LedgerCorrupt: the ledger contradicts itself.
+            LedgerMissing: there is none, and nothing carries anything of it.
+        """
+        compared = compare(self._file, evidence)
+        if compared.examination is None and not evidence:
+            self._file.read()
+        return compared
+
+    def countersign(self, folder: Path) -> tuple[Path, int]:
+        """Log the chain's end in a second place; see `countersign.py`."""
+        return countersign(self._file, folder=folder)
 
     def entries(self, dataset: str | None = None, *, unit: str | None = None) -> list[Entry]:
         """All rows, or those of one data set (and unit), in order."""
-        return [
-            entry
-            for entry in self._file.read()[1]
-            if dataset in (None, entry.dataset) and unit in (None, entry.unit)
-        ]
+        found: list[Entry] = []
+
+        def keep(entry: Entry) -> None:
+            if dataset in (None, entry.dataset) and unit in (None, entry.unit):
+                found.append(entry)
+
+        self._file.read_all(keep)
+        return found
+
+    def replay(self) -> Replay:
+        """Everything that the ledger says, for who asks for several things of one moment."""
+        return self._file.read()
+
+    def totals(self) -> Totals:
+        """ε of accounts that were computed before."""
+        return Totals(self.path, key=key_at_hand(self.path))
 
     def events(
         self, dataset: str, *, unit: str, run: str | None = None, kind: ChargeKind | None = None
@@ -241,27 +376,30 @@ class Ledger:
             run: only what this run charged.
             kind: only steps of training (`reserve`), one-off releases or audits.
         """
-        return self._events(self._file.read()[0], dataset, unit, run, kind)
+        runs = None if run is None else [run]
+        replay, charges = self._file.charges(runs=runs, key=lambda read: _account(read, dataset, unit)[0])
+        account = _account(replay, dataset, unit)[1]
+        if run is not None and run not in account.runs:
+            raise LedgerError(f"Run {run!r} has no entry for data set {dataset!r} ({unit}) in {self.path}.")
+        return [charge.event for charge in charges if kind in (None, charge.kind)]
 
     def events_by_run(self, dataset: str, *, unit: str) -> dict[str, list[Event]]:
         """The same for every run that opened a lease, in order; empty where it charged nothing."""
-        replay = self._file.read()[0]
-        runs: dict[str, list[Event]] = {run: [] for run in replay.account(dataset, unit).runs}
-        for charge in replay.charges.values():
-            if charge.key == (dataset, unit):
-                runs[charge.run].append(charge.event)
+        replay, charges = self._file.charges(key=lambda read: _account(read, dataset, unit)[0])
+        runs: dict[str, list[Event]] = {run: [] for run in _account(replay, dataset, unit)[1].runs}
+        for charge in charges:
+            runs[charge.run].append(charge.event)
         return runs
 
     def charges_of(
         self, runs: Collection[str]
     ) -> dict[tuple[str, str], tuple[float, dict[str, list[Event]]]]:
         """Everything that some runs charged: (data set, unit) → (δ, run → its charges)."""
-        replay = self._file.read()[0]
+        replay, charges = self._file.charges(runs=runs)
         found: dict[tuple[str, str], tuple[float, dict[str, list[Event]]]] = {}
-        for charge in replay.charges.values():
-            if charge.run in runs:
-                _, by_run = found.setdefault(charge.key, (replay.accounts[charge.key].delta, {}))
-                by_run.setdefault(charge.run, []).append(charge.event)
+        for charge in charges:
+            _, by_run = found.setdefault(charge.key, (replay.accounts[charge.key].known_delta, {}))
+            by_run.setdefault(charge.run, []).append(charge.event)
         return found
 
     def epsilon(self, dataset: str, *, unit: str, delta: float | None = None) -> float:
@@ -270,51 +408,27 @@ class Ledger:
         Never below what was released. Exact for plans made before looking at earlier outputs; where a
         run was chosen because of an earlier one's result, `budget` has the figure that covers that.
         """
-        return self._epsilon(dataset, unit, None, delta)
+        _, account = _account(self._file.read(), dataset, unit)
+        if not any(account.counts.values()):
+            return 0.0
+        return epsilon_pld(events_of_counts(account.counts), account.known_delta if delta is None else delta)
 
     def epsilon_of_run(self, run: str, *, dataset: str, unit: str, delta: float | None = None) -> float:
         """ε of everything that one run charged to an account, over all its restarts (PLD)."""
-        return self._epsilon(dataset, unit, run, delta)
+        events = self.events(dataset, unit=unit, run=run)
+        _, account = _account(self._file.read(), dataset, unit)
+        return epsilon_pld(events, account.known_delta if delta is None else delta)
 
     def budget(self, dataset: str, *, unit: str) -> Budget:
         """Facts, limit and the filter's figures of one account."""
-        replay = self._file.read()[0]
-        account = replay.account(dataset, unit)
-        spent = held = None
-        if account.limit is not None:
-            undrawn = undrawn_plans(replay, (dataset, unit), run=None, lease=None)
-            spent = filter_epsilon_of_counts(account.counts, account.delta, account.limit)
-            held = filter_epsilon_of_counts(account.counts + undrawn, account.delta, account.limit)
-        return Budget(
-            dataset=dataset,
-            unit=unit,
-            relation=account.relation,
-            delta=account.delta,
-            limit_epsilon=account.limit,
-            filter_epsilon=spent,
-            held_epsilon=held,
-            runs=tuple(account.runs),
-        )
+        replay = self._file.read()
+        return budget_of(replay, _account(replay, dataset, unit)[0])
 
     def accounts(self) -> list[tuple[str, str]]:
         """(data set, unit) of every account, in the order of registration."""
-        return list(self._file.read()[0].accounts)
+        return list(self._file.read().accounts)
 
     # private
-
-    def _epsilon(self, dataset: str, unit: str, run: str | None, delta: float | None) -> float:
-        replay = self._file.read()[0]
-        events = self._events(replay, dataset, unit, run)
-        return epsilon_pld(events, replay.account(dataset, unit).delta if delta is None else delta)
-
-    def _events(
-        self, replay: Replay, dataset: str, unit: str, run: str | None, kind: ChargeKind | None = None
-    ) -> list[Event]:
-        account = replay.account(dataset, unit)
-        if run is not None and run not in account.runs:
-            raise LedgerError(f"Run {run!r} has no entry for data set {dataset!r} ({unit}) in {self.path}.")
-        charges = (c for c in replay.charges.values() if c.key == (dataset, unit))
-        return [c.event for c in charges if run in (None, c.run) and kind in (None, c.kind)]
 
     @contextlib.contextmanager
     def _appending(self, *, create: bool = False) -> Iterator[tuple[Replay, Callable[..., Entry]]]:
@@ -327,3 +441,41 @@ class Ledger:
                     return self._file.insert(connection, replay, key, kind=kind, detail=detail)
 
                 yield replay, append
+
+
+def identify(ledger: Ledger, *, dataset: str, pieces: Iterable[bytes] | None) -> dict[str, object]:
+    """See that a data set is the one that its name stands for, before anything is charged to it.
+
+    Args:
+        ledger: where its content is remembered.
+        dataset: its name.
+        pieces: what it is made of; None where nobody says.
+
+    Returns:
+        What reports say of it: whether the content could be compared, and which ledger it is.
+
+    Raises:
+        UnclearData: it is known under another name, or this name stood for something else.
+    """
+    content = None if pieces is None else ledger.content_of(pieces)
+    if content is not None:
+        ledger.identify(dataset, content)
+    return {
+        "content": "compared with what the ledger knows"
+        if content
+        else "not compared: it has no fingerprint",
+        "ledger_elsewhere": ledger.is_elsewhere,
+    }
+
+
+def _account(replay: Replay, dataset: str, unit: str) -> tuple[tuple[str, str], Account]:
+    """The account of a data set by any of its names, with its key."""
+    key = (find_name(replay, dataset), unit)
+    return key, replay.account(*key)
+
+
+def _check_reason(reason: str, what: str) -> str:
+    reason = check_text("reason", reason)
+    if len(reason.split()) < 2:
+        raise ValueError(f"reason is {reason!r}; say in words why {what}.")
+    return reason

@@ -11,7 +11,8 @@ ChargeKind = Literal["reserve", "release", "audit"]
 CHARGES = ("reserve", "release", "audit")
 ZERO_HASH = "0" * 64
 APPLICATION_ID = 0x4C445031  # "LDP1", so that another program's database is not taken for a ledger
-FORMAT = 1
+FORMAT = 1  # of rows
+SIGNED = 2  # of files whose entries are signed
 COLUMNS = ("seq", "prev_hash", "hash", "dataset", "unit", "run", "lease", "kind", "detail", "time")
 
 # BEFORE INSERT also stops INSERT OR REPLACE, whose hidden delete does not fire delete triggers.
@@ -37,6 +38,26 @@ SCHEMA = {
     ),
 }
 
+# What a file has besides once its entries are signed: one row a transaction, over the chain's end.
+SIGNATURES = {
+    "signature": (
+        "CREATE TABLE signature (seq INTEGER PRIMARY KEY, key TEXT NOT NULL, signature TEXT NOT NULL)"
+    ),
+    "signature_is_not_updated": (
+        "CREATE TRIGGER signature_is_not_updated BEFORE UPDATE ON signature BEGIN "
+        "SELECT RAISE(ABORT, 'the ledger is append-only: no update'); END"
+    ),
+    "signature_is_not_deleted": (
+        "CREATE TRIGGER signature_is_not_deleted BEFORE DELETE ON signature BEGIN "
+        "SELECT RAISE(ABORT, 'the ledger is append-only: no delete'); END"
+    ),
+    "signature_is_appended": (
+        "CREATE TRIGGER signature_is_appended BEFORE INSERT ON signature WHEN "
+        "NEW.seq IS NOT (SELECT max(seq) FROM entry) OR NEW.seq IN (SELECT seq FROM signature) BEGIN "
+        "SELECT RAISE(ABORT, 'the ledger is append-only: a signature is of the last entry'); END"
+    ),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -47,7 +68,8 @@ class Entry:
         prev_hash: the previous row's hash.
         hash: SHA-256 over all other fields, hexadecimal.
         dataset, unit, run, lease: what the row belongs to; empty where that does not apply.
-        kind: genesis, register, limit, open, reserve, release, audit, override or close.
+        kind: genesis, key, register, delta, limit, alias, content, accept, open, reserve, release, audit,
+            override or close.
         detail: what the row says, JSON-ready.
         time: UTC, for readers only; nothing is decided by it except how long a plan is held for a
             process on another host.

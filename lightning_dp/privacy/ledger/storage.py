@@ -12,7 +12,7 @@ import secrets
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,25 @@ from lightning_dp.privacy.ledger.connections import (
     plain_errors,
 )
 from lightning_dp.privacy.ledger.errors import BudgetExceeded, LedgerCorrupt, LedgerError, LedgerMissing
-from lightning_dp.privacy.ledger.replay import Replay
+from lightning_dp.privacy.ledger.keys import SigningKey, head_message, key_at_hand, signing_key
+from lightning_dp.privacy.ledger.replay import Charge, Replay, has_signatures
 from lightning_dp.privacy.ledger.rows import (
     APPLICATION_ID,
     COLUMNS,
     FORMAT,
     SCHEMA,
+    SIGNATURES,
+    SIGNED,
     Entry,
     canonical,
     hash_row,
 )
+from lightning_dp.privacy.ledger.scan import scan_charges
+from lightning_dp.privacy.ledger.snapshot import EVERY, Snapshot, read_snapshot, write_snapshot
 
 ENVIRONMENT_VARIABLE = "LIGHTNING_DP_LEDGER"
+
+_TAIL = 4096  # bytes of the anchor that are read where the rest was compared before
 
 _logger = logging.getLogger(__name__)
 
@@ -70,27 +77,108 @@ class LedgerFile:
         self.path = (chosen / "ledger.sqlite" if chosen.is_dir() else chosen).resolve()
         self.lock_timeout = lock_timeout
 
-    def read(self) -> tuple[Replay, list[Entry]]:
-        """Everything the file says, checked, and its rows."""
-        replay = Replay(self.path)
+    def read(self) -> Replay:
+        """Everything that the file says, checked as far as no snapshot vouches for it."""
         with contextlib.closing(self.connect()) as connection:
-            return replay, self._fill(connection, replay)
+            return self.load(connection)
 
     def load(self, connection: Connection) -> Replay:
-        """Everything the file says, checked, by a connection that stays open."""
-        replay = Replay(self.path)
-        self._fill(connection, replay)
+        """The same, by a connection that stays open."""
+        with self._moment(connection) as replay:
+            pass
+        self.keep(replay, key=key_at_hand(self.path))
         return replay
 
-    def _fill(self, connection: Connection, replay: Replay) -> list[Entry]:
-        with plain_errors(self.path, self.lock_timeout):
-            # The anchor first: whatever it has seen then was committed before the snapshot begins.
+    def read_all(
+        self,
+        each: Callable[[Entry], None] | None = None,
+        *,
+        then: Callable[[Connection, Replay], None] | None = None,
+        replay: Replay | None = None,
+    ) -> Replay:
+        """Everything that the file says, every row read and checked.
+
+        Args:
+            each: is shown every entry.
+            then: looks at more of the same moment.
+            replay: what is filled; None makes one.
+        """
+        replay = Replay(self.path) if replay is None else replay
+        with (
+            contextlib.closing(self.connect()) as connection,
+            plain_errors(self.path, self.lock_timeout),
+        ):
+            # The anchor first: whatever it has seen then was committed before the moment that is read.
             anchored = self._anchored()
-            connection.execute("BEGIN")
-            try:
-                return replay.load(connection, anchored)
-            finally:
-                connection.rollback()
+            with _snapshot(connection):
+                replay.load(connection, anchored, each=each)
+                if then is not None:
+                    then(connection, replay)
+        return replay
+
+    def holds(self, references: Collection[tuple[object, object]]) -> list[bool]:
+        """Which of these (seq, hash) are entries of the ledger."""
+        with contextlib.closing(self.connect()) as connection, self._moment(connection) as replay:
+            return [replay.holds(connection, seq, digest) for seq, digest in references]
+
+    def proof(self, seq: int) -> dict[str, Any] | None:
+        """The chain's end at an entry with its signature; None where it has none."""
+        with contextlib.closing(self.connect()) as connection, plain_errors(self.path, self.lock_timeout):
+            if not has_signatures(connection):
+                return None
+            row = connection.execute(
+                "SELECT entry.hash, key, signature FROM signature JOIN entry USING (seq) WHERE seq = ?",
+                (seq,),
+            ).fetchone()
+        if row is None:
+            return None
+        return {"seq": seq, "hash": row[0], "public_key": row[1], "signature": row[2]}
+
+    def charges(
+        self, *, runs: Collection[str] | None = None, key: Callable[[Replay], tuple[str, str]] | None = None
+    ) -> tuple[Replay, list[Charge]]:
+        """Charges at the steps that count, in order, of some runs and of an account, or of all."""
+        with contextlib.closing(self.connect()) as connection, self._moment(connection) as replay:
+            chosen = None if key is None else key(replay)
+            return replay, scan_charges(connection, replay, runs=runs, key=chosen)
+
+    @contextlib.contextmanager
+    def _moment(self, connection: Connection) -> Iterator[Replay]:
+        """What is read inside is of the moment that the replay says."""
+        replay = Replay(self.path)
+        with plain_errors(self.path, self.lock_timeout):
+            snapshot = read_snapshot(self.path, key=connection.key or key_at_hand(self.path))
+            anchored = self._anchored(tail=None if snapshot is None else _TAIL)
+            with _snapshot(connection):
+                self._fold(connection, replay, anchored, snapshot)
+                yield replay
+
+    def _fold(
+        self, connection: Connection, replay: Replay, anchored: dict[int, str], snapshot: Snapshot | None
+    ) -> None:
+        """Fold the rows, from the newest snapshot on where there is one.
+
+        Raises:
+            LedgerCorrupt: also where the ledger lacks what the snapshot ends at.
+        """
+        if snapshot is not None:
+            snapshot.put_into(replay)
+            if replay.holds(connection, snapshot.seq, snapshot.hash):
+                replay.load_from(connection, anchored)
+                return
+        replay.load(connection, anchored)
+        if snapshot is not None:
+            replay.fail(
+                min(snapshot.seq, replay.seq + 1),
+                f"this key signed a snapshot that ends at entry {snapshot.seq} ({snapshot.hash[:12]}…), and "
+                f"the ledger, which ends at {replay.seq}, does not hold it: it was rewritten, cut, or put "
+                "back to an older state",
+            )
+
+    def keep(self, replay: Replay, *, key: SigningKey | None) -> None:
+        """Write a snapshot where reading up to here again would take a while."""
+        if key is not None and replay.seq - replay.base >= EVERY and not replay.stale:
+            write_snapshot(self.path, replay, key=key)
 
     def _anchored(self, *, tail: int | None = None) -> dict[int, str]:
         anchored = read_anchor(self.path, tail=tail)
@@ -98,8 +186,8 @@ class LedgerFile:
             name = anchor_path(self.path).name
             raise LedgerCorrupt(
                 f"The ledger {self.path} has lost its anchor {name}, without which an incomplete copy can't "
-                "be told from a complete one. Put it back; or, if you know that this copy is complete, "
-                f"make an empty file {name} beside it.",
+                "be told from a complete one. Put back the newest complete copy of both; where there is "
+                "none, compare this one with what runs carry: lightning-dp ledger verify --against RUNS",
                 seq=1,
             )
         return anchored
@@ -112,13 +200,19 @@ class LedgerFile:
         may be there too (too much is charged, never too little), and the caller must release nothing.
         """
         with plain_errors(self.path, self.lock_timeout):
-            anchored = self._anchored(tail=4096)
+            anchored = self._anchored(tail=_TAIL)
+            connection.key = connection.key or signing_key(self.path, create=True)
             connection.execute("BEGIN IMMEDIATE")
-            before = -1
+            before, proof = -1, connection.proof
             try:
-                replay.advance(connection, anchored)
+                if replay.stale:
+                    self._fold(connection, replay, anchored, read_snapshot(self.path, key=connection.key))
+                else:
+                    replay.advance(connection, anchored)
                 before = replay.seq
                 yield
+                if replay.seq > before:
+                    proof = self._sign(connection, replay)
                 connection.execute("COMMIT")
             except BaseException as error:
                 refused = isinstance(error, BudgetExceeded | ValueError) and replay.seq == before
@@ -128,7 +222,33 @@ class LedgerFile:
                 raise
             if replay.seq > before:
                 append_anchor(self.path, replay.seq, replay.hash)
+            connection.proof = proof
             self._check_identity(connection)
+
+    def _sign(self, connection: Connection, replay: Replay) -> dict[str, Any]:
+        """Sign the end of the chain in the open transaction; a key that is new to the chain enters it first.
+
+        Returns:
+            What a checkpoint or a report carries of it.
+        """
+        key = connection.key
+        assert key is not None
+        if not has_signatures(connection):
+            for statement in SIGNATURES.values():
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version={SIGNED}")
+        if key.public not in replay.keys:
+            self.insert(connection, replay, ("", ""), kind="key", detail={"public_key": key.public})
+        signature = key.sign(head_message(replay.seq, replay.hash))
+        connection.execute("INSERT INTO signature VALUES (?, ?, ?)", (replay.seq, key.public, signature))
+        (began,) = connection.execute("SELECT hash FROM entry WHERE seq = 1").fetchone()
+        return {
+            "ledger_id": began,
+            "seq": replay.seq,
+            "hash": replay.hash,
+            "public_key": key.public,
+            "signature": signature,
+        }
 
     def insert(
         self,
@@ -205,7 +325,9 @@ class LedgerFile:
         return connection
 
     def _make_file(self, *, create: bool) -> None:
-        anchored = read_anchor(self.path)  # before the look at the file, which another process may make
+        anchored = read_anchor(
+            self.path, tail=_TAIL
+        )  # before the look at the file, which another process may make
         if self.path.exists():
             return
         if anchored:
@@ -217,8 +339,9 @@ class LedgerFile:
             )
         if not create:
             raise LedgerMissing(
-                f"There is no ledger at {self.path} yet; the first private run makes one. If there should "
-                f"be one, say where: --ledger or {ENVIRONMENT_VARIABLE}."
+                f"There is no ledger at {self.path} yet; the first private run makes one, or 'lightning-dp "
+                "ledger register DATASET --unit UNIT --limit E', which sets a limit before it. If there "
+                f"should be one, say where: --ledger or {ENVIRONMENT_VARIABLE}."
             )
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):  # another process was faster
@@ -250,22 +373,25 @@ class LedgerFile:
             return
         if not create:
             raise LedgerMissing(f"The ledger {self.path} is empty; the first private run begins it.")
+        key = connection.key = signing_key(self.path, create=True)
+        assert key is not None
         connection.execute("BEGIN IMMEDIATE")
         try:
             if self._is_ledger(connection):  # another process was faster
                 connection.rollback()
                 return
-            for statement in SCHEMA.values():
+            for statement in (SCHEMA | SIGNATURES).values():
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version={FORMAT}")
+            connection.execute(f"PRAGMA user_version={SIGNED}")
             # The anchor is there before the first commit: later its absence always means a loss.
             os.close(os.open(anchor_path(self.path), os.O_CREAT | os.O_WRONLY, 0o600))
             sync_folder(self.path.parent)
             replay = Replay(self.path)
             # The nonce makes two ledgers with the same history differ.
-            detail = {"format": FORMAT, "nonce": secrets.token_hex(16)}
+            detail = {"format": FORMAT, "nonce": secrets.token_hex(16), "public_key": key.public}
             self.insert(connection, replay, ("", ""), kind="genesis", detail=detail)
+            self._sign(connection, replay)
             connection.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
@@ -276,12 +402,12 @@ class LedgerFile:
 
     def _is_ledger(self, connection: Connection) -> bool:
         # The anchor first, and one snapshot: another process may begin the ledger between two looks at it.
-        anchored = read_anchor(self.path)
+        anchored = read_anchor(self.path, tail=_TAIL)
         with _snapshot(connection):
             (application_id,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if (application_id, version) == (APPLICATION_ID, FORMAT):
+        if application_id == APPLICATION_ID and version in (FORMAT, SIGNED):
             return True
         if (application_id, version, objects) == (0, 0, 0):
             if anchored:

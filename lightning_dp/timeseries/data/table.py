@@ -1,6 +1,6 @@
 """The user's own table: CSV or Parquet, wide or long, as a datamodule."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from lightning_dp.timeseries.data.own_table.layout import Layout
 from lightning_dp.timeseries.data.own_table.reading import Reading
 from lightning_dp.timeseries.data.own_table.split import ByCustomer, Part, Split
 from lightning_dp.timeseries.data.own_table.store import FileStore
+from lightning_dp.timeseries.data.stretches import stretches
 from lightning_dp.timeseries.data.train_items import (
     TrainItem,
     check_train_item,
@@ -235,6 +236,15 @@ class Table(WindowDataModule):
         std = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))
         std[std == 0] = 1.0  # a channel that never changes: its errors are then in its own unit
         return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+
+    def content_pieces(self) -> Iterator[bytes]:
+        """What the ledger knows the table by: stretches of a channel's values, cut by the clock."""
+        index = self._index
+        cells = np.load(self._folder / CELLS, mmap_mode="r")
+        for code, offset in enumerate(index["offsets"].tolist()):
+            first, end = int(index["first_rows"][code]), int(index["end_rows"][code])
+            values = cells[offset + first : offset + end, : self.num_channels]
+            yield from stretches(np.asarray(values), clock=int(index["clock"][code]) + first)
 
     def privacy_unit(self) -> PrivacyUnit:
         """The customer with all train rows, or one window of it.
