@@ -1,6 +1,6 @@
 """Estimators of audits: they say nothing of noise, rarely too much, and see what they are for.
 
-Each figure is over 2,000 independent audits with known distributions: a Gaussian mechanism of known μ.
+Each figure is over 1,000 independent audits with known distributions: a Gaussian mechanism of known μ.
 """
 
 import numpy as np
@@ -25,9 +25,9 @@ from lightning_dp.privacy.audit.guesses import Guesses
 from lightning_dp.privacy.audit.joint import p_value
 from lightning_dp.privacy.audit.one_run import epsilon_one_run, p_value as p_value_of_guesses
 
-TRIALS, ALPHA, DELTA = 2000, 0.05, 1e-5
+TRIALS, ALPHA, DELTA = 1000, 0.05, 1e-5
 MOST = int(binom.isf(1e-3, TRIALS, ALPHA))
-"""Of so many audits at most have a bound above the truth, but for a chance of 1 in 1,000."""
+"""So many audits may have a bound above the truth at most, but for a chance of 1 in 1,000."""
 
 
 def scores(mu: float, *, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -60,15 +60,14 @@ def one_run(mu, n):
 
 
 def f_dp_one_run(mu, n):
-    return epsilon_of_mu(
-        mu_one_run(Guesses.of(*coins(mu, canaries=2 * n), guessed=n // 2), alpha=ALPHA), delta=DELTA
-    )
+    mus = mu_one_run(Guesses.of(*coins(mu, canaries=2 * n), guessed=n // 2), alpha=ALPHA)
+    return epsilon_of_mu(mus, delta=DELTA)
 
 
 @pytest.mark.parametrize("bounds", [gaussian, classic, bayesian, one_run, f_dp_one_run])
 @pytest.mark.parametrize("mu", [0.0, 1.0])
 def test_bounds_are_above_the_truth_no_more_often_than_alpha(bounds, mu):
-    """At μ = 0 these are false alarms over 2,000 sets of null scores, else coverage."""
+    """At μ = 0 these are false alarms over 1,000 sets of null scores, else coverage."""
     found = bounds(mu, 100)
     assert (found > float(epsilon_of_mu(mu, delta=DELTA))).sum() <= MOST
     if mu:
@@ -110,8 +109,10 @@ def test_guesses_are_counted_from_both_ends():
 def test_guesses_about_all_are_worth_what_a_binomial_says():
     """Without δ the p-value is that of 2^(−m): every guess right by luck."""
     assert p_value_of_guesses(0.0, right=10, guessed=10, canaries=10, delta=0) == pytest.approx(2**-10)
-    more = p_value_of_guesses(0.0, right=10, guessed=10, canaries=10, delta=1e-3)
-    assert more == pytest.approx(2**-10 + 2 * 10 * 1e-3 * (1 - 2**-10) / 10, rel=0.5)
+    few = binom.pmf(np.arange(11), 10, 0.5)
+    worst = max(few[10 - i : 10].sum() / i for i in range(1, 11))
+    more = p_value_of_guesses(0.0, right=10, guessed=10, canaries=20, delta=1e-4)
+    assert more == pytest.approx(2**-10 + 2 * 20 * 1e-4 * worst)
 
 
 def test_epsilon_and_mu_are_one_curve():
@@ -148,10 +149,10 @@ def test_the_curve_of_one_gaussian_is_exact():
 
 
 def test_the_best_test_of_a_simulated_run_lies_on_its_curve():
-    null, canary = (summed(EPOCH, n=100_000, there=there) for there in (False, True))
+    null, canary = (summed(EPOCH, n=50_000, there=there) for there in (False, True))
     for threshold in (-0.5, 0.0, 2.0):
         fpr, fnr = (null > threshold).mean(), (canary <= threshold).mean()
-        assert fnr == pytest.approx(float(curve_of(EPOCH).fnr(fpr)), abs=0.008)
+        assert fnr == pytest.approx(float(curve_of(EPOCH).fnr(fpr)), abs=0.01)
 
 
 def test_a_bound_on_the_noise_is_above_the_truth_and_near_it():

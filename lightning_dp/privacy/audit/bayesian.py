@@ -7,7 +7,7 @@ from scipy.special import betainc, betaincinv
 
 from lightning_dp.privacy.audit.counts import Counts
 
-_NODES = 256
+_NODES = 64
 _HALVINGS = 40
 _LARGEST = 30.0
 

@@ -21,7 +21,7 @@ class Guesses:
 
     @classmethod
     def of(cls, scores: np.ndarray, included: np.ndarray, *, guessed: int) -> "Guesses":
-        """The highest ⌈r/2⌉ scores are guessed to be in, the lowest ⌊r/2⌋ to be out, of others nothing is said.
+        """The highest ⌈r/2⌉ scores are guessed to be in, the lowest ⌊r/2⌋ to be out; of others nothing.
 
         Args:
             scores: (…, m), one a canary, higher where it seems to be in.

@@ -15,9 +15,9 @@ def p_value(counts: Counts, *, least_fnr: Callable[[np.ndarray], np.ndarray]) ->
     """At most the probability (…) of so few errors, where FNR ≥ least_fnr(FPR).
 
     Of each FPR x that there may be, P[Bin(n, x) ≤ FP] and P[Bin(k, least_fnr(x)) ≤ FN] are independent
-    p-values; Fisher's combination of them (1932, Statistical Methods for Research Workers, 4th ed., §21.1) is
-    one p-value, and the largest over all x is one whatever x is. Against two bounds of confidence 1 − α/2 each
-    that is about a third less to give away, since both rates are not at their worst at once.
+    p-values; Fisher's combination of them (Statistical Methods for Research Workers, 4th ed. 1932, §21.1) is
+    one p-value, and the largest over all x is one whatever x is. Two bounds of confidence 1 − α/2 each give
+    away about a third more, since both rates are not at their worst at once.
 
     It errs upwards: between neighbouring x the larger of either factor counts.
 

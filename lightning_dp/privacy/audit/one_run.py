@@ -13,8 +13,8 @@ _LARGEST = 50.0
 def epsilon_one_run(guesses: Guesses, *, delta: float, alpha: float) -> np.ndarray:
     """Lower bound (…) of ε at δ, right with probability 1 − alpha.
 
-    Steinke, Nasr & Jagielski 2023, arXiv 2305.08846, Thm 5.2: under (ε, δ)-DP the number of right guesses is at
-    most Binomial(r, e^ε / (1 + e^ε)) but for δ. The largest ε at which as many as v right ones have a
+    Steinke, Nasr & Jagielski 2023, arXiv 2305.08846, Thm 5.2: under (ε, δ)-DP the number of right guesses is
+    at most Binomial(r, e^ε / (1 + e^ε)) but for δ. The largest ε at which as many as v right ones have a
     probability below alpha (`p_value`) is refuted, and so are all smaller ones.
 
     Of r guesses it never says more than about ln(r / ln(1/α)).
