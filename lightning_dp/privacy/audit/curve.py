@@ -7,6 +7,7 @@ than any noise allows where units are left out of an epoch with a chance of (1 �
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +16,8 @@ from dp_accounting.pld import privacy_loss_distribution as pld_lib
 
 from lightning_dp.privacy.accounting import GaussianEvent
 from lightning_dp.privacy.audit.counts import Counts
+from lightning_dp.privacy.audit.f_dp_one_run import is_refuted
+from lightning_dp.privacy.audit.guesses import Guesses
 from lightning_dp.privacy.audit.joint import p_value
 
 _INTERVAL = 1e-3
@@ -41,6 +44,14 @@ class Curve:
         growth = np.exp(_EPSILONS)
         one = 1 - self.removed - growth * fpr
         other = (1 - self.added - fpr) / growth
+        return np.maximum(0.0, np.maximum(one, other).max(axis=-1))
+
+    def least_fpr(self, tpr: np.ndarray | float) -> np.ndarray:
+        """The least false positive rate (…) at true positive rates (…), whichever of the two is the null."""
+        tpr = np.asarray(tpr, dtype=float)[..., None]
+        growth, worse = np.exp(_EPSILONS), np.maximum(self.removed, self.added)
+        one = (tpr - worse) / growth
+        other = 1 - worse - growth * (1 - tpr)
         return np.maximum(0.0, np.maximum(one, other).max(axis=-1))
 
 
@@ -79,12 +90,24 @@ def noise_multiplier_upper_bound(event: GaussianEvent, counts: Counts, *, alpha:
         alpha: in (0, 1).
     """
 
-    def possible(noise_multiplier: float) -> bool:
-        curve = _curve(noise_multiplier, event.sampling_rate, event.steps)
-        return float(p_value(counts, least_fnr=curve.fnr)) >= alpha
-
     if float(p_value(counts, least_fnr=lambda fpr: 1 - fpr)) >= alpha:
         return math.inf
+    return _largest(event, lambda curve: float(p_value(counts, least_fnr=curve.fnr)) >= alpha)
+
+
+def noise_multiplier_one_run(event: GaussianEvent, guesses: Guesses, *, alpha: float) -> float:
+    """The same from guesses of a single run (arXiv 2410.22235, with the curve of the plan)."""
+    if not is_refuted(guesses, least_fpr=lambda tpr: tpr, alpha=alpha):
+        return math.inf
+    return _largest(event, lambda curve: not is_refuted(guesses, least_fpr=curve.least_fpr, alpha=alpha))
+
+
+def _largest(event: GaussianEvent, allows: Callable[[Curve], bool]) -> float:
+    """The largest σ whose curve allows what was seen: less noise allows more."""
+
+    def possible(noise_multiplier: float) -> bool:
+        return allows(_curve(noise_multiplier, event.sampling_rate, event.steps))
+
     if not possible(_LEAST_NOISE):
         return 0.0
     low, high = _LEAST_NOISE, event.noise_multiplier
