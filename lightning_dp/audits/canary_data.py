@@ -34,8 +34,9 @@ class CanaryData(LightningDataModule):
         super().__init__()
         if not hasattr(source, "synthetic_items"):
             raise ValueError(
-                f"{type(source).__name__} has no synthetic_items(num_items), so an audit has no made-up units of "
-                "its shapes: add that method, which returns items as __getitem__ does from public facts only"
+                f"{type(source).__name__} has no synthetic_items(num_items), so an audit has no made-up "
+                "units of its shapes: add that method, which returns items as __getitem__ does, from public "
+                "facts only"
             )
         self._source = source
         loader = source.train_dataloader()
@@ -46,12 +47,10 @@ class CanaryData(LightningDataModule):
         made_up = source.synthetic_items(len(self._numbers))
         if not all(isinstance(item, dict) for item in made_up):
             raise ValueError(
-                f"{type(source).__name__}.synthetic_items gives items that are no dicts, so none can be marked as "
-                "a canary: let items be dicts of named values"
+                f"{type(source).__name__}.synthetic_items gives items that are no dicts, so none can be "
+                "marked as a canary: let items be dicts of named values"
             )
-        self._items = [
-            {**item, CANARY: number} for item, number in zip(made_up, self._numbers, strict=True)
-        ]
+        self._items = [{**item, CANARY: number} for item, number in zip(made_up, self._numbers, strict=True)]
 
     @property
     def num_units(self) -> int:
@@ -74,7 +73,7 @@ class CanaryData(LightningDataModule):
 
     def synthetic_items(self, num_items: int) -> list[Any]:
         """Every third one is a canary, beginning with the fourth: a check of what is 0 needs others."""
-        items = self._source.synthetic_items(num_items)  # type: ignore[attr-defined]
+        items = self._source.synthetic_items(num_items)
         numbers = [place // 3 - 1 if place and place % 3 == 0 else -1 for place in range(num_items)]
         return [{**item, CANARY: number} for item, number in zip(items, numbers, strict=True)]
 

@@ -7,13 +7,14 @@ al. 2023, arXiv 2302.07956, Sec. 4.2, "Dirac canary"). All other rows keep their
 """
 
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+
+from lightning_dp.privacy.preflight import copies
 
 CANARY = "audit_canary"
 """Of a batch: (B,) whole numbers, which canary a row is; below 0 none."""
@@ -31,8 +32,8 @@ class _CanarySteps:
         losses = output.get("losses") if isinstance(output, Mapping) else output
         if not isinstance(losses, Tensor) or losses.ndim != 1:
             raise ValueError(
-                f"training_step of {type(self).__mro__[2].__name__} returns no losses of rows (R,), so no row of "
-                "it can be made a canary: return {'losses': losses}"
+                f"training_step of {type(self).__mro__[2].__name__} returns no losses of rows (R,), so "
+                "no row of it can be made a canary: return {'losses': losses}"
             )
         canary = batch[CANARY].repeat_interleave(len(losses) // len(batch[CANARY]))  # (R,)
         return {"losses": torch.where(canary < 0, losses, self._losses_of(canary))}
@@ -57,7 +58,7 @@ def with_canaries(module: LightningModule, *, present: Tensor, max_grad_norm: fl
     Raises:
         ValueError: no linear layer of it that trains has m entries.
     """
-    copied = deepcopy(module)
+    copied = copies.copied(module, with_weights=True)
     name, weight = _largest_linear(copied, least=len(present))
     kind = type(module)
     copied.__class__ = type(f"Audited{kind.__name__}", (_CanarySteps, kind), {"__module__": kind.__module__})
@@ -66,7 +67,7 @@ def with_canaries(module: LightningModule, *, present: Tensor, max_grad_norm: fl
     strength = _STRENGTH * max_grad_norm * present.float()
     inputs = F.one_hot(column, weight.shape[1]) * strength[:, None]  # (m, in)
     outputs = F.one_hot(row, weight.shape[0]).float()  # (m, out)
-    copied.audited = name
+    copied.__dict__["audited"] = name
     copied.register_buffer("audit_numbers", torch.arange(len(present)), persistent=False)
     copied.register_buffer("audit_inputs", inputs, persistent=False)
     copied.register_buffer("audit_outputs", outputs, persistent=False)
@@ -94,7 +95,7 @@ def _largest_linear(module: nn.Module, *, least: int) -> tuple[str, Tensor]:
     name, weight = max(found, key=lambda one: one[1].numel(), default=("", torch.zeros(0)))
     if weight.numel() < least:
         raise ValueError(
-            f"{type(module).__name__} trains no linear layer of at least {least} weights, and canaries need one "
-            "each: take fewer (--canaries), or a larger net"
+            f"{type(module).__name__} trains no linear layer of at least {least} weights, and canaries need "
+            "one each: take fewer (--canaries), or a larger net"
         )
     return name, weight

@@ -28,11 +28,12 @@ def score_histograms(all_scores: Sequence[Scores]) -> Figure:
     """A panel per adversary: densities of scores without and with a canary, the threshold at 0."""
     figure, panels = _panels(len(all_scores))
     for axes, scores in zip(panels, all_scores, strict=True):
-        both = np.concatenate([scores.null, scores.canary])
-        low, high = np.quantile(both, [0.002, 0.998])
+        kinds = (scores.null, scores.canary)
+        low = min(np.quantile(kind, 0.005) for kind in kinds)
+        high = max(np.quantile(kind, 0.995) for kind in kinds)
         if low == high:
             low, high = low - 1, high + 1
-        bins = np.linspace(low, high, 31)
+        bins = np.linspace(low, high, 36 if len(scores.canary) > 300 else 16).tolist()
         for values, colour, label in (
             (scores.null, BASELINE, f"no canary ({len(scores.null):,})"),
             (scores.canary, FORECAST, f"canary ({len(scores.canary):,})"),
@@ -73,16 +74,16 @@ def trade_off(all_scores: Sequence[Scores], *, alpha: float) -> Figure:
         top = upper_share(counts.false_negatives, counts.canaries, alpha=alpha / 2)
         axes.plot([x, right, right], [top, top, y], color=MUTED, linewidth=1, linestyle="--")
         axes.plot([x], [y], "o", color=FORECAST, markersize=5, label="counted, and its upper bounds")
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.set_title(f"{scores.adversary}: {_TITLES.get(scores.adversary, '')}", fontsize=10, color=INK)
         axes.set_xlabel("false positive rate", fontsize=9)
-        axes.legend(fontsize=7.5, frameon=False, loc="upper right")
+        axes.legend(fontsize=7.5, frameon=False, loc="upper right", handlelength=1.4)
     panels[0].set_ylabel("false negative rate", fontsize=9)
     return figure
 
 
 def _panels(number: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(3.7 * number, 3.7), layout="constrained")
+    figure = Figure(figsize=(3.6 * number, 3.9), layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(1, number, squeeze=False)[0])
     for axes in panels:

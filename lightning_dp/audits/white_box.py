@@ -1,7 +1,7 @@
 """Two private fits on made-up units with canaries, and what four adversaries make of their releases.
 
-All of them see each released update and know everything about the data but one canary (Nasr et al. 2021, arXiv
-2101.04535, "white-box"; one run serves all canaries, whose directions are orthogonal). What each is for:
+All of them see each released update and know everything about the data but one canary ("white-box", Nasr et
+al. 2021, arXiv 2101.04535; one run serves all canaries, whose directions are orthogonal). What each is for:
 
 - `step`: was the canary in this batch? Noise too small, contributions too large.
 - `run`: was it in the data at all? All of the path together, by the likelihood ratio that is best against it.
@@ -15,7 +15,8 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,9 +68,7 @@ class Setting:
     def event(self) -> GaussianEvent:
         """What is claimed of all steps together."""
         rate = self.batch / (self.others + self.canaries)
-        return GaussianEvent(
-            noise_multiplier=self.noise_multiplier, sampling_rate=rate, steps=self.steps
-        )
+        return GaussianEvent(noise_multiplier=self.noise_multiplier, sampling_rate=rate, steps=self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +141,11 @@ def scores_of(run: Releases, twin: Releases, *, present: np.ndarray, setting: Se
     others = np.asarray(run.sizes)[:, None] - inside  # (T, m)
     lacking = np.where(others == setting.batch - 1, seen - 0.5, 0.0).sum(axis=0)
     again, when = np.stack(twin.scores), np.stack(twin.inside)
-    replayed = np.where(when, seen[: len(again)] - again - 0.5, 0.0).sum(axis=0)
+    # How much of the noise is the twin's: all of it or nothing, by what both released elsewhere.
+    first = seen[: len(again)]
+    elsewhere = ~(when | inside[: len(again)])
+    known = float(np.clip(np.corrcoef(first[elsewhere], again[elsewhere])[0, 1], 0, 1).round(1))
+    replayed = np.where(when, first - known * again - 0.5, 0.0).sum(axis=0)
     one = GaussianEvent(noise_multiplier=setting.noise_multiplier, steps=1)
     return [
         Scores(adversary="step", null=seen[~there] - 0.5, canary=seen[there] - 0.5, event=one),
@@ -151,6 +154,22 @@ def scores_of(run: Releases, twin: Releases, *, present: np.ndarray, setting: Se
             for name, values in (("run", ratio), ("batches", lacking), ("seed", replayed))
         ),
     ]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Advice of the trainer, and the news of a ledger that is thrown away, are for fits."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning_dp.privacy.ledger")]
+    levels = [one.level for one in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        for one in loggers:
+            one.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for one, level in zip(loggers, levels, strict=True):
+                one.setLevel(level)
 
 
 class _Steps(Callback):
@@ -171,10 +190,8 @@ def _fit(
     progress: Callable[[str, int, int], None],
     name: str,
 ) -> None:
-    """One private fit by Lightning's trainer; its ledger and folder are thrown away, as its data is nobody's."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    """One private fit by Lightning's trainer; its ledger and folder are thrown away: the data is nobody's."""
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         seed_everything(setting.seed, verbose=False)
         private = DifferentialPrivacy(
             noise_multiplier=setting.noise_multiplier,

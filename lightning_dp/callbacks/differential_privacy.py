@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lightning_dp.callbacks.audit_canaries import AuditCanaries
 from lightning_dp.callbacks.check import Refusals, plain_trainer, without_fit
 from lightning_dp.callbacks.check_report import CheckReport, report_of
 from lightning_dp.callbacks.declared_unit import ASSUMED, check_unit, dataset_name, find_unit
@@ -125,6 +126,8 @@ class DifferentialPrivacy(Callback):
         spot_check: n, one logical batch in how many is looked at twice, as is the first: some of its units
             are run again alone, and a fit stops where their gradients are not what was measured; 0 for none.
             See docs/spot_check.md.
+        audit: whether canaries of no unit's join every step's sum, so that the report says what an attack
+            shows at least; no unit's ε changes. See `lightning_dp.callbacks.audit_canaries`.
         synthetic_items: n → n made-up items of the train dataset, for the preflight; None asks the data.
         synthetic_units: n → a collated batch of n made-up units; see `lightning_dp.callbacks.made_up_units`.
     """
@@ -149,6 +152,7 @@ class DifferentialPrivacy(Callback):
         public_start: str | None = None,
         accept: dict[str, str] | None = None,
         spot_check: int = 100,
+        audit: bool = False,
         synthetic_items: Callable[[int], Any] | None = None,
         synthetic_units: Callable[[int], Any] | None = None,
     ) -> None:
@@ -179,6 +183,8 @@ class DifferentialPrivacy(Callback):
         self.public_start = public_start
         self.accept = accept or {}
         self._spot_check = SpotCheck(spot_check)
+        self.audit = audit
+        self._audit = AuditCanaries(audit)
         self.synthetic_items = synthetic_items
         self.synthetic_units = synthetic_units
         self.target_epsilon = target_epsilon
@@ -271,6 +277,7 @@ class DifferentialPrivacy(Callback):
         )
         self._own_source = trainer.fit_loop._data_source
         trainer.fit_loop._data_source = _DataLoaderSource(self._loader, "")
+        self._audit.start(self._plan, self._ranks)
         self._in_fit = True
 
     def check(
@@ -695,10 +702,11 @@ class DifferentialPrivacy(Callback):
         self._charges.take()  # the ledger covers the step, or this raises
         self._spot_check.settle(self._ranks, step=trainer.global_step)
         noisy = self._ranks.release(
-            self.clipping_engine.take(),
+            self._audit.add_to(self.clipping_engine.take()),
             noise=self._noise,
             scale=self.plan.noise_multiplier * self.plan.max_grad_norm,
         )
+        self._audit.look(noisy)
         for name, parameter in pl_module.named_parameters():
             if parameter.requires_grad:
                 parameter.grad = noisy[name].div_(self.plan.expected_batch_size).to(parameter.dtype)
@@ -808,6 +816,7 @@ class DifferentialPrivacy(Callback):
                 "ledger_seq": seq,
                 "ledger_hash": digest,
                 "spot_check": self._spot_check.to_dict(),
+                "audit": self._audit.to_dict(self.plan.epsilon_after(charged)),
                 **self._facts,
             },
         )

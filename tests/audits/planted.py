@@ -1,5 +1,6 @@
 """Faults that an audit has to see, each planted in the project's own code in one place."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -61,10 +62,11 @@ def shuffled_batches() -> Iterator[None]:
 @contextmanager
 def published_seed() -> Iterator[None]:
     """P15: noise and batches from the seed of the run folder's config.yaml."""
-    with (
-        patch.object(noise, "entropy_bits", lambda: torch.initial_seed()),
-        patch.object(sampling, "entropy_bits", lambda: torch.initial_seed()),
-    ):
+
+    def seeded() -> int:
+        return int(os.environ["PL_GLOBAL_SEED"])
+
+    with patch.object(noise, "entropy_bits", seeded), patch.object(sampling, "entropy_bits", seeded):
         yield
 
 
