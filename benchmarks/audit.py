@@ -1,6 +1,6 @@
 """Do audits see what is broken, and nothing else? Estimators on known mechanisms, then our own training path.
 
-Parts, each of which writes its rows into the progress file as it goes and is not repeated where they are there:
+Parts, each of which adds its rows to the progress file and is not repeated where they are there:
 
     estimators  2,000 audits each of null scores, of the claimed μ = 1, and of noise √2 and 2 times too small
     faults      the audit of `lightning-dp audit` on toy modules of both families, clean and with four faults
@@ -27,10 +27,10 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(TESTS), str(TESTS / "callbacks")]
+# Without this folder, whose images.py would hide the tests' package.
+sys.path[:1] = [str(TESTS), str(TESTS / "callbacks")]
 
 # ruff: noqa: E402
-import result_file
 from audits.planted import FAULTS
 from images.image_support import awake, npz_data, tiny_module, tiny_net, write_npz
 from replay.test_replay import households, series_module
@@ -267,6 +267,9 @@ def main() -> None:
     parser.add_argument("--progress", type=Path, default=Path("progress.jsonl"))
     parser.add_argument("--json", type=Path, default=Path("docs/results/audit.json"))
     arguments = parser.parse_args()
+    sys.path.append(str(Path(__file__).parent))
+    import result_file
+
     torch.set_num_threads(1)
     known = _read(arguments.progress)
     parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {

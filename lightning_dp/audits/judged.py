@@ -128,8 +128,6 @@ def _epsilon(event: GaussianEvent, noise_multiplier: float, delta: float) -> flo
         return 0.0
     if noise_multiplier == 0:
         return math.inf
-    if noise_multiplier >= event.noise_multiplier:  # the search ends a thousandth above it
-        noise_multiplier *= 1.001
     other = GaussianEvent(
         noise_multiplier=noise_multiplier, sampling_rate=event.sampling_rate, steps=event.steps
     )

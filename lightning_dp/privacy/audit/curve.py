@@ -116,7 +116,7 @@ def _largest(event: GaussianEvent, allows: Callable[[Curve], bool]) -> float:
         if high > _MOST_NOISE:
             return math.inf
     for _ in range(_HALVINGS):
-        if high / low < 1.001:
+        if high / low < 1.005:
             break
         middle = math.sqrt(low * high)
         low, high = (middle, high) if possible(middle) else (low, middle)
