@@ -1,8 +1,10 @@
 """Made-up units of a recipe's shapes, some of them canaries: the data of an audit."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, final
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -51,6 +53,7 @@ class CanaryData(LightningDataModule):
                 "marked as a canary: let items be dicts of named values"
             )
         self._items = [{**item, CANARY: number} for item, number in zip(made_up, self._numbers, strict=True)]
+        self._canaries = self._items[num_others:]
 
     @property
     def num_units(self) -> int:
@@ -61,6 +64,27 @@ class CanaryData(LightningDataModule):
     def num_others(self) -> int:
         """Units before the first canary."""
         return self._numbers.count(-1)
+
+    @property
+    def num_candidates(self) -> int:
+        """m, canaries of all, whether `only` left them out or not."""
+        return len(self._canaries)
+
+    def change_canaries(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Give each canary's item other values."""
+        self._canaries = [change(item) for item in self._canaries]
+        self._items = [*self._items[: self.num_others], *self._canaries]
+
+    def only(self, present: np.ndarray) -> "CanaryData":
+        """The same data where canaries that are not `present` (m,) are left out; marked as none."""
+        again = copy.copy(self)
+        chosen = [item for item, there in zip(self._canaries, present, strict=True) if there]
+        again._items = [{**item, CANARY: -1} for item in (*self._items[: self.num_others], *chosen)]
+        return again
+
+    def candidates(self) -> dict[str, Any]:
+        """A batch of all canaries, in order."""
+        return {name: value for name, value in self.collate(self._canaries).items() if name != CANARY}
 
     def privacy_unit(self) -> PrivacyUnit:
         """Each item is one."""

@@ -61,7 +61,8 @@ class Row:
     @property
     def verdict(self) -> str:
         """In a few words."""
-        return f"ABOVE THE CLAIM: {MEANINGS.get(self.adversary, '')}" if self.exceeds else "within the claim"
+        meaning = MEANINGS.get(self.adversary, "losses of the finished model tell who was trained on")
+        return f"ABOVE THE CLAIM: {meaning}" if self.exceeds else "within the claim"
 
 
 def judge(all_scores: Sequence[Scores], *, delta: float, alpha: float) -> list[Row]:

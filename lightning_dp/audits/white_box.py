@@ -114,7 +114,7 @@ def attack(
         )
         releases = Releases()
         own = replace(setting, steps=steps)
-        _fit(audited, source, releases, setting=own, privacy=privacy, progress=progress, name=name)
+        private_fit(audited, source, releases, setting=own, privacy=privacy, progress=progress, name=name)
         return releases
 
     run = fit(coins, "the run", setting.steps)
@@ -180,11 +180,10 @@ class _Steps(Callback):
         self._progress(self._name, trainer.global_step, self._steps)
 
 
-def _fit(
+def private_fit(
     module: LightningModule,
     data: CanaryData,
-    releases: Releases,
-    *,
+    *observers: Callback,
     setting: Setting,
     privacy: DifferentialPrivacy,
     progress: Callable[[str, int, int], None],
@@ -197,6 +196,7 @@ def _fit(
             noise_multiplier=setting.noise_multiplier,
             delta=setting.delta,
             expected_batch_size=setting.batch,
+            num_units=setting.others + setting.canaries,
             max_grad_norm=privacy.max_grad_norm,
             clipping_function=deepcopy(privacy.clipping_function),
             clipping_engine=type(privacy.clipping_engine)(),
@@ -216,5 +216,5 @@ def _fit(
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[private, releases, _Steps(name, setting.steps, progress)],
+            callbacks=[private, *observers, _Steps(name, setting.steps, progress)],
         ).fit(module, datamodule=data)

@@ -21,12 +21,14 @@ examples:
 files: audit.json, scores.png and trade_off.png in --out
 """
 
+_KINDS = ("white-box", "membership", "outliers")
 _OPTIONS = {
     "--steps": (int, "optimizer steps of the run (160: ten passes)"),
     "--canaries": (int, "canaries, of which a coin puts each in or not (128)"),
     "--others": (int, "other units (64)"),
     "--batch": (int, "expected batch size (12)"),
     "--noise_multiplier": (float, "σ of the audit's own plan (1.0)"),
+    "--shadows": (int, "of membership and outliers: further fits that show what is usual (0, or 2 and more)"),
     "--seed": (int, "the published seed of both fits (7)"),
 }
 
@@ -53,17 +55,28 @@ def main(argv: list[str]) -> int:
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML of fit; later ones go on top")
     for name, (kind, text) in _OPTIONS.items():
         parser.add_argument(name, type=kind, help=text)
+    parser.add_argument(
+        "--kind",
+        choices=_KINDS,
+        default="white-box",
+        help="white-box: from released updates; membership: from losses of the finished model, by timestep; "
+        "outliers: the same of extreme units",
+    )
     parser.add_argument("--alpha", type=float, default=0.05, help="probability of a false alarm (0.05)")
-    parser.add_argument("--out", type=Path, help="folder for the files (audits/NAME of the last CONFIG)")
+    parser.add_argument("--out", type=Path, help="folder for the files (audits/CONFIG-KIND)")
     arguments, overrides = parser.parse_known_args(argv)
     if not 0 < arguments.alpha < 1:
         raise ValueError(
             f"--alpha is {arguments.alpha}; it is a probability between 0 and 1, 0.05 for instance"
         )
     given = {name[2:]: getattr(arguments, name[2:]) for name in _OPTIONS}
+    shadows = given.pop("shadows") or 0
+    if shadows and arguments.kind == "white-box":
+        raise ValueError("--shadows is for --kind membership and outliers; leave it out")
 
     # Late: --help should not wait for torch.
     from lightning_dp.audits.judged import judge
+    from lightning_dp.audits.membership import Membership, attack_losses
     from lightning_dp.audits.white_box import Setting, attack
     from lightning_dp.audits.written import facts_of, sentence, table, write
     from lightning_dp.lightning_cli import instantiate_fit
@@ -74,10 +87,19 @@ def main(argv: list[str]) -> int:
     cli.datamodule.prepare_data()
     cli.datamodule.setup("fit")
     with _Bar() as bar:
-        scores = attack(cli.model, cli.datamodule, setting=setting, privacy=privacy, progress=bar.show)
+        parts = {"setting": setting, "privacy": privacy, "progress": bar.show}
+        if arguments.kind == "white-box":
+            scores = attack(cli.model, cli.datamodule, **parts)
+        else:
+            of_losses = Membership(shadows=shadows, outliers=arguments.kind == "outliers")
+            scores = attack_losses(cli.model, cli.datamodule, membership=of_losses, **parts)
     rows = judge(scores, delta=setting.delta, alpha=arguments.alpha)
-    folder = arguments.out or Path("audits") / Path(arguments.configs[-1]).stem
-    facts = {"configs": [Path(config).name for config in arguments.configs], **facts_of(setting)}
+    folder = arguments.out or Path("audits") / f"{Path(arguments.configs[-1]).stem}-{arguments.kind}"
+    facts = {
+        "kind": arguments.kind,
+        "configs": [Path(config).name for config in arguments.configs],
+        **facts_of(setting),
+    }
     write(folder, rows, scores=scores, alpha=arguments.alpha, facts=facts)
     print(table(rows))
     print(f"\n{sentence(rows, alpha=arguments.alpha)}\n{folder}/audit.json, scores.png, trade_off.png")

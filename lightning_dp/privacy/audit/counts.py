@@ -77,21 +77,23 @@ def count(null: np.ndarray, canary: np.ndarray, *, threshold: np.ndarray | float
     )
 
 
-def count_held_out(
-    null: np.ndarray, canary: np.ndarray, *, share: float = 0.2, alpha: float = 0.05
-) -> Counts:
-    """Errors at the threshold that promises most on scores which are then not counted.
+def count_held_out(null: np.ndarray, canary: np.ndarray, *, share: float = 0.2) -> Counts:
+    """Errors at the threshold of `hold_out`, on the scores that did not choose it."""
+    return count(*hold_out(null, canary, share=share), threshold=0.0)
+
+
+def hold_out(null: np.ndarray, canary: np.ndarray, *, share: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+    """Some scores choose a threshold; the others, less the threshold, can be counted at 0.
 
     A threshold that is chosen on the scores it is counted on finds something in pure noise. Here the first
     `share` of each kind chooses: of the scores themselves as thresholds, at most 64, the one with the largest
-    Φ⁻¹(1 − FPR) − Φ⁻¹(FNR) at the upper bounds of its rates. The others are counted. Scores must come in no
-    order that tells anything.
+    Φ⁻¹(1 − FPR) − Φ⁻¹(FNR) at the upper bounds of its rates. Scores must come in no order that tells
+    anything.
 
     Args:
         null: (…, n) scores, n ≥ 2.
         canary: (…, k) scores, k ≥ 2.
         share: in (0, 1), of the scores that choose.
-        alpha: of the bounds by which they choose; no part of any guarantee.
     """
     null, canary = np.asarray(null, dtype=float), np.asarray(canary, dtype=float)
     first_null, null = _split(null, share, "null")
@@ -100,10 +102,10 @@ def count_held_out(
     places = np.linspace(0, pooled.shape[-1] - 1, min(_CANDIDATES, pooled.shape[-1])).round().astype(int)
     candidates = pooled[..., places]  # (…, t)
     tried = count(first_null[..., None, :], first_canary[..., None, :], threshold=candidates)
-    false_positives, false_negatives = tried.upper_rates(alpha)
+    false_positives, false_negatives = tried.upper_rates(0.05)
     best = (ndtri(1 - false_positives) - ndtri(false_negatives)).argmax(axis=-1)
-    threshold = np.take_along_axis(candidates, best[..., None], axis=-1)[..., 0]
-    return count(null, canary, threshold=threshold)
+    threshold = np.take_along_axis(candidates, best[..., None], axis=-1)
+    return null - threshold, canary - threshold
 
 
 def _split(scores: np.ndarray, share: float, what: str) -> tuple[np.ndarray, np.ndarray]:
