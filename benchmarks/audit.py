@@ -167,23 +167,24 @@ def looked_at_once() -> Iterator[None]:
         yield
 
 
-def toy_fit(folder: Path, *, audit: bool, steps: int, callbacks: list[Callback] | None = None) -> dict:
-    """A fit of a small net by the real callback; its report."""
+def toy_fit(folder: Path, *, steps: int) -> dict:
+    """A fit of a small net by the real callback, as if of 3,200 units: 64 canaries; its report."""
     privacy = DifferentialPrivacy(
         noise_multiplier=1.0,
-        delta=1e-2,
-        expected_batch_size=7,
+        delta=1e-5,
+        expected_batch_size=400,
+        num_units=3200,
         max_grad_norm=0.3,
         ledger=str(folder / "ledger.sqlite"),
         spot_check=0,
-        audit=audit,
+        audit=True,
     )
     Trainer(
         default_root_dir=folder,
         accelerator="cpu",
         devices=1,
         max_steps=steps,
-        callbacks=[privacy, *(callbacks or [])],
+        callbacks=[privacy],
         **QUIET,
     ).fit(Still(), datamodule=Points())
     return json.loads((folder / "privacy.json").read_text())
@@ -194,9 +195,10 @@ def habit(fits: int) -> Iterator[dict[str, Any]]:
     with looked_at_once():
         for _ in range(fits):
             with tempfile.TemporaryDirectory() as folder:
-                audit = toy_fit(Path(folder), audit=True, steps=40)["audit"]
+                audit = toy_fit(Path(folder), steps=40)["audit"]
             step = audit["per_step"] or {"exceeds": False, "noise_multiplier_at_most": float("inf")}
             yield {
+                "canaries": audit["n"],
                 "bound": audit["bound"],
                 "claimed": audit["claimed"],
                 "exceeds": audit["exceeds"],
@@ -290,17 +292,21 @@ def main() -> None:
                 break
     rows = [{"part": part, **row} for part, found in known.items() if part != "habit" for row in found]
     fits = known.get("habit", [])
-    result_file.write(
-        arguments.json,
-        rows=rows,
-        habit={
-            "fits": len(fits),
-            "above": sum(fit["exceeds"] for fit in fits),
-            "step_above": sum(fit["step_exceeds"] for fit in fits),
-            "largest_bound": max((fit["bound"] for fit in fits), default=None),
-            "claimed": fits[0]["claimed"] if fits else None,
-        },
-    )
+    summary = [
+        {
+            "part": "habit",
+            "canaries": canaries,
+            "fits": len(own),
+            "above": sum(fit["exceeds"] for fit in own),
+            "step_above": sum(fit["step_exceeds"] for fit in own),
+            "median_bound": float(np.median([fit["bound"] for fit in own])),
+            "largest_bound": max(fit["bound"] for fit in own),
+            "claimed": own[0]["claimed"],
+        }
+        for canaries in sorted({fit["canaries"] for fit in fits})
+        if (own := [fit for fit in fits if fit["canaries"] == canaries])
+    ]
+    result_file.write(arguments.json, rows=[*rows, *summary])
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:

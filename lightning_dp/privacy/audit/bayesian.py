@@ -20,8 +20,8 @@ def epsilon_credible(counts: Counts, *, delta: float, alpha: float, prior: Prior
 
     Zanella-Béguelin et al. 2022, arXiv 2206.05199, Sec. 3: FPR and FNR have independent posteriors, and ε is
     what the worse of the two conditions of (ε, δ)-DP asks for. The paper's prior is Jeffreys',
-    FPR ~ Beta(½ + FP, ½ + TN), under which more than α of all bounds are above the truth where there are few
-    scores. The cautious one, Beta(1 + FP, TN), has Clopper and Pearson's upper bound as its quantile; the
+    FPR ~ Beta(½ + FP, ½ + TN), under which about α of null scores give a bound above 0, at times a little
+    more. The cautious one, Beta(1 + FP, TN), has Clopper and Pearson's upper bound as its quantile; the
     bound is still above `classic`'s, since the two rates are rarely at their worst together. It is a credible
     bound: docs/results/audit.md measures how often it is above the truth, nothing proves it.
 
