@@ -7,10 +7,14 @@ import pytest
 import torch
 from audits.planted import half_the_noise
 from lightning.pytorch import Trainer
+from replay.neighbours import HUGE, REMOVED
+from replay.test_replay import of_line
 from replay.toys import Points, Still
 
+from lightning_dp.callbacks import audit_canaries
 from lightning_dp.callbacks.audit_canaries import AuditCanaries
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.privacy import sampling
 from lightning_dp.privacy.accounting import GaussianEvent, epsilon_pld
 from lightning_dp.privacy.noise import GaussianNoise
 from lightning_dp.privacy.plan import PrivacyPlan
@@ -63,6 +67,18 @@ def test_half_the_noise_is_seen_in_the_report_of_a_fit(tmp_path):
     assert not honest["exceeds"]
     assert planted["exceeds"]
     assert planted["noise_multiplier_at_most"] < planted["claimed"] == 1.0
+
+
+def test_units_move_a_sum_with_canaries_no_further_than_without(tmp_path, monkeypatch):
+    """Record and replay: with the canaries' coins held fixed, D and D′ look alike."""
+    monkeypatch.setattr(audit_canaries, "entropy_bits", lambda: 1)
+    monkeypatch.setattr(sampling, "entropy_bits", lambda: 2)
+    found = of_line(tmp_path, neighbours=[REMOVED, HUGE], privacy={"audit": True})
+    assert found.violations == []
+    assert found.exit == "finished"
+    assert found.moved["one removed"] > 0.9
+    content = json.loads(next(tmp_path.glob("D/run/**/privacy.json")).read_text())
+    assert content["audit"]["steps"] > 0
 
 
 # --- the mechanism, without a fit -----------------------------------------------------------------------
