@@ -24,21 +24,22 @@ from lightning_dp.privacy.units import PrivacyUnit
 STEPS = 60
 
 
-def report(folder, *, audit=True, steps=STEPS):
+def report(folder, *, audit=True, **options):
+    options = {"expected_batch_size": 7, **options}
     privacy = DifferentialPrivacy(
         noise_multiplier=1.0,
-        delta=1e-2,
-        expected_batch_size=7,
+        delta=1e-5,
         max_grad_norm=0.3,
         ledger=str(folder / "ledger.sqlite"),
         spot_check=0,
         audit=audit,
+        **options,
     )
     Trainer(
         default_root_dir=folder,
         accelerator="cpu",
         devices=1,
-        max_steps=steps,
+        max_steps=STEPS,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -61,12 +62,14 @@ def test_a_report_says_what_the_audit_shows_and_claims_the_same_as_without(tmp_p
 
 
 def test_half_the_noise_is_seen_in_the_report_of_a_fit(tmp_path):
-    honest = report(tmp_path / "honest")["audit"]["per_step"]
+    """64 canaries, some 240 times in a batch: chance takes neither bound near the other's side."""
+    stated = {"num_units": 3200, "expected_batch_size": 400}
+    honest = report(tmp_path / "honest", **stated)["audit"]["per_step"]
     with half_the_noise():
-        planted = report(tmp_path / "planted")["audit"]["per_step"]
-    assert not honest["exceeds"]
+        planted = report(tmp_path / "planted", **stated)["audit"]["per_step"]
     assert planted["exceeds"]
-    assert planted["noise_multiplier_at_most"] < planted["claimed"] == 1.0
+    assert planted["noise_multiplier_at_most"] < 0.75 < honest["noise_multiplier_at_most"]
+    assert planted["claimed"] == honest["claimed"] == 1.0
 
 
 def test_units_move_a_sum_with_canaries_no_further_than_without(tmp_path, monkeypatch):
