@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lightning_dp.callbacks.audit_canaries import AuditCanaries
 from lightning_dp.callbacks.check_fit import check_fit, preflight_arguments
 from lightning_dp.callbacks.check_report import CheckReport
 from lightning_dp.callbacks.fit_account import FitAccount, make_releases
@@ -98,6 +99,8 @@ class DifferentialPrivacy(Callback):
         spot_check: n, one logical batch in how many is looked at twice, as is the first: some of its units
             are run again alone, and a fit stops where their gradients are not what was measured; 0 for none.
             See docs/spot_check.md.
+        audit: whether canaries of no unit's join every step's sum, so that the report says what an attack
+            shows at least; no unit's ε changes. See `lightning_dp.callbacks.audit_canaries`.
         synthetic_items: n → n made-up items of the train dataset, for the preflight; None asks the data.
         synthetic_units: n → a collated batch of n made-up units; see `lightning_dp.callbacks.made_up_units`.
     """
@@ -122,6 +125,7 @@ class DifferentialPrivacy(Callback):
         public_start: str | None = None,
         accept: dict[str, str] | None = None,
         spot_check: int = 100,
+        audit: bool = False,
         synthetic_items: Callable[[int], Any] | None = None,
         synthetic_units: Callable[[int], Any] | None = None,
     ) -> None:
@@ -144,6 +148,8 @@ class DifferentialPrivacy(Callback):
         self.public_start = public_start
         self.accept = accept or {}
         self._spot_check = SpotCheck(spot_check)
+        self.audit = audit
+        self._audit = AuditCanaries(audit)
         self.synthetic_items = synthetic_items
         self.synthetic_units = synthetic_units
         self.target_epsilon = target_epsilon
@@ -257,6 +263,7 @@ class DifferentialPrivacy(Callback):
             ranks=ranks,
             accepted=tuple(accepted),
         )
+        self._audit.start(self.plan, ranks)
         self._put_back = replace_train_loader(trainer, sampled)
 
     def check(
@@ -311,6 +318,7 @@ class DifferentialPrivacy(Callback):
             reserve_steps=self.reserve_steps,
             public_start=self.public_start,
             spot_check=self._spot_check,
+            audit=self._audit,
         )
         self._account, self._facts = account, account.facts
         account.cover()  # before anything is read, and reported: never below what may be released
@@ -348,6 +356,7 @@ class DifferentialPrivacy(Callback):
             charges=account.charges,
             randomness=self._randomness,
             spot_check=self._spot_check,
+            audit=self._audit,
             accepted=account.accepted,
         )
 

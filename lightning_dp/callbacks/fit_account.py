@@ -8,6 +8,7 @@ from typing import Any, final
 
 from lightning.pytorch import LightningModule
 
+from lightning_dp.callbacks.audit_canaries import AuditCanaries
 from lightning_dp.callbacks.planned_fit import PlannedFit
 from lightning_dp.callbacks.spot_check import SpotCheck
 from lightning_dp.callbacks.weights_account import Before, account_for
@@ -37,7 +38,7 @@ class FitAccount:
         before: what the weights had seen.
         folder: of the privacy report.
         ranks: the first one writes.
-        spot_check: reports what it looked at.
+        spot_check, audit: report what they looked at.
     """
 
     run: str
@@ -48,6 +49,7 @@ class FitAccount:
     folder: Path
     ranks: Ranks
     spot_check: SpotCheck
+    audit: AuditCanaries
 
     @classmethod
     def open(
@@ -64,6 +66,7 @@ class FitAccount:
         reserve_steps: int,
         public_start: str | None,
         spot_check: SpotCheck,
+        audit: AuditCanaries,
     ) -> "FitAccount":
         """Count what the weights have seen and open the run in the ledger; nothing is charged yet.
 
@@ -77,7 +80,7 @@ class FitAccount:
             ledger: that pays.
             pieces: what the data is made of, or None where it has no such hook; called once.
             reserve_steps, public_start: see `DifferentialPrivacy`.
-            spot_check: of the fit.
+            spot_check, audit: of the fit.
 
         Raises:
             ValueError: no ε could be stated for these weights.
@@ -125,6 +128,7 @@ class FitAccount:
             folder=folder,
             ranks=fit.ranks,
             spot_check=spot_check,
+            audit=audit,
         )
 
     @property
@@ -171,6 +175,7 @@ class FitAccount:
             "ledger_seq": seq,
             "ledger_hash": digest,
             "spot_check": self.spot_check.to_dict(),
+            "audit": self.audit.to_dict(plan.epsilon_after(charged)),
             **self._facts_of_report,
         }
         write_privacy_report(self.folder, self.charges.signed(report))

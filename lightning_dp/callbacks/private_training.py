@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_dp.callbacks.audit_canaries import AuditCanaries
 from lightning_dp.callbacks.followed_batches import FollowedBatches
 from lightning_dp.callbacks.logical_batches import LogicalBatches
 from lightning_dp.callbacks.norm_statistics import NormStatistics
@@ -76,6 +77,7 @@ class PrivateTraining:
         charges: pays for each step before anything of it is released.
         randomness: of the fit, begun.
         spot_check: looks at some batches twice.
+        audit: adds canaries to the clipped sums, where they are wanted, and looks for them in the release.
         accepted: findings of the preflight that the user answers for.
 
     Attributes:
@@ -94,11 +96,12 @@ class PrivateTraining:
         charges: StepCharges,
         randomness: SecretRandomness,
         spot_check: SpotCheck,
+        audit: AuditCanaries,
         accepted: Collection[Accepted],
     ) -> None:
         self._facts, self._loader, self._charges = facts, loader, charges
         self._engine, self._function, self._bound = engine, function, facts.plan.max_grad_norm
-        self._randomness, self._spot_check = randomness, spot_check
+        self._randomness, self._spot_check, self._audit = randomness, spot_check, audit
         self._logical = LogicalBatches(trainer)
         self._followed = FollowedBatches(engine, loader=loader, accepted=accepted)
         spot_check.start(
@@ -268,8 +271,11 @@ class PrivateTraining:
         self._charges.take()  # the ledger covers the step, or this raises
         self._spot_check.settle(ranks, step=trainer.global_step)
         noisy = ranks.release(
-            self._engine.take(), noise=noise, scale=plan.noise_multiplier * plan.max_grad_norm
+            self._audit.add_to(self._engine.take()),
+            noise=noise,
+            scale=plan.noise_multiplier * plan.max_grad_norm,
         )
+        self._audit.look(noisy)
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 parameter.grad = noisy[name].div_(plan.expected_batch_size).to(parameter.dtype)

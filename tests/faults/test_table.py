@@ -25,6 +25,7 @@ WAYS = {
     35: 2,
     36: 4,
     37: 7,
+    38: 2,
 }
 """Kinds of which each way has a row of its own, P23a, P23b …; P1 to P22 are a row each."""
 FAULTS = [f"P{kind}" for kind in range(1, 23)]
