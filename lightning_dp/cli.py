@@ -32,6 +32,7 @@ _LIGHTNING = {
     "test": "evaluate a checkpoint on the test split, beside the baselines",
     "predict": "forecast with a checkpoint",
 }
+_TRUSTING = ("check", "evolve", "public")  # the others know --trust themselves
 _HELP = """usage: lightning-dp COMMAND [options]
 
 Conditional diffusion models on private data: one private step is one callback, every ε is accounted.
@@ -44,6 +45,10 @@ plan and compare
 
 'lightning-dp COMMAND --help' explains a command; start with:
   lightning-dp fit --config conf/experiment/demo_etth1.yaml
+
+A run folder that somebody else made is read as data: of its config.yaml only classes of this package, of
+torch's optimizers, diffusers' schedulers and Lightning are made. --trust (or LIGHTNING_DP_TRUST=1)
+lets it choose any class that is installed, which runs that code.
 """
 
 
@@ -62,6 +67,9 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
         print(f"lightning-dp: there is no command {argv[0]!r}; {hint}", file=sys.stderr)
         return 2
+    if argv[0] in (*_LIGHTNING, *_TRUSTING) and "--trust" in argv:
+        argv = [argument for argument in argv if argument != "--trust"]
+        os.environ["LIGHTNING_DP_TRUST"] = "1"  # for the processes of other ranks too
     try:
         if argv[0] in _LIGHTNING:
             # Imported late: help and plans should not wait for torch and wandb.

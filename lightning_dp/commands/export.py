@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from lightning_dp.commands.run_account import read_run
+from lightning_dp.tracking.run_config import add_trust
 
 
 def main(argv: list[str]) -> int:
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--rank", type=int, help="of a run by DyLoRA, which of its ranks (default the largest)"
     )
+    add_trust(parser)
     arguments = parser.parse_args(argv)
     account = read_run(arguments.run)
 

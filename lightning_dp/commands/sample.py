@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_dp.commands.run_account import read_run
 from lightning_dp.tracking.layout import CHECKPOINT
+from lightning_dp.tracking.run_config import add_trust
 
 if TYPE_CHECKING:
     from lightning_dp.tracking.account import Account
@@ -80,6 +81,7 @@ def main(argv: list[str]) -> int:
         help="what a model that reads text draws, instead of its classes; repeat for several. Not a caption "
         "of the private data",
     )
+    add_trust(parser)
     arguments = parser.parse_args(argv)
     checkpoint = arguments.run / CHECKPOINT
     weights = _digest(checkpoint) if checkpoint.is_file() else ""
@@ -189,9 +191,11 @@ def _load(folder: Path, *, kind: Any) -> tuple[Any, Any]:
     from lightning.pytorch import LightningDataModule
 
     from lightning_dp.strategies.device import command_device
+    from lightning_dp.tracking.checkpoint_file import trusted_checkpoint
     from lightning_dp.tracking.run_config import read_run_config
 
-    module = kind.load_from_checkpoint(folder / CHECKPOINT, map_location="cpu")
+    trusted_checkpoint(folder / CHECKPOINT)
+    module = kind.load_from_checkpoint(folder / CHECKPOINT, map_location="cpu", weights_only=True)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     parsed = parser.parse_object({"data": read_run_config(folder)["data"]})

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from torch import nn
 
+from lightning_dp.archives import load_npz
 from lightning_dp.images.data.image_data import ImageData
 from lightning_dp.images.data.pixels import Pixels, shrunk
 from lightning_dp.images.downstream import LEAST_SAMPLES, SmallCNN, WideResNet, accuracy, train_classifier
@@ -163,8 +164,10 @@ def _samples_of(run: Path, *, data: ImageData, evaluation: Evaluation) -> tuple[
         for name in ("guidance", "num_steps"):
             if (value := getattr(evaluation, name)) is not None:
                 raise ValueError(f"{name} is {value}, but {run} holds samples and no model.")
-        with np.load(run / SAMPLES, allow_pickle=False) as content:
-            pixels, labels = (content[name][: evaluation.num_samples] for name in ("images", "labels"))
+        content = load_npz(run / SAMPLES, "images", "labels", fix="make the samples again.")
+        if set(content) != {"images", "labels"}:
+            raise ValueError(f"{run / SAMPLES} lacks images or labels: make the samples again.")
+        pixels, labels = (content[name][: evaluation.num_samples] for name in ("images", "labels"))
         samples = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
         return samples, labels, data.num_classes
     module = load_module(run, num_steps=evaluation.num_steps, rank=evaluation.rank)

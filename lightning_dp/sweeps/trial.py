@@ -23,8 +23,15 @@ from lightning_dp.privacy.report import json_ready, replace_text
 from lightning_dp.sweeps.claim import Claim
 from lightning_dp.tracking.layout import CHECKPOINT
 
-_FROM_OTHERS = ("LIGHTNING_DP_RUN_FOLDER", "PL_GLOBAL_SEED", "LOCAL_RANK", "SLURM_NTASKS")
-"""What would tell a trial that it is part of something else, such as the job that its agent is."""
+_FROM_OTHERS = (
+    "LIGHTNING_DP_RUN_FOLDER",
+    "PL_GLOBAL_SEED",
+    "LOCAL_RANK",
+    "SLURM_NTASKS",
+    "LIGHTNING_DP_DEBUG",
+)
+"""What would tell a trial that it is part of something else, such as the job that its agent is; and what
+would have it quote private cells, as its messages are kept in files and in the study."""
 
 _ERROR_LINES = 5
 

@@ -73,7 +73,7 @@ def _publish(wandb_run: Any, trainer: Trainer, *, folder: Path, run: Run) -> Non
 
 def _released_weights(folder: Path) -> Path:
     """`checkpoints/weights.ckpt`: what `load_from_checkpoint` needs, and no more."""
-    whole = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=False)
+    whole = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
     path = folder / CHECKPOINT.parent / "weights.ckpt"
     torch.save({name: whole[name] for name in _WEIGHTS if name in whole}, path)
     return path
