@@ -44,7 +44,9 @@ class Run:
         dir: its folder; None makes `runs/<time>-<random>`.
         method: a short name for tables and plots, e.g. `dp-aware`; None takes the folder's name.
         checkpoint_every: ≥ 1 optimizer steps between checkpoints.
-        wandb: `auto` is online where a key is at hand and offline elsewhere; `disabled` writes nothing.
+        wandb: `online` sends; `offline` keeps the run here until `wandb sync`; `dry` shows what would be
+            sent, and keeps nothing; `disabled` writes nothing; `auto` is offline, whether or not a key is at
+            hand, and online in a trial of a W&B agent. Of this and WANDB_MODE the more private one wins.
         project: W&B project.
         group: W&B group, e.g. one sweep.
         job_type: W&B job type, e.g. `final` for the runs of a paper.
@@ -60,7 +62,7 @@ class Run:
     dir: str | None = None
     method: str | None = None
     checkpoint_every: int = 50
-    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    wandb: Literal["auto", "online", "offline", "dry", "disabled"] = "auto"
     project: str = "lightning_dp"
     group: str | None = None
     job_type: str = "fit"

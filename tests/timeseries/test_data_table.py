@@ -494,7 +494,7 @@ def test_an_unknown_category_is_refused(tmp_path):
     frame = three().assign(kind=["home"] * 719 + ["farm"])
     with pytest.raises(
         ValueError,
-        match="line 721, column 'kind' holds a text of 4 characters .*, which is not among",
+        match=r"line 721, column 'kind' holds a text of 4 characters .*, which is not among",
     ):
         table(tmp_path, frame, layout=layout).setup()
 
