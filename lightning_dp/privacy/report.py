@@ -55,7 +55,7 @@ def read_privacy_report(folder: Path) -> dict[str, Any]:
         return {}
     try:
         report = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}), so no ε can be stated: resume the run, which writes it anew, or "
             "put back a copy"

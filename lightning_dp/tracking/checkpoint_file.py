@@ -58,11 +58,13 @@ class WholeCheckpoints(TorchCheckpointIO):
             ValueError: it is damaged, or holds more than weights and plain values.
         """
         try:
-            return super().load_checkpoint(path, map_location, weights_only=True)
+            content = super().load_checkpoint(path, map_location, weights_only=True)
         except FileNotFoundError:
             raise
         except UNREADABLE as error:
             raise damaged(path, error) from error
+        _check_complete(content, path=path)
+        return content
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -88,7 +90,16 @@ def trusted_checkpoint(path: Path) -> None:
     Raises:
         ValueError: as `trusted_classes`, or it is damaged.
     """
-    trusted_classes(read_checkpoint(path).get("hyper_parameters"), where=path)
+    content = read_checkpoint(path)
+    _check_complete(content, path=path)
+    trusted_classes(content.get("hyper_parameters"), where=path)
+
+
+def _check_complete(content: Any, *, path: Any) -> None:
+    """Raise ValueError for what Lightning would stumble over."""
+    for name in ("state_dict", "pytorch-lightning_version"):
+        if not isinstance(content, dict) or name not in content:
+            raise ValueError(f"{path} is no Lightning checkpoint: it has no {name}; put back a copy")
 
 
 def damaged(path: Any, error: Exception) -> ValueError:

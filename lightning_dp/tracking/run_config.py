@@ -44,6 +44,7 @@ _OF_FILES = {
 _OF_FILES |= {"safetensors", "sqlite", "tar", "tif", "tiff", "txt", "webp", "yaml", "yml", "zip"}
 _MAX_BYTES = 8 * 2**20
 _MAX_VALUES = 1_000_000
+_MAX_DEPTH = 100
 _MAX_INCLUDED = 64 * 2**10
 _BESIDE = ("privacy.json", "results.json", "environment.json", "checkpoints")
 
@@ -90,19 +91,35 @@ def read_yaml(path: Path) -> Any:
     if path.stat().st_size > _MAX_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, and no configuration is so large.")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        text = path.read_text(encoding="utf-8")
+        if _depth(text) > _MAX_DEPTH:
+            raise ValueError(f"{path} is nested more than {_MAX_DEPTH} deep, and no configuration is.")
+        content = yaml.load(text, Loader=_LOADER)
         if _size(content, {}) > _MAX_VALUES:
             raise ValueError(f"{path} repeats itself by aliases to more than {_MAX_VALUES} values.")
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise ValueError(f"{path}{line} is no YAML ({type(error).__name__}): put back a copy.") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}): put back a copy.") from error
     return content
 
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _depth(text: str) -> int:
+    """How deep a text is nested, found without nesting: beyond that a loader in C crashes."""
+    depth = deepest = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if (deepest := max(depth, deepest)) > _MAX_DEPTH:
+                return deepest
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+    return deepest
 
 
 def _size(value: Any, known: dict[int, int]) -> int:

@@ -14,7 +14,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from lightning_dp.archives import check_packed, inside
-from lightning_dp.told import debugging, told_error, told_place
+from lightning_dp.told import debugging, told_error
 
 _CSV_BLOCK_BYTES = 8 << 20
 _PARQUET_BATCH_CELLS = 1 << 20
@@ -40,12 +40,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def where(self, row: int, column: str, *, named: bool = True) -> str:
-        """The address of a cell, for error messages; `named` where the column's name tells of nobody."""
-        name = (
-            repr(column) if named else f"of customer {told_place(list(self.columns).index(column), column)}"
-        )
-        return f"{self.file}, {self.counted} {self.numbers[row]}, column {name}"
+    def where(self, row: int, column: str, *, shown: str | None = None) -> str:
+        """The address of a cell, for error messages; `shown` for a column whose name tells of somebody."""
+        return f"{self.file}, {self.counted} {self.numbers[row]}, column {shown or repr(column)}"
 
 
 class TableFile(ABC):

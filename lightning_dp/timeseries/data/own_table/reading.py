@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_dp.timeseries.data.own_table.files import Rows
-from lightning_dp.told import told, told_number
+from lightning_dp.told import told, told_number, told_place
 
 Duplicates = Literal["error", "first", "mean"]
 
@@ -84,9 +84,10 @@ def read_numbers(rows: Rows, columns: list[str], *, reading: Reading, named: boo
     if np.isinf(small).any():
         row, column = (int(place) for place in np.argwhere(np.isinf(small))[0])
         cell = rows.columns[columns[column]][row].as_py()
+        shown = None if named else f"of customer {told_place(column, columns[column])}"
         hint = " or set reading.decimal" if isinstance(cell, str) and "," in cell else ""
         raise ValueError(
-            f"{rows.where(row, columns[column], named=named)} holds {told_number(cell)}, which is no "
+            f"{rows.where(row, columns[column], shown=shown)} holds {told_number(cell)}, which is no "
             "finite number: mend it, or "
             f"list it in reading.missing_values if it means that nothing was measured{hint}."
         )
