@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc import locate
@@ -168,7 +169,7 @@ def trusted_classes(config: Any, *, where: Path | str) -> None:
             trusted = not _brings_classes(value, beside=Path(where).parent)
         if not trusted:
             raise ValueError(
-                f"{where} has {key} = {value[:80]!r}, which is not of this package, torch.optim, diffusers' "
+                f"{where} has {key} = {value[:80]!r}, which is no class of this package, torch.optim, diffusers' "
                 "schedulers or Lightning: a received run folder may run no code of others; look at it, and "
                 f"say --trust (or {TRUST}=1) if you want it run."
             )
@@ -238,15 +239,27 @@ def _is_trusted(name: str) -> bool:
     """
     if not name.startswith(_PACKAGES) or any(part.startswith("_") for part in name.split(".")):
         return False
-    try:
-        found = locate(name)
-    except Exception:
-        return False
-    if found is None:
-        return True  # there is none, which its parser says better
+    found = _found(name)
     if not isinstance(found, type) or not f"{found.__module__}.".startswith(_HOMES):
         return False
     return ".loggers." not in f"{found.__module__}." or found.__name__ in _LOCAL_LOGGERS
+
+
+def _found(name: str) -> Any:
+    """What a parser would get by a name that begins in a trusted package; None where there is nothing.
+
+    Not `pydoc.locate`, which overlooks modules that their package hides, as torch.optim does its own.
+    """
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = import_module(".".join(parts[:end]))
+        except ImportError:
+            continue
+        for part in parts[end:]:
+            found = getattr(found, part, None)
+        return found
+    return None
 
 
 def _brings_classes(value: str, *, beside: Path) -> bool:

@@ -168,7 +168,8 @@ class RunFolder(Callback):
 
     def _keep_account(self, trainer: Trainer, *, run: str | None) -> None:
         """Copy the report of the run folder that the weights lie in, if it is the report of these weights."""
-        origin = Path(str(trainer.ckpt_path)).resolve().parents[1]
+        # Of RUN/checkpoints/last.ckpt the run; a checkpoint that lies by itself has none.
+        origin = Path(str(trainer.ckpt_path)).resolve().parent.parent
         here = read_privacy_report(self.folder)
         if here and here.get("run") != run:
             raise ValueError(

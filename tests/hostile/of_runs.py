@@ -14,7 +14,7 @@ from place import SECRET, Kind, Place, refused
 CONFIG = {
     "seed_everything": 0,
     "model": {"class_path": "lightning_dp.TimeSeriesDiffusion", "init_args": {}},
-    "data": {"class_path": "lightning_dp.timeseries.SimulatedHouseholds", "init_args": {}},
+    "data": {"class_path": "lightning_dp.timeseries.SmartMeterSimulator", "init_args": {}},
     "run": {"method": "a"},
 }
 RECIPE = Path(__file__).parents[2] / "conf" / "experiment" / "demo_simulator.yaml"
@@ -140,7 +140,7 @@ DAMAGED = {
     ),
     "9 MB": (b"a: 1\n#" + b"x" * 9 * 2**20, "no configuration is so large"),
     "model that is a word": (b"model: nothing\ndata: 1\n", "names the model None"),
-    "model that is nowhere": (b"model: {class_path: lightning_dp.Nothing}\n", "can't be imported"),
+    "model that is nowhere": (b"model: {class_path: lightning_dp.Nothing}\n", "lightning_dp.Nothing"),
 }
 
 
