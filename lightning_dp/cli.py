@@ -4,9 +4,13 @@ fit, validate, test and predict are LightningCLI subcommands over `model`, `data
 `privacy` and `run`; the other commands are one file each under `commands/`.
 """
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from difflib import get_close_matches
 
 from lightning_dp import __version__
@@ -75,12 +79,33 @@ def main(argv: list[str] | None = None) -> int:
             # Imported late: help and plans should not wait for torch and wandb.
             importlib.import_module("lightning_dp.lightning_cli").run(argv)
             return 0
-        return int(importlib.import_module(f"lightning_dp.commands.{argv[0]}").main(argv[1:]))
+        with _terminated_in_order():
+            return int(importlib.import_module(f"lightning_dp.commands.{argv[0]}").main(argv[1:]))
+    except KeyboardInterrupt:
+        print(f"lightning-dp {argv[0]}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:
         if os.environ.get("LIGHTNING_DP_DEBUG") or not _is_users(error):
             raise
         print(f"lightning-dp {argv[0]}: {_sentence(error)}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def _terminated_in_order() -> Iterator[None]:
+    """A command that is told to stop removes what it has half written, and ends with 143."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _listing(commands: dict[str, str]) -> str:
@@ -90,8 +115,16 @@ def _listing(commands: dict[str, str]) -> str:
 def _is_users(error: Exception) -> bool:
     """Whether the error is a sentence for the user rather than a fault of ours."""
     names = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, RuntimeError) and "home directory" in str(
+        error
+    ):  # a user without one, as in containers
+        return True
     return bool(names & {"ValueError", "LedgerError", "OSError", "MisconfigurationException"})
 
 
 def _sentence(error: Exception) -> str:
+    if isinstance(error, RuntimeError):
+        return (
+            "this user has no home folder: set HOME, or LIGHTNING_DP_LEDGER to where the ledger is to be kept"
+        )
     return " ".join(str(error).split()) or type(error).__name__

@@ -8,6 +8,7 @@ from lightning_dp.dashboard.server import make_server
 from lightning_dp.dashboard.site import write_site
 from lightning_dp.privacy.ledger import Ledger, default_ledger_path
 
+_USUAL = Path()
 _EPILOG = """\
 example: lightning-dp dashboard runs --out site --ledger --serve
 
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
         "--ledger",
         nargs="?",
         type=Path,
-        const=default_ledger_path(),
+        const=_USUAL,
         metavar="PATH",
         help="also show the accounts of this ledger; without PATH, of the usual one",
     )
@@ -50,7 +51,9 @@ def main(argv: list[str]) -> int:
         raise ValueError(
             "--ledger shows every run of a data set, and --publishable no more than it must: drop one"
         )
-    ledger = None if arguments.ledger is None else Ledger(arguments.ledger)
+    ledger = None
+    if arguments.ledger is not None:
+        ledger = Ledger(default_ledger_path() if arguments.ledger is _USUAL else arguments.ledger)
     refused: list[str] = []
     count = write_site(
         arguments.runs,

@@ -169,9 +169,9 @@ def trusted_classes(config: Any, *, where: Path | str) -> None:
             trusted = not _brings_classes(value, beside=Path(where).parent)
         if not trusted:
             raise ValueError(
-                f"{where} has {key} = {value[:80]!r}, which is no class of this package, torch.optim, diffusers' "
-                "schedulers or Lightning: a received run folder may run no code of others; look at it, and "
-                f"say --trust (or {TRUST}=1) if you want it run."
+                f"{where} has {key} = {value[:80]!r}, which is no class of this package, torch.optim, "
+                "diffusers' schedulers or Lightning: a received run folder may run no code of others; look "
+                f"at it, and say --trust (or {TRUST}=1) if you want it run."
             )
 
 

@@ -14,7 +14,7 @@ from place import SECRET, Kind, Place, refused
 CONFIG = {
     "seed_everything": 0,
     "model": {"class_path": "lightning_dp.TimeSeriesDiffusion", "init_args": {}},
-    "data": {"class_path": "lightning_dp.timeseries.SmartMeterSimulator", "init_args": {}},
+    "data": {"class_path": "lightning_dp.timeseries.HouseholdLoad", "init_args": {}},
     "run": {"method": "a"},
 }
 RECIPE = Path(__file__).parents[2] / "conf" / "experiment" / "demo_simulator.yaml"
