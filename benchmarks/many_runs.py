@@ -97,7 +97,7 @@ def measured(folder: Path, *arguments: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and write docs/results/many_runs.json."""
+    """Measure, and print what was found as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("count", type=int, nargs="?", default=10_000)
     parser.add_argument("--keep", type=Path, help="folder to keep the runs in")
