@@ -115,15 +115,18 @@ def _listing(commands: dict[str, str]) -> str:
 def _is_users(error: Exception) -> bool:
     """Whether the error is a sentence for the user rather than a fault of ours."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(error, RuntimeError) and "home directory" in str(
-        error
-    ):  # a user without one, as in containers
-        return True
-    return bool(names & {"ValueError", "LedgerError", "OSError", "MisconfigurationException"})
+    return _is_homeless(error) or bool(
+        names & {"ValueError", "LedgerError", "OSError", "MisconfigurationException"}
+    )
+
+
+def _is_homeless(error: Exception) -> bool:
+    """Whether this user has no home, which `Path.home` says by an error of no kind of its own."""
+    return type(error) is RuntimeError and "home directory" in str(error)
 
 
 def _sentence(error: Exception) -> str:
-    if isinstance(error, RuntimeError):
+    if _is_homeless(error):
         return (
             "this user has no home folder: set HOME, or LIGHTNING_DP_LEDGER to where the ledger is to be kept"
         )
