@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check audit sbom clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m lightning_dp demo
@@ -28,6 +28,16 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.installed
+
+# For a schedule, such as a nightly job: known holes in what constraints.txt pins. Asks the index that pip asks.
+audit: $(VENV)/.installed
+	$(BIN)/python -m pip install -q pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
+# What is installed, as CycloneDX: sbom.json.
+sbom: $(VENV)/.installed
+	$(BIN)/python -m pip install -q cyclonedx-bom
+	$(BIN)/cyclonedx-py environment $(VENV) --output-format JSON --output-file sbom.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -4,9 +4,13 @@ fit, validate, test and predict are LightningCLI subcommands over `model`, `data
 `privacy` and `run`; the other commands are one file each under `commands/`.
 """
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from difflib import get_close_matches
 
 from lightning_dp import __version__
@@ -34,6 +38,7 @@ _LIGHTNING = {
     "test": "evaluate a checkpoint on the test split, beside the baselines",
     "predict": "forecast with a checkpoint",
 }
+_TRUSTING = ("check", "evolve", "public")  # the others know --trust themselves
 _HELP = """usage: lightning-dp COMMAND [options]
 
 Conditional diffusion models on private data: one private step is one callback, every ε is accounted.
@@ -46,6 +51,10 @@ plan and compare
 
 'lightning-dp COMMAND --help' explains a command; start with:
   lightning-dp fit --config conf/experiment/demo_etth1.yaml
+
+A run folder that somebody else made is read as data: of its config.yaml only classes of this package, of
+torch's optimizers, diffusers' schedulers and Lightning are made. --trust (or LIGHTNING_DP_TRUST=1)
+lets it choose any class that is installed, which runs that code.
 """
 
 
@@ -64,17 +73,41 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
         print(f"lightning-dp: there is no command {argv[0]!r}; {hint}", file=sys.stderr)
         return 2
+    if argv[0] in (*_LIGHTNING, *_TRUSTING) and "--trust" in argv:
+        argv = [argument for argument in argv if argument != "--trust"]
+        os.environ["LIGHTNING_DP_TRUST"] = "1"  # for the processes of other ranks too
     try:
         if argv[0] in _LIGHTNING:
             # Imported late: help and plans should not wait for torch and wandb.
             importlib.import_module("lightning_dp.lightning_cli").run(argv)
             return 0
-        return int(importlib.import_module(f"lightning_dp.commands.{argv[0]}").main(argv[1:]))
+        with _terminated_in_order():
+            return int(importlib.import_module(f"lightning_dp.commands.{argv[0]}").main(argv[1:]))
+    except KeyboardInterrupt:
+        print(f"lightning-dp {argv[0]}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:
         if os.environ.get("LIGHTNING_DP_DEBUG") or not _is_users(error):
             raise
         print(f"lightning-dp {argv[0]}: {_sentence(error)}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def _terminated_in_order() -> Iterator[None]:
+    """A command that is told to stop removes what it has half written, and ends with 143."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _listing(commands: dict[str, str]) -> str:
@@ -84,8 +117,19 @@ def _listing(commands: dict[str, str]) -> str:
 def _is_users(error: Exception) -> bool:
     """Whether the error is a sentence for the user rather than a fault of ours."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"ValueError", "LedgerError", "OSError", "MisconfigurationException"})
+    return _is_homeless(error) or bool(
+        names & {"ValueError", "LedgerError", "OSError", "MisconfigurationException"}
+    )
+
+
+def _is_homeless(error: Exception) -> bool:
+    """Whether this user has no home, which `Path.home` says by an error of no kind of its own."""
+    return type(error) is RuntimeError and "home directory" in str(error)
 
 
 def _sentence(error: Exception) -> str:
+    if _is_homeless(error):
+        return (
+            "this user has no home folder: set HOME, or LIGHTNING_DP_LEDGER to where the ledger is to be kept"
+        )
     return " ".join(str(error).split()) or type(error).__name__

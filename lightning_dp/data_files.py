@@ -89,6 +89,8 @@ def write_atomically(content: bytes, *, path: Path) -> None:
             file.write(content)
         temporary.chmod(0o644)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:  # of a full disk, which names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise

@@ -31,6 +31,7 @@ from lightning_dp.tracking.layout import CHECKPOINT
 from lightning_dp.tracking.local_loggers import RunMetrics, check_loggers
 from lightning_dp.tracking.predictions import PredictionWriter
 from lightning_dp.tracking.progress import StepProgress
+from lightning_dp.tracking.run_config import trusted_classes, trusted_configs
 from lightning_dp.tracking.run_folder import Run, RunFolder, check_unused, new_run_folder
 from lightning_dp.tracking.wandb_logger import WandbStart, finish_wandb, make_wandb_logger
 from lightning_dp.tracking.wandb_publish import publish
@@ -121,6 +122,7 @@ def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
     # Values may be spelled as Python prints them, which is how a W&B agent hands them on.
     # A subcommand that is none is the parser's to refuse.
     subcommand = argv[0] if argv else ""
+    trusted_configs(argv)
     interpolation.read_below(subcommand)
     spelled = [interpolation.lengthen(yaml_spelling(argument), subcommand=subcommand) for argument in argv]
     sys.argv = [before[0], *spelled]
@@ -187,6 +189,9 @@ class Cli(LightningCLI):
         given = self.config[self.config.subcommand]
         try:
             if given.model is None:
+                if given.ckpt_path and Path(given.ckpt_path).is_file():
+                    settings = read_checkpoint(Path(given.ckpt_path)).get("hyper_parameters")
+                    trusted_classes(settings, where=given.ckpt_path)
                 super()._parse_ckpt_path()
             elif given.ckpt_path and Path(given.ckpt_path).is_file():
                 read_checkpoint(Path(given.ckpt_path))  # a damaged one is named before all else
@@ -200,6 +205,11 @@ class Cli(LightningCLI):
         _settle_accelerator(config.trainer)
         if self.subcommand == "fit":
             check_unused(self._folder, resuming=config.ckpt_path is not None)
+        if config.get("weights_only") is False:
+            raise ValueError(
+                "weights_only is false, by which a checkpoint may run code: checkpoints are read by their "
+                "weights only; leave it out."
+            )
         if config.ckpt_path == "last":
             config.ckpt_path = str(self._folder / CHECKPOINT)
         if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():

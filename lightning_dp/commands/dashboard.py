@@ -8,11 +8,13 @@ from lightning_dp.dashboard.server import make_server
 from lightning_dp.dashboard.site import write_site
 from lightning_dp.privacy.ledger import Ledger, default_ledger_path
 
+_USUAL = Path()
 _EPILOG = """\
 example: lightning-dp dashboard runs --out site --ledger --serve
 
 The site opens from the file system and asks no other host for anything. It holds what the run folders
-hold, nonprivate/ statistics and figures of private windows included: keep it where the runs are kept.
+hold, nonprivate/ statistics and figures of private windows included: keep it where the runs are kept, or
+write one with --publishable.
 """
 
 
@@ -32,24 +34,41 @@ def main(argv: list[str]) -> int:
         "--ledger",
         nargs="?",
         type=Path,
-        const=default_ledger_path(),
+        const=_USUAL,
         metavar="PATH",
         help="also show the accounts of this ledger; without PATH, of the usual one",
+    )
+    parser.add_argument(
+        "--publishable",
+        action="store_true",
+        help="leave out nonprivate/ values, figures of real rows, runs without a finite ε, and all of the "
+        "configurations that names paths, columns or this machine",
     )
     parser.add_argument("--serve", action="store_true", help="serve the site to this machine")
     parser.add_argument("--port", type=int, default=8787, help="of --serve (default 8787, 0: a free one)")
     arguments = parser.parse_args(argv)
-    ledger = None if arguments.ledger is None else Ledger(arguments.ledger)
+    if arguments.publishable and arguments.ledger is not None:
+        raise ValueError(
+            "--ledger shows every run of a data set, and --publishable no more than it must: drop one"
+        )
+    ledger = None
+    if arguments.ledger is not None:
+        ledger = Ledger(default_ledger_path() if arguments.ledger is _USUAL else arguments.ledger)
     refused: list[str] = []
     count = write_site(
-        arguments.runs, out=arguments.out, ledger=ledger, title=arguments.title, on_refused=refused.append
+        arguments.runs,
+        out=arguments.out,
+        ledger=ledger,
+        title=arguments.title,
+        publishable=arguments.publishable,
+        on_refused=refused.append,
     )
     print(f"{count} run{'s' * (count != 1)} in {arguments.out / 'index.html'}")
     for sentence in refused:
         print(f"lightning-dp dashboard: {sentence}", file=sys.stderr)
     if arguments.serve:
         with make_server(arguments.out, port=arguments.port) as server:
-            print(f"http://127.0.0.1:{server.server_port}/  (Ctrl+C ends)", flush=True)
+            print(f"{server.url}  (for whoever has this address; Ctrl+C ends)", flush=True)
             try:
                 server.serve_forever()
             except KeyboardInterrupt:

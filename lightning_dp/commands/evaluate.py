@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from lightning_dp.tracking.run_config import add_trust
+
 
 def main(argv: list[str]) -> int:
     """Measure run folders one after the other and print their metrics."""
@@ -43,6 +45,7 @@ def main(argv: list[str]) -> int:
         "--rank", type=int, help="of a run by DyLoRA, which of its ranks (default the largest)"
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of sampling and classifiers")
+    add_trust(parser)
     arguments = parser.parse_args(argv)
     evaluation = Evaluation(
         parts=tuple(arguments.parts),

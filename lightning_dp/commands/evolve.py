@@ -45,10 +45,12 @@ def main(argv: list[str]) -> int:
     from lightning_dp import interpolation
     from lightning_dp.evolution.evolution import PrivateEvolution
     from lightning_dp.lightning_cli import innermost
+    from lightning_dp.tracking.run_config import trusted_configs
     from lightning_dp.tracking.run_folder import new_run_folder
 
     parser = _parser()
     try:
+        trusted_configs(argv)
         interpolation.read_below(None)
         config = parser.parse_args(argv)
         interpolation.open_link_targets(config.task, ["data"])

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from lightning_dp.tracking.run_config import add_trust
+
 
 def main(argv: list[str]) -> int:
     """Write the weights and the privacy report beside them."""
@@ -35,6 +37,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--rank", type=int, help="of a run by DyLoRA, which of its ranks (default the largest)"
     )
+    add_trust(parser)
     arguments = parser.parse_args(argv)
 
     # Late: --help, and a folder that can't be right, should not wait for torch.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lightning_dp.tracking.gradient_figures import norms_ratio
 from lightning_dp.tracking.gradient_ratios import ratio_tables, read_diagnostics
-from lightning_dp.tracking.paired import paired_tests
+from lightning_dp.tracking.paired import TooManyPairs, paired_tests
 from lightning_dp.tracking.results import compare, figure, metrics_in_order, read_results, repeated_seeds
-from lightning_dp.tracking.tables import Table, comparison_tables, latex, markdown, paired_table
+from lightning_dp.tracking.tables import Table, comparison_tables, latex, markdown, paired_table, shortened
 
 _FORMATS = {"markdown": markdown, "latex": latex}
 
@@ -39,11 +39,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--columns", nargs="+", default=[], metavar="METRIC", help="of the tables (default: every metric)"
     )
+    parser.add_argument(
+        "--lines", type=int, default=200, metavar="N", help="most lines of a table (default 200)"
+    )
     parser.add_argument("--format", choices=list(_FORMATS), default="markdown", help="of the tables")
     arguments = parser.parse_args(argv)
     if arguments.gradients:
         return _gradients(arguments.runs, arguments.gradients, text=_FORMATS[arguments.format])
-    results = read_results(arguments.runs)
+    if arguments.lines < 1:
+        raise ValueError(f"--lines is {arguments.lines}; a table has at least 1")
+    damaged: list[str] = []
+    results = read_results(arguments.runs, on_damaged=damaged.append)
     metrics = metrics_in_order(name for result in results for name in result.scores)
     metric = arguments.metric or next(iter(metrics), "mse")
     for name in [*arguments.columns, *([arguments.metric] if arguments.metric else [])]:
@@ -51,15 +57,21 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"no run has the metric {name!r}; choose one of {', '.join(metrics) or 'none'}")
     rows = compare(results)
     tables = comparison_tables(rows, only=arguments.columns)
-    if tests := paired_tests(results, metric=metric):
-        tables.append(paired_table(tests, metric=metric))
-    print(_FORMATS[arguments.format](tables))
-    for sentence in repeated_seeds(rows):
+    sentences = damaged + repeated_seeds(rows)
+    try:
+        if tests := paired_tests(results, metric=metric):
+            tables.append(paired_table(tests, metric=metric))
+    except TooManyPairs as error:
+        sentences.append(str(error))
+    print(_FORMATS[arguments.format]([shortened(table, lines=arguments.lines) for table in tables]))
+    for sentence in sentences[: arguments.lines]:
         print(f"lightning-dp report: {sentence}", file=sys.stderr)
+    if len(sentences) > arguments.lines:
+        print(f"lightning-dp report: and {len(sentences) - arguments.lines} more", file=sys.stderr)
     if arguments.plot:
         figure(rows, metric=metric).savefig(arguments.plot, dpi=120)
         print(f"\n{arguments.plot}")
-    return 0
+    return 1 if damaged else 0
 
 
 def _gradients(runs: Sequence[Path], path: Path, *, text: Callable[[Sequence[Table]], str]) -> int:

@@ -7,6 +7,8 @@ Predictions read the rows that they continue or complete, and the report says so
 import argparse
 from pathlib import Path
 
+from lightning_dp.tracking.run_config import add_trust
+
 _COMMON = ("run", "num", "output", "seed", "steps", "rank")
 
 
@@ -72,6 +74,7 @@ def main(argv: list[str]) -> int:
         help="what a model that reads text draws, instead of its classes; repeat for several. Not a caption "
         "of the private data",
     )
+    add_trust(parser)
     arguments = vars(parser.parse_args(argv))
     folder, output = arguments["run"], arguments["output"]
     options = {

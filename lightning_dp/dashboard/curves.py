@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,25 @@ def read_curves(path: Path, *, max_points: int = MAX_POINTS) -> dict[str, dict[s
         path: a metrics.csv with a `step` column; a missing file has no curves.
         max_points: ≥ 2, points to keep of a column.
 
+    Raises:
+        ValueError: it is damaged.
+
     Returns:
         name → `step`, `value` (lists of equal length) and `logged`, the number of points in the file.
     """
     if not path.is_file():
         return {}
     points: dict[str, list[tuple[int, float]]] = {}
-    with path.open(newline="") as file:
-        for line in csv.DictReader(file):
-            step = line.pop("step", None)
-            if not step:
+    for line in _lines(path):
+        step = _number(line.pop("step", ""))
+        if step is None:
+            continue
+        for name, text in line.items():
+            if name in (None, "epoch") or not text:
                 continue
-            for name, text in line.items():
-                if name in (None, "epoch") or not text:
-                    continue
-                value = _number(text)
-                if value is not None:
-                    points.setdefault(name, []).append((int(float(step)), value))
+            value = _number(text)
+            if value is not None:
+                points.setdefault(name, []).append((int(step), value))
     curves = {}
     for name, found in sorted(points.items()):
         if len(found) < 2:
@@ -50,9 +53,17 @@ def read_curves(path: Path, *, max_points: int = MAX_POINTS) -> dict[str, dict[s
     return curves
 
 
+def _lines(path: Path) -> Iterator[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(file)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is damaged ({type(error).__name__})") from error
+
+
 def _number(text: str) -> float | None:
     try:
         value = float(text)
-    except ValueError:
+    except (TypeError, ValueError):
         return None
     return value if math.isfinite(value) else None

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_dp.privacy.claim import ClaimError
 from lightning_dp.privacy.ledger import LedgerError
 from lightning_dp.tracking.account import Account, read_account
@@ -25,7 +23,9 @@ from lightning_dp.tracking.results import (
     seed_of_config,
     series_names,
 )
+from lightning_dp.tracking.run_config import read_yaml
 
+READ = ("config.yaml", "privacy.json", "results.json", "metrics.csv", "diagnostics.json")
 _PLAN_FIELDS = (
     "noise_multiplier",
     "max_grad_norm",
@@ -66,13 +66,22 @@ def records_of(runs: Sequence[NamedFolder]) -> list[dict[str, Any]]:
     for run in runs:
         result, problem, account, refused = None, "", Account(report={}), False
         try:
+            for name in READ:
+                if not stays_inside(run.folder / name, run.folder):
+                    raise ValueError(f"{name} is a link that leads out of the run folder")
             account = read_account(run.folder)
             if (run.folder / RESULTS_NAME).is_file():
                 result = read_result(run.folder, account=account)
-        except (ValueError, LedgerError) as error:
-            problem = str(error).removeprefix(f"{run.folder}/")
+            record = _record(run, result, problem="", report=account.report)
+        except Exception as error:  # one damaged run of many is listed as such, whatever it breaks
+            said = (
+                str(error) if isinstance(error, ValueError | LedgerError | OSError) else type(error).__name__
+            )
+            said = said.replace(f"{run.folder}/", "")
+            problem = said if isinstance(error, ClaimError) else f"damaged: {said}"
             refused = not account.report or isinstance(error, ClaimError)
-        record = _record(run, result, problem=problem, report=account.report)
+            result, report = None, account.report if not isinstance(error, TypeError | AttributeError) else {}
+            record = _record(run, None, problem=problem, report=report)
         record["refused"] = refused
         records.append(record)
         if result is not None:
@@ -94,24 +103,26 @@ def _record(
         "ledger": [report.get("ledger_seq"), report.get("ledger_hash")],
         "ledger_run": report.get("run"),
         "plots": [
-            path.relative_to(run.folder).as_posix() for path in sorted((run.folder / "plots").rglob("*.png"))
+            path.relative_to(run.folder).as_posix()
+            for path in sorted((run.folder / "plots").rglob("*.png"))
+            if path.is_file() and stays_inside(path, run.folder)
         ],
     }
     if result is None:
         # Without a result there is still what was spent, which must not be forgotten.
-        set_ = _config(run.folder)
+        set_ = {} if problem else _config(run.folder)
         epsilon = as_number(report.get("epsilon_spent"))
         return record | {
-            "method": (set_.get("run") or {}).get("method") or run.folder.name,
+            "method": _method(set_) or run.folder.name,
             "series": "",
             "dataset": "",
             "task": "",
-            "seed": seed_of_config(run.folder),
+            "seed": None if problem else seed_of_config(run.folder),
             "epsilon": epsilon,
             "group": round_epsilon(epsilon),
             "delta": report.get("delta"),
             "unit": report.get("unit") or "",
-            "of_unit": report.get("epsilon_of_unit") or {},
+            "of_unit": of_unit if isinstance(of_unit := report.get("epsilon_of_unit"), dict) else {},
             "facts": {},
             "scores": {},
             "baselines": {},
@@ -141,10 +152,17 @@ def _record(
     }
 
 
+def _method(config: dict[str, Any]) -> str:
+    run = config.get("run")
+    return str(run.get("method") or "") if isinstance(run, dict) else ""
+
+
+def stays_inside(path: Path, folder: Path) -> bool:
+    """Whether no link on the way to a file leads out of its run folder, to what others may not see."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
-    try:
-        content = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    except yaml.YAMLError:
-        content = {}
+    content = read_yaml(path) if path.is_file() else {}
     return content if isinstance(content, dict) else {}

@@ -17,6 +17,7 @@ import json
 import math
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,16 +25,26 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from lightning_dp.archives import parse_json
 from lightning_dp.dashboard.curves import read_curves
-from lightning_dp.dashboard.records import NamedFolder, records_of
+from lightning_dp.dashboard.records import NamedFolder, records_of, stays_inside
 from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.privacy.ledger.account import account_of
-from lightning_dp.privacy.report import json_ready
+from lightning_dp.privacy.report import json_ready, read_privacy_report
 from lightning_dp.tracking.palette import method_styles
 from lightning_dp.tracking.results import better, metric_label, metrics_in_order, run_folders
+from lightning_dp.tracking.run_config import read_yaml
+from lightning_dp.tracking.wandb_config import outgoing_config
 
 _MARKER = ".lightning-dp-dashboard"
 _COPIED = ("config.yaml", "privacy.json", "results.json", "environment.json", "diagnostics.json")
+_COVERED = ("privacy/", "test/", "val/")
+_OF_THE_MODEL_ALONE = ("sample_grid",)
+_FOOTER = """<p>Keep this page where the run folders are kept: figures and everything marked
+      <span class="nonprivate">nonprivate</span> show data that no ε covers. Test scores are not covered
+      either.</p>"""
 _CLAIMS = ("privacy.json", "results.json")
 
 
@@ -43,6 +54,7 @@ def write_site(
     out: Path,
     ledger: Ledger | None = None,
     title: str = "Runs",
+    publishable: bool = False,
     on_refused: Callable[[str], None] | None = None,
 ) -> int:
     """Write the site over all runs at or below `folders`, in place of an older one.
@@ -55,7 +67,10 @@ def write_site(
         out: where to; new, empty, or an older dashboard.
         ledger: whose accounts to show; only read. None shows none.
         title: of the page.
-        on_refused: told the name of each run whose claims can't be believed, and why; it is listed as such.
+        publishable: leave out what no ε covers but test scores: `nonprivate/` values, figures of real rows,
+            runs without a finite ε; and paths, columns and the machine.
+        on_refused: told the name of each run that is damaged or whose claims can't be believed, and of links
+            that lead out of a run folder, which are left out.
 
     Returns:
         The number of runs.
@@ -70,22 +85,79 @@ def write_site(
     runs = _named(folders, out=out)
     records = records_of(runs)
     accounts = None if ledger is None else _accounts(ledger)
+    left = 0
+    if publishable:
+        pairs = [pair for pair in zip(runs, records, strict=True) if _may_be_published(pair[1])]
+        left = len(runs) - len(pairs)
+        if not pairs:
+            raise ValueError(
+                "no run has a finite ε that can be believed, so nothing of them can be published"
+            )
+        runs, records = [run for run, _ in pairs], [published(record) for _, record in pairs]
 
-    out.mkdir(parents=True, exist_ok=True)
+    # Beside, and renamed: whoever looks at an older site sees that or this one, and a crash leaves that one.
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))  # for its owner alone
+    try:
+        _write(
+            beside,
+            runs=runs,
+            records=records,
+            library=library,
+            title=title,
+            footer=_footer(left) if publishable else _FOOTER,
+            publishable=publishable,
+            ledger=None if ledger is None else {"name": ledger.path.name, "accounts": accounts},
+            tell=on_refused or (lambda _: None),
+        )
+        if publishable:
+            beside.chmod(0o755)
+        _swap(beside, out)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return len(runs)
+
+
+def _swap(new: Path, out: Path) -> None:
+    """Put a folder in the place of another."""
+    old = new.with_name(f"{new.name}.old")
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(
+    out: Path,
+    *,
+    runs: Sequence[NamedFolder],
+    records: list[dict[str, Any]],
+    library: Path,
+    title: str,
+    footer: str,
+    publishable: bool,
+    ledger: dict[str, Any] | None,
+    tell: Callable[[str], None],
+) -> None:
     (out / _MARKER).touch()
-    shutil.rmtree(out / "runs", ignore_errors=True)
     template = files("lightning_dp.dashboard") / "template"
     for item in template.iterdir():
         content = item.read_text(encoding="utf-8")
         if item.name == "index.html":
-            content = content.replace("<!-- title -->", html.escape(title))
+            content = content.replace("<!-- title -->", html.escape(title)).replace("<!-- footer -->", footer)
         (out / item.name).write_text(content, encoding="utf-8")
     shutil.copyfile(library, out / "plotly.min.js")
     for run, record in zip(runs, records, strict=True):
         left_out = _CLAIMS if record["refused"] else ()
-        record["files"] = _copy_run(run, out / "runs" / run.key, plots=record["plots"], left_out=left_out)
-        if record["refused"] and on_refused is not None:
-            on_refused(f"{run.name}: {record['status']}")
+        copy = _publish_run if publishable else _copy_run
+        problem = copy(run, out / "runs" / run.key, record=record, left_out=left_out)
+        if problem and not str(record["status"]).startswith("damaged"):
+            record["status"] = f"damaged: {problem}"
+        if record["refused"] or str(record["status"]).startswith("damaged"):
+            tell(f"{run.name}: {record['status']}")
+        for link in _links(run.folder):
+            tell(f"{run.name}: {link} is a link that leads out of the run folder, and was left out")
     metrics = metrics_in_order(
         name
         for record in records
@@ -106,10 +178,9 @@ def write_site(
                 method: asdict(style)
                 for method, style in method_styles(record["method"] for record in records).items()
             },
-            "ledger": None if ledger is None else {"name": ledger.path.name, "accounts": accounts},
+            "ledger": ledger,
         },
     )
-    return len(runs)
 
 
 def _plotly() -> Path:
@@ -150,27 +221,110 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[-60:].lower() or "run"
 
 
-def _copy_run(
-    run: NamedFolder, target: Path, *, plots: Sequence[str], left_out: Sequence[str] = ()
-) -> list[str]:
-    """Copy what the page links to; `.txt`, so that browsers show it and nobody takes it for a run."""
+def _copy_run(run: NamedFolder, target: Path, *, record: dict[str, Any], left_out: Sequence[str]) -> str:
+    """Copy what the page links to; `.txt`, so that browsers show it and nobody takes it for a run.
+
+    Returns what is damaged of it, or "".
+    """
     target.mkdir(parents=True)
-    copied = [name for name in _COPIED if (run.folder / name).is_file() and name not in left_out]
-    for name in copied:
+    record["files"] = [
+        name
+        for name in _COPIED
+        if name not in left_out
+        and (run.folder / name).is_file()
+        and stays_inside(run.folder / name, run.folder)
+    ]
+    for name in record["files"]:
         shutil.copyfile(run.folder / name, target / f"{name}.txt")
-    for plot in plots:
+    for plot in record["plots"]:
         (target / plot).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(run.folder / plot, target / plot)
-    diagnostics = run.folder / "diagnostics.json"
+    curves, diagnostics, problem = {}, None, ""
+    if not record["refused"]:
+        try:
+            curves, diagnostics = read_curves(run.folder / "metrics.csv"), _diagnostics(run.folder)
+        except (ValueError, OSError) as error:
+            problem = str(error)
+    _write_details(target, run=run, curves=curves, diagnostics=diagnostics)
+    return problem
+
+
+def _diagnostics(folder: Path) -> Any:
+    path = folder / "diagnostics.json"
+    if not path.is_file():
+        return None
+    found = parse_json(path.read_bytes(), where=path.name)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds a {type(found).__name__}")
+    return found
+
+
+def _publish_run(run: NamedFolder, target: Path, *, record: dict[str, Any], left_out: Sequence[str]) -> str:
+    """As `_copy_run`, of what may be published: the account, settings without places, covered curves."""
+    target.mkdir(parents=True)
+    report, settings = read_privacy_report(run.folder), {}
+    if (run.folder / "config.yaml").is_file():
+        settings = read_yaml(run.folder / "config.yaml")
+    record["files"] = ["privacy.json"]
+    text = json.dumps(json_ready(outgoing_config(report)), indent=2)
+    (target / "privacy.json.txt").write_text(text + "\n", encoding="utf-8")
+    if isinstance(settings, dict) and settings:
+        record["files"].append("config.yaml")
+        text = yaml.safe_dump(outgoing_config(settings), sort_keys=False)
+        (target / "config.yaml.txt").write_text(text, encoding="utf-8")
+    for plot in record["plots"]:
+        (target / plot).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run.folder / plot, target / plot)
+    curves, problem = {}, ""
+    try:
+        found = read_curves(run.folder / "metrics.csv")
+        curves = {name: curve for name, curve in found.items() if name.startswith(_COVERED)}
+    except (ValueError, OSError) as error:
+        problem = str(error)
+    _write_details(target, run=run, curves=curves, diagnostics=None)
+    return problem
+
+
+def _write_details(target: Path, *, run: NamedFolder, curves: Any, diagnostics: Any) -> None:
     _write_script(
         target / "details.js",
         f"LightningDP.receiveDetails({json.dumps(run.key)}, ",
-        {
-            "curves": read_curves(run.folder / "metrics.csv"),
-            "diagnostics": json.loads(diagnostics.read_text()) if diagnostics.is_file() else None,
-        },
+        {"curves": curves, "diagnostics": diagnostics},
     )
-    return copied
+
+
+def _may_be_published(record: dict[str, Any]) -> bool:
+    """Whether a run has an ε at all, and one that is believed."""
+    epsilon = record["epsilon"]
+    damaged = record["refused"] or str(record["status"]).startswith("damaged")
+    return not damaged and isinstance(epsilon, int | float) and math.isfinite(epsilon)
+
+
+def published(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without what no ε covers; scores of test rows stay, which the page says."""
+    plots = [plot for plot in record["plots"] if Path(plot).stem in _OF_THE_MODEL_ALONE]
+    return record | {"nonprivate": {}, "plots": plots, "privacy": outgoing_config(record["privacy"])}
+
+
+def _links(folder: Path) -> list[str]:
+    """Files of a run folder that the site would show and that are links out of it."""
+    found = [folder / name for name in _COPIED if (folder / name).is_symlink()]
+    if (folder / "plots").is_dir():
+        found += [folder / "plots"] if (folder / "plots").is_symlink() else (folder / "plots").rglob("*")
+    return [path.relative_to(folder).as_posix() for path in sorted(found) if not stays_inside(path, folder)]
+
+
+def _footer(left: int) -> str:
+    more = (
+        f" {left} run{'s' * (left != 1)} without a finite ε {'are' if left != 1 else 'is'} left out."
+        if left
+        else ""
+    )
+    return (
+        "<p>Made to be published: values computed without noise, figures of real rows, paths, columns and "
+        f"the machine are left out.{more} Test scores and baselines are functions of the test rows, which no "
+        "ε covers.</p>"
+    )
 
 
 def _accounts(ledger: Ledger) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_dp.archives import load_npz, parse_json
 from lightning_dp.data_files import write_atomically
 from lightning_dp.evolution.population import Population
 
@@ -60,10 +61,10 @@ def read_state(folder: Path) -> State:
         raise ValueError(
             f"{folder} has no {_NAME}, so there is nothing to resume: start the run without --resume"
         )
-    with np.load(folder / _NAME, allow_pickle=False) as content:
-        facts = json.loads(str(content["facts"]))
-        names = [field.name for field in fields(Population)]
-        arrays = {name: content[name] for name in names if name in content}
+    content = load_npz(folder / _NAME, fix="put back a copy, or start a new run in another folder.")
+    facts = parse_json(str(content.get("facts", "")), where=f"{folder / _NAME}, facts")
+    names = [field.name for field in fields(Population)]
+    arrays = {name: content[name] for name in names if name in content}
     if "settings" not in facts:
         raise ValueError(
             f"{folder / _NAME} holds no settings, as states of an earlier version, whose votes were counted "

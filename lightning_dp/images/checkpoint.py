@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from lightning_dp.tracking.run_config import trusted_classes
+
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A Lightning checkpoint on the CPU; a file that would run code when it is unpickled is refused.
@@ -27,4 +29,5 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is not a Lightning checkpoint: it has no state_dict.")
+    trusted_classes(checkpoint.get("hyper_parameters"), where=path)  # stages are made by these settings
     return checkpoint

@@ -6,6 +6,7 @@ relation, δ) and what was released (σ, q, steps, other releases); ε is comput
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from lightning_dp.privacy.accounting import (
@@ -106,11 +107,17 @@ def check_at_least(claimed: float, *, events: tuple[Event, ...], delta: float, w
         what: says so, for the sentence: "what the checkpoint says was released".
     """
     # Of the two upper bounds the coarse one is the larger, and quick: few claims need the other.
-    if math.isinf(claimed) or claimed >= epsilon_pld(events, delta, interval=COARSE_INTERVAL):
+    if math.isinf(claimed) or claimed >= _coarse(events, delta):
         return
     least = epsilon_pld(events, delta)
     if claimed < least * (1 - TOLERANCE):
         raise ClaimError(f"it claims ε = {claimed:.6g}, and {what} costs {least:.6g} at δ = {delta:g}")
+
+
+@lru_cache(maxsize=1024)
+def _coarse(events: tuple[Event, ...], delta: float) -> float:
+    """Many runs of a study were made by one plan."""
+    return epsilon_pld(events, delta, interval=COARSE_INTERVAL)
 
 
 def check_report(report: Mapping[str, Any]) -> None:

@@ -27,8 +27,10 @@ def replace_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:  # of a full disk, which names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
 
@@ -55,7 +57,7 @@ def read_privacy_report(folder: Path) -> dict[str, Any]:
         return {}
     try:
         report = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}), so no ε can be stated: resume the run, which writes it anew, or "
             "put back a copy"

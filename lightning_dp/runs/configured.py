@@ -1,37 +1,9 @@
 """The parts that a run's own files name. Every class of a run folder is found here and nowhere else."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from pydoc import locate
 from typing import Any
-
-CLASS_KEYS = ("class_path", "_class_path", "_instantiator")
-"""Keys under which configurations, and the settings in checkpoints, name what is imported and called."""
-
-
-def class_names(settings: Any) -> Iterator[str]:
-    """Every name that making the parts of these settings would import."""
-    if isinstance(settings, Mapping):
-        for key, value in settings.items():
-            if key in CLASS_KEYS and isinstance(value, str):
-                yield value
-            else:
-                yield from class_names(value)
-    elif isinstance(settings, list | tuple):
-        for value in settings:
-            yield from class_names(value)
-
-
-def check_classes(settings: Any, *, path: Path) -> None:
-    """Called with the settings of a run folder's file before anything that they name is imported.
-
-    Args:
-        settings: of config.yaml, or the hyperparameters of a checkpoint.
-        path: of the file, for a message.
-
-    Raises:
-        ValueError: one of the classes may not be imported.
-    """
 
 
 def class_named(name: Any, *, key: str, path: Path) -> type:

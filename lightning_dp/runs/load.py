@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dp.privacy.report import REPORT_NAME
-from lightning_dp.runs.configured import check_classes
 from lightning_dp.runs.loaded_run import EvolvedRun, LoadedRun, TrainedRun
 from lightning_dp.tracking.account import Account, read_account
 from lightning_dp.tracking.layout import CHECKPOINT
 from lightning_dp.tracking.run_config import read_run_config
 
 
-def load_run(folder: str | Path) -> LoadedRun:
+def load_run(folder: str | Path, *, trust: bool = False) -> LoadedRun:
     """Open a finished run, of a fit or of a Private Evolution, whatever its module is.
 
         run = lightning_dp.load_run("runs/eps3")
@@ -25,20 +24,22 @@ def load_run(folder: str | Path) -> LoadedRun:
 
     Args:
         folder: of the run.
+        trust: whether its files may choose classes of other packages than this one, torch.optim, diffusers'
+            schedulers and Lightning, a module of your own for instance; it runs their code. Commands have
+            `--trust` for it.
 
     Raises:
         ValueError: the folder is incomplete or damaged, or its account claims less than was spent.
     """
     folder = Path(folder)
-    config = read_run_config(folder)
+    config = read_run_config(folder, trust=trust)
     path = folder / "config.yaml"
-    check_classes(config, path=path)
     _check_there(folder, REPORT_NAME, "the account of its privacy")
     if isinstance(config.get("model"), dict):
         _check_there(folder, str(CHECKPOINT), "its weights")
         unchanged = _guard(folder / CHECKPOINT)
         account = _account(folder, needs_weights=True)
-        return TrainedRun(folder, config=config, account=account, unchanged=unchanged)
+        return TrainedRun(folder, config=config, account=account, trust=trust, unchanged=unchanged)
     if isinstance(config.get("task"), dict):
         return EvolvedRun(folder, config=config, account=_account(folder, needs_weights=False))
     raise ValueError(

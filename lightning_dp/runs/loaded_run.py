@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dp.runs.abilities import RunModule
-from lightning_dp.runs.configured import check_classes, class_named, make_parts
+from lightning_dp.runs.configured import class_named, make_parts
 from lightning_dp.tracking.account import Account
 from lightning_dp.tracking.layout import CHECKPOINT
+from lightning_dp.tracking.run_config import trusted_classes
 
 
 class LoadedRun(ABC):
@@ -84,11 +85,15 @@ class TrainedRun(LoadedRun):
     """A run of `lightning-dp fit`, or of `lightning-dp public`.
 
     Args:
+        trust: whether the checkpoint's settings may choose classes of other packages.
         unchanged: raises ValueError if the checkpoint is no longer the one whose account was read.
     """
 
-    def __init__(self, folder: Path, *, config: Mapping[str, Any], account: Account, unchanged: Any) -> None:
+    def __init__(
+        self, folder: Path, *, config: Mapping[str, Any], account: Account, trust: bool, unchanged: Any
+    ) -> None:
         super().__init__(folder, config=config, account=account)
+        self._trust = trust
         self._unchanged = unchanged
 
     @cached_property
@@ -107,7 +112,8 @@ class TrainedRun(LoadedRun):
         path = self.folder / CHECKPOINT
         checkpoint = read_checkpoint(path)  # weights only: no code of the file is run
         settings = dict(checkpoint.get("hyper_parameters", {}))
-        check_classes(settings, path=path)
+        if not self._trust:
+            trusted_classes(settings, where=path)
         if settings.pop("_instantiator", None) is None:
             raise ValueError(
                 f"{path} holds no configuration: it was not trained by 'lightning-dp fit'; load it by "

@@ -159,7 +159,10 @@ class SweepRunner:
             return Outcome(state=TrialState.FAIL, reason=f"it {how}" + (f": {said}" if said else ""))
         if metric is None:
             return Outcome(state=TrialState.COMPLETE)
-        value = process.value(metric.name)
+        try:
+            value = process.value(metric.name)
+        except (ValueError, TypeError) as error:
+            return Outcome(state=TrialState.FAIL, reason=str(error))
         if value is None or value != value:
             reason = f"it ended with {metric.name} {'missing' if value is None else 'not a number'}"
             if value is None:  # so would the others, each of them charged

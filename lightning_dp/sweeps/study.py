@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import re
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.pool import QueuePool
 
 from lightning_dp.sweeps.claim import Claim
 from lightning_dp.sweeps.parameters import Path as ParameterPath, assemble
@@ -240,9 +242,13 @@ def _storage(folder: Path, *, across_hosts: bool) -> BaseStorage:
     if journal.exists() or (across_hosts and not (folder / _SQLITE).exists()):
         # The lock that also works on NFS; a holder that died is given up after its grace period.
         return JournalStorage(JournalFileBackend(str(journal), JournalFileOpenLock(str(journal))))
-    return RDBStorage(
-        f"sqlite:///{folder.resolve() / _SQLITE}", engine_kwargs={"connect_args": {"timeout": 60}}
-    )
+    path = folder.resolve() / _SQLITE
+
+    def connect() -> sqlite3.Connection:
+        """By its path: in an address ?, # and % would mean something."""
+        return sqlite3.connect(path, timeout=60, check_same_thread=False)
+
+    return RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": QueuePool})
 
 
 def _name(path: ParameterPath) -> str:

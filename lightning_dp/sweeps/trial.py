@@ -19,12 +19,20 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, final
 
+from lightning_dp.archives import parse_json
 from lightning_dp.privacy.report import json_ready, replace_text
 from lightning_dp.sweeps.claim import Claim
 from lightning_dp.tracking.layout import CHECKPOINT
 
-_FROM_OTHERS = ("LIGHTNING_DP_RUN_FOLDER", "PL_GLOBAL_SEED", "LOCAL_RANK", "SLURM_NTASKS")
-"""What would tell a trial that it is part of something else, such as the job that its agent is."""
+_FROM_OTHERS = (
+    "LIGHTNING_DP_RUN_FOLDER",
+    "PL_GLOBAL_SEED",
+    "LOCAL_RANK",
+    "SLURM_NTASKS",
+    "LIGHTNING_DP_DEBUG",
+)
+"""What would tell a trial that it is part of something else, such as the job that its agent is; and what
+would have it quote private cells, as its messages are kept in files and in the study."""
 
 _ERROR_LINES = 5
 
@@ -121,11 +129,20 @@ class TrialProcess:
         return (self.folder / "results.json").exists()
 
     def value(self, metric: str) -> float | None:
-        """The metric in the results, else the last one logged."""
+        """The metric in the results, else the last one logged.
+
+        Raises:
+            ValueError: the results are damaged.
+        """
         if self.has_results():
-            found = json.loads((self.folder / "results.json").read_text()).get("metrics", {}).get(metric)
-            if found is not None:
-                return float(found)
+            content = parse_json(
+                (self.folder / "results.json").read_bytes(), where=str(self.folder / "results.json")
+            )
+            metrics = content.get("metrics") if isinstance(content, dict) else None
+            if not isinstance(metrics, dict):
+                raise ValueError(f"{self.folder / 'results.json'} holds no metrics")
+            if metrics.get(metric) is not None:
+                return float(metrics[metric])
         return next(reversed(self.logged(metric)), None)
 
     def logged(self, metric: str) -> list[float]:

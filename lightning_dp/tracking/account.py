@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_dp.privacy.accounting import Event, GaussianEvent, epsilon_pld, releases
 from lightning_dp.privacy.claim import (
     TOLERANCE,
@@ -29,6 +27,7 @@ from lightning_dp.privacy.ledger.signed_report import FIELD
 from lightning_dp.privacy.plan import calibrate_noise_multiplier, delta_of
 from lightning_dp.privacy.report import REPORT_NAME, read_privacy_report
 from lightning_dp.tracking.layout import CHECKPOINT
+from lightning_dp.tracking.run_config import read_yaml
 
 UNTRAINED = "lightning_dp_untrained"
 """In checkpoint and privacy report of a public model that no data was shown to, see `commands.public`."""
@@ -215,10 +214,7 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
         return {}
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}): put back a copy") from error
+    content = read_yaml(path)
     return content if isinstance(content, dict) else {}
 
 

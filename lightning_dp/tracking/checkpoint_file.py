@@ -9,6 +9,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from lightning_dp.privacy.report import sync_folder
+from lightning_dp.tracking.run_config import trusted_classes
 
 UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError)
 """What torch raises for a file that is no checkpoint, or a part of one."""
@@ -51,17 +52,19 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint.
+        """Read a checkpoint, whatever is asked for by its weights only: a pickle is a program.
 
         Raises:
-            ValueError: it is damaged.
+            ValueError: it is damaged, or holds more than weights and plain values.
         """
         try:
-            return super().load_checkpoint(path, map_location, weights_only)
+            content = super().load_checkpoint(path, map_location, weights_only=True)
         except FileNotFoundError:
             raise
         except UNREADABLE as error:
             raise damaged(path, error) from error
+        _check_complete(content, path=path)
+        return content
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -81,8 +84,31 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def trusted_checkpoint(path: Path) -> None:
+    """Refuse a checkpoint whose settings of its model ask for classes of anybody else.
+
+    Raises:
+        ValueError: as `trusted_classes`, or it is damaged.
+    """
+    content = read_checkpoint(path)
+    _check_complete(content, path=path)
+    trusted_classes(content.get("hyper_parameters"), where=path)
+
+
+def _check_complete(content: Any, *, path: Any) -> None:
+    """Raise ValueError for what Lightning would stumble over."""
+    for name in ("state_dict", "pytorch-lightning_version"):
+        if not isinstance(content, dict) or name not in content:
+            raise ValueError(f"{path} is no Lightning checkpoint: it has no {name}; put back a copy")
+
+
 def damaged(path: Any, error: Exception) -> ValueError:
     """The sentence for a checkpoint that can't be read, made of what torch says."""
+    if isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in str(error):
+        return ValueError(
+            f"{path} holds more than weights and plain values, so reading it would run code of whoever wrote "
+            "it, or it is damaged: get weights from somebody you trust, saved without objects of their own"
+        )
     reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
     return ValueError(
         f"{path} is damaged or no checkpoint ({reason}): put back a copy, or start the run anew in another "

@@ -15,6 +15,7 @@ from scipy import stats
 
 from lightning_dp.tracking.results import RunResult, round_epsilon, series_names
 
+MOST_PAIRS = 500
 _CONFIDENCE = 0.95
 
 
@@ -46,8 +47,15 @@ class PairedTest:
     note: str
 
 
+class TooManyPairs(ValueError):
+    """More pairs of methods than anybody reads; corrected for all of them, none would be significant."""
+
+
 def paired_tests(results: Sequence[RunResult], *, metric: str) -> list[PairedTest]:
     """Every pair of methods at every ε that both have; p values corrected over all of them.
+
+    Raises:
+        TooManyPairs: there are more than `MOST_PAIRS`.
 
     Runs without a seed, and runs that are not the only one of their method, ε and seed, can't be paired.
     """
@@ -59,6 +67,12 @@ def paired_tests(results: Sequence[RunResult], *, metric: str) -> list[PairedTes
         if result.seed is None or math.isnan(value) or math.isnan(epsilon):
             continue
         groups[result.dataset, result.task, epsilon, result.unit][method][result.seed].append(value)
+    pairs = sum(math.comb(len(methods), 2) for methods in groups.values())
+    if pairs > MOST_PAIRS:
+        raise TooManyPairs(
+            f"{pairs} pairs of methods at equal ε are more than the {MOST_PAIRS} that are tested: give the "
+            "folders of the runs that are to be compared"
+        )
     found = []
     for (dataset, task, epsilon, unit), methods in sorted(groups.items(), key=lambda item: item[0]):
         single = {

@@ -3,12 +3,11 @@
 Everything comes from the run folders' `results.json`; nothing is computed from checkpoints or data.
 """
 
-import json
 import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from lightning_dp.archives import parse_json
 from lightning_dp.privacy.claim import TOLERANCE, ClaimError
+from lightning_dp.privacy.ledger import LedgerError
 from lightning_dp.privacy.report import REPORT_NAME
 from lightning_dp.tracking.account import Account, read_account
 from lightning_dp.tracking.figures import quality_against_epsilon
@@ -94,17 +95,35 @@ class Row:
     se: dict[str, float]
 
 
-def read_results(folders: Sequence[Path]) -> list[RunResult]:
+def read_results(
+    folders: Sequence[Path], *, on_damaged: Callable[[str], None] | None = None
+) -> list[RunResult]:
     """Every `results.json` below the folders.
+
+    Args:
+        folders: run folders, or folders that hold runs.
+        on_damaged: told of each run that can't be read or believed, which is left out; None stops at it.
 
     Raises:
         ValueError: a folder does not exist, none holds a result, or a result can't be read.
     """
     found: list[RunResult] = []
+    problem: Exception | None = None
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder; give a run folder or one that holds runs")
-        found += [read_result(run) for run in run_folders(folder) if (run / RESULTS_NAME).is_file()]
+        for run in run_folders(folder):
+            if not (run / RESULTS_NAME).is_file():
+                continue
+            try:
+                found.append(read_result(run))
+            except (ValueError, LedgerError, OSError) as error:
+                problem = error
+                if on_damaged is None:
+                    raise
+                on_damaged(str(error))
+    if not found and problem is not None:
+        raise problem
     if not found:
         names = ", ".join(map(str, folders))
         raise ValueError(f"no results.json below {names}: 'lightning-dp fit' and 'test' write one per run")
@@ -134,14 +153,8 @@ def read_result(folder: Path, *, account: Account | None = None) -> RunResult:
     """
     account = read_account(folder) if account is None else account
     path = folder / RESULTS_NAME
-    try:
-        content = json.loads(path.read_text())
-        dataset, method, metrics = content["dataset"], content["method"], content["metrics"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not the result of a run ({type(error).__name__}: {error}); write it again with "
-            "'lightning-dp test', or move the folder away"
-        ) from error
+    content = _content(path)
+    dataset, method, metrics = content["dataset"], content["method"], content["metrics"]
     epsilon = as_number(content.get("epsilon"))
     spent = as_number(account.report.get("epsilon_spent"))
     if epsilon < spent * (1 - TOLERANCE) if math.isfinite(spent) else epsilon < spent:
@@ -175,21 +188,56 @@ def read_result(folder: Path, *, account: Account | None = None) -> RunResult:
     )
 
 
+_FORMS: dict[str, tuple[type, ...]] = {
+    "dataset": (str,),
+    "method": (str,),
+    "metrics": (dict,),
+    "facts": (dict, type(None)),
+    "epsilon_of_unit": (dict, type(None)),
+    "seed": (int, type(None)),
+    "unit": (str, type(None)),
+    "delta": (int, float, type(None)),
+}
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """results.json with each field of the kind that it should be.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        content = parse_json(path.read_bytes(), where=str(path))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+        for name, kinds in _FORMS.items():
+            if not isinstance(content.get(name), kinds):
+                raise ValueError(f"its {name} is a {type(content.get(name)).__name__}")
+        for name, value in (content.get("facts") or {}).items():
+            if not isinstance(value, str | int | float | None):
+                raise ValueError(f"its fact {name} is a {type(value).__name__}")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not the result of a run ({error}); write it again with 'lightning-dp test', or move "
+            "the folder away"
+        ) from error
+    return content
+
+
 def compare(results: Sequence[RunResult]) -> list[Row]:
     """Average runs of the same data set, task, method, facts and ε; baselines come last.
 
     Methods are compared at equal ε only, so runs whose ε differ in the third digit stay apart.
     """
     groups: dict[tuple, list[RunResult]] = defaultdict(list)
-    baselines: dict[tuple[str, str, str], list[dict[str, float]]] = defaultdict(list)
+    baselines: dict[tuple[str, str, str], dict[tuple, dict[str, float]]] = defaultdict(dict)
     for result, method in zip(results, series_names(results), strict=True):
         epsilon = round_epsilon(result.epsilon)
         # NaN equals nothing, itself included: unknown ε go last, in one group.
         order = (1, 0.0) if math.isnan(epsilon) else (0, epsilon)
         groups[result.dataset, result.task, order, result.unit, method].append(result)
         for baseline, scores in result.baselines.items():
-            if scores not in baselines[result.dataset, result.task, baseline]:
-                baselines[result.dataset, result.task, baseline].append(scores)
+            baselines[result.dataset, result.task, baseline][tuple(sorted(scores.items()))] = scores
     rows = []
     for (dataset, task, _, unit, method), group in sorted(groups.items(), key=lambda item: item[0]):
         events = [result.epsilon_of_unit.get("event") for result in group]
@@ -216,7 +264,7 @@ def compare(results: Sequence[RunResult]) -> list[Row]:
                 unit="",
                 event=None,
                 seeds=(),
-                scores=distinct,
+                scores=list(distinct.values()),
             )
         )
     return rows
@@ -341,7 +389,7 @@ def seed_of_config(folder: Path) -> int | None:
     path = folder / "config.yaml"
     if not path.is_file():
         return None
-    found = re.search(r"^seed_everything: (\d+)\s*$", path.read_text(), re.MULTILINE)
+    found = re.search(r"^seed_everything: (\d{1,18})\s*$", path.read_text(errors="replace"), re.MULTILINE)
     return int(found[1]) if found else None
 
 

@@ -47,7 +47,9 @@ class Run:
         dir: its folder; None makes `runs/<time>-<random>`.
         method: a short name for tables and plots, e.g. `dp-aware`; None takes the folder's name.
         checkpoint_every: ≥ 1 optimizer steps between checkpoints.
-        wandb: `auto` is online where a key is at hand and offline elsewhere; `disabled` writes nothing.
+        wandb: `online` sends; `offline` keeps the run here until `wandb sync`; `dry` shows what would be
+            sent, and keeps nothing; `disabled` writes nothing; `auto` is offline, whether or not a key is at
+            hand, and online in a trial of a W&B agent. Of this and WANDB_MODE the more private one wins.
         project: W&B project.
         group: W&B group, e.g. one sweep.
         job_type: W&B job type, e.g. `final` for the runs of a paper.
@@ -63,7 +65,7 @@ class Run:
     dir: str | None = None
     method: str | None = None
     checkpoint_every: int = 50
-    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    wandb: Literal["auto", "online", "offline", "dry", "disabled"] = "auto"
     project: str = "lightning_dp"
     group: str | None = None
     job_type: str = "fit"
@@ -169,7 +171,8 @@ class RunFolder(Callback):
 
     def _keep_account(self, trainer: Trainer, *, run: str | None) -> None:
         """Copy the report of the run folder that the weights lie in, if it is the report of these weights."""
-        origin = Path(str(trainer.ckpt_path)).resolve().parents[1]
+        # Of RUN/checkpoints/last.ckpt the run; a checkpoint that lies by itself has none.
+        origin = Path(str(trainer.ckpt_path)).resolve().parent.parent
         here = read_privacy_report(self.folder)
         if here and here.get("run") != run:
             raise ValueError(

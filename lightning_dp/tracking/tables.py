@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning_dp.tracking.paired import PairedTest
 from lightning_dp.tracking.results import Row, epsilon_text, metric_label, metrics_in_order, round_epsilon
@@ -111,6 +111,15 @@ def paired_table(tests: Sequence[PairedTest], *, metric: str) -> Table:
             "Seeds vary training, not the data: the interval says nothing about other data sets.",
         ),
     )
+
+
+def shortened(table: Table, *, lines: int) -> Table:
+    """The first lines of a table, and how many more there are."""
+    left = len(table.cells) - lines
+    if left <= 0:
+        return table
+    note = f"{left} more lines are left out: --lines shows them, fewer folders have fewer."
+    return replace(table, cells=table.cells[:lines], notes=(*table.notes, note))
 
 
 def markdown(tables: Sequence[Table]) -> str:

@@ -4,13 +4,14 @@ What it sends of a private fit is an allow list. What a module sends past it, by
 network, no logger sees.
 """
 
-import netrc
 import os
+import shutil
+import tempfile
+import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
-from urllib.parse import urlparse
 
 import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,10 +23,16 @@ from lightning_dp.privacy.report import json_ready
 from lightning_dp.tracking.folder_lock import make_run_folder
 from lightning_dp.tracking.outgoing import PRIVATE_PREFIX, FollowsFit, Outgoing
 from lightning_dp.tracking.run_folder import Run, environment
+from lightning_dp.tracking.wandb_config import outgoing_config
+from lightning_dp.tracking.wandb_dry import described
 
 _DummyExperiment = private_name("_DummyExperiment")
 _DESCRIBE = {"config", "dir", "entity", "group", "id", "job_type", "name", "notes", "project", "resume"}
 _DESCRIBE |= {"save_dir", "tags", "version"}
+_MODES = ("disabled", "dry", "offline", "online")
+_NOT_SAID = "not said"
+_COARSE_SECONDS = 3600
+_DRY = "lightning-dp-dry-"
 _OF_A_RUN = {"define_metric", "dir", "entity", "finish", "group", "id", "job_type", "name", "offline", "path"}
 _OF_A_RUN |= {"project", "project_name", "url"}
 
@@ -46,6 +53,7 @@ class DiscreetWandbLogger(WandbLogger, FollowsFit):
             learning rate that was fixed beforehand.
         share_nonprivate: send everything.
         offline: keep the run in `save_dir` until `wandb sync`.
+        dry: show what would be sent when the run has ended, and keep nothing.
         **options: of W&B's run: project, name, group, job_type, tags, notes, entity, id, save_dir, config.
 
     Raises:
@@ -58,6 +66,7 @@ class DiscreetWandbLogger(WandbLogger, FollowsFit):
         public_metrics: Sequence[str] = (),
         share_nonprivate: bool = False,
         offline: bool = False,
+        dry: bool = False,
         **options: Any,
     ) -> None:
         if isinstance(public_metrics, str) or any(name.startswith(PRIVATE_PREFIX) for name in public_metrics):
@@ -75,15 +84,23 @@ class DiscreetWandbLogger(WandbLogger, FollowsFit):
         # code; and the machine's load, which follows the sizes of batches.
         closed: dict[str, Any] = {"console": "off", "save_code": False, "disable_code": True}
         closed |= {"disable_git": True, "disable_job_creation": True, "x_disable_stats": True}
+        # The host, the command line, the program and where it lies, packages, the machine.
+        closed |= {"x_disable_meta": True, "x_save_requirements": False, "x_disable_machine_info": True}
+        closed |= {"host": _NOT_SAID, "program": _NOT_SAID, "program_relpath": _NOT_SAID}
+        closed |= {"program_abspath": _NOT_SAID, "root_dir": str(options.get("save_dir") or ".")}
         settings = wandb.Settings(
             silent=offline,  # its advice fills a screen; finish_wandb says what matters
             **({} if share_nonprivate else closed),
         )
-        super().__init__(offline=offline, settings=settings, **options)
+        self._dry_folder = tempfile.mkdtemp(prefix=_DRY) if dry else None
+        if self._dry_folder is not None:
+            options["save_dir"] = self._dry_folder
+        super().__init__(offline=offline or dry, settings=settings, **options)
         self._wandb_init.pop("anonymous", None)  # Lightning always hands it on, and W&B warns of it
         self._public_metrics = tuple(public_metrics)
         self._share_nonprivate = share_nonprivate
         self._started = False
+        self._hour: float | None = None  # of a private fit, when it began
         self._outgoing: Outgoing | None = None  # until a private fit begins
         self._hyperparams: dict[str, Any] = {}  # until it has
 
@@ -129,6 +146,10 @@ class DiscreetWandbLogger(WandbLogger, FollowsFit):
         if not self._started:
             self._started = True
             make_run_folder(Path(self.save_dir or "."))
+            if not self._keeps_nothing:
+                # Durations of steps follow the sizes of their batches, which are private.
+                self._hour = time.time() // _COARSE_SECONDS * _COARSE_SECONDS
+                self._wandb_init["settings"].x_start_time = self._hour
             self.log_facts(self._hyperparams)
         return self._run()
 
@@ -154,7 +175,27 @@ class DiscreetWandbLogger(WandbLogger, FollowsFit):
             self._outgoing.tell(set(asked) - set(sent))
             step = self._outgoing.step(step)
         if sent:
-            self.start().log(sent if step is None else {**sent, "trainer/global_step": step})
+            self.log_now(sent if step is None else {**sent, "trainer/global_step": step})
+
+    def log_now(self, values: Mapping[str, Any]) -> None:
+        """Log what may go as it is; of a private fit with the hour at which it began for a time."""
+        run = self.start()
+        run.log(dict(values) if self._hour is None else {**values, "_timestamp": self._hour})
+
+    def told(self) -> list[str]:
+        """What may leave this machine, in a few lines for people."""
+        where = "nowhere (a dry run)" if self._dry_folder else f"W&B, project {self._project}"
+        if self._share_nonprivate:
+            return [f"sent to {where}: everything, nonprivate/ statistics and the console included"]
+        public = ", ".join(self._public_metrics) or "none"
+        return [
+            f"sent to {where}:",
+            "  privacy figures, epoch, metrics of validation and test, the figure of samples",
+            f"  public_metrics: {public}",
+            "  the configuration without paths, columns, categories and customers",
+            "kept here: nonprivate/, what train hooks log, times of steps, host, command line, git remote, "
+            "console",
+        ]
 
     def watch(self, *arguments: Any, **options: Any) -> None:
         """Refused, as gradients before clipping and noise are private.
@@ -211,17 +252,17 @@ class WandbStart(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, DiscreetWandbLogger):
+                if not logger._offline or logger._dry_folder:
+                    print("\n".join(logger.told()), flush=True)
                 logger.start()
 
 
 def make_wandb_logger(run: Run, *, folder: Path, config: dict) -> DiscreetWandbLogger | None:
     """The logger that `run` asks for, or None where W&B is disabled.
 
-    `WANDB_MODE` wins over `run.wandb`. The W&B run itself starts with the training.
+    The W&B run itself starts with the training.
     """
-    mode = os.environ.get("WANDB_MODE") or run.wandb
-    if mode == "auto":
-        mode = "online" if _has_key() else "offline"
+    mode = wandb_mode(run.wandb)
     if mode == "disabled":
         return None
     made_by = environment()
@@ -235,8 +276,9 @@ def make_wandb_logger(run: Run, *, folder: Path, config: dict) -> DiscreetWandbL
         tags=run.tags or None,
         save_dir=folder,
         offline=mode == "offline",
+        dry=mode == "dry",
         config={
-            **json_ready(config),
+            **json_ready(config if run.share_nonprivate else outgoing_config(config)),
             "git_commit": made_by["git_commit"],
             "git_changed": made_by["git_changed"],
         },
@@ -247,17 +289,25 @@ def finish_wandb(*, failed: bool) -> None:
     """End this process's W&B run, if there is one: everything is written, and the next run is its own."""
     if (run := wandb.run) is None:
         return
+    folder = Path(run.dir).parent
     wandb.finish(exit_code=int(failed))
-    if run.offline:
+    if _DRY in folder.as_posix():
+        wandb.teardown()  # the file is whole once W&B's own process has ended
+        print("W&B dry run: nothing was sent. It would be")
+        for path in folder.glob("*.wandb"):
+            print("\n".join(described(path)))
+        shutil.rmtree(next(one for one in folder.parents if one.name.startswith(_DRY)), ignore_errors=True)
+    elif run.offline:
         print(f"W&B offline: 'wandb sync {Path(run.dir).parent}' sends this run")
 
 
-def _has_key() -> bool:
-    """Whether W&B could log in without asking. Its own check would start a session, which spoils offline."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+def wandb_mode(asked: str) -> str:
+    """The more private of `run.wandb` and WANDB_MODE: disabled, dry, offline or online.
+
+    A key at hand is no wish to send: `auto` sends nothing, but in a trial that a W&B agent has started.
+    """
+    if asked == "auto":
+        asked = "online" if os.environ.get("WANDB_SWEEP_ID") else "offline"
+    given = os.environ.get("WANDB_MODE") or asked
+    given = {"dryrun": "offline", "run": "online"}.get(given, given)
+    return min(asked, given if given in _MODES else "online", key=_MODES.index)

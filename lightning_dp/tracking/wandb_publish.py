@@ -31,7 +31,7 @@ def publish(trainer: Trainer, *, folder: Path, run: Run) -> None:
     """Send what may be sent of a finished run; nothing happens without a W&B logger."""
     for logger in trainer.loggers:
         if isinstance(logger, DiscreetWandbLogger) and trainer.is_global_zero:
-            _publish(logger.start(), trainer, folder=folder, run=run)
+            _publish(logger, trainer, folder=folder, run=run)
 
 
 def figures_to_send(folder: Path, *, rows_are_public: bool, share_nonprivate: bool) -> list[Path]:
@@ -46,7 +46,8 @@ def figures_to_send(folder: Path, *, rows_are_public: bool, share_nonprivate: bo
     ]
 
 
-def _publish(wandb_run: Any, trainer: Trainer, *, folder: Path, run: Run) -> None:
+def _publish(logger: DiscreetWandbLogger, trainer: Trainer, *, folder: Path, run: Run) -> None:
+    wandb_run: Any = logger.start()
     report = read_account(folder).report
     summary = {
         "epsilon": report.get("epsilon_spent"),
@@ -64,7 +65,7 @@ def _publish(wandb_run: Any, trainer: Trainer, *, folder: Path, run: Run) -> Non
         share_nonprivate=run.share_nonprivate,
     )
     if figures:
-        wandb_run.log({f"plots/{path.stem}": wandb.Image(str(path)) for path in figures})
+        logger.log_now({f"plots/{path.stem}": wandb.Image(str(path)) for path in figures})
     if run.upload_checkpoint:
         artifact = wandb.Artifact(f"model-{wandb_run.id}", type="model", metadata=json_ready(report))
         artifact.add_file(str(_released_weights(folder)), name="weights.ckpt")
@@ -74,7 +75,7 @@ def _publish(wandb_run: Any, trainer: Trainer, *, folder: Path, run: Run) -> Non
 
 def _released_weights(folder: Path) -> Path:
     """`checkpoints/weights.ckpt`: what `load_from_checkpoint` needs, and no more."""
-    whole = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=False)
+    whole = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
     path = folder / CHECKPOINT.parent / "weights.ckpt"
     torch.save({name: whole[name] for name in _WEIGHTS if name in whole}, path)
     return path

@@ -92,9 +92,11 @@ def test_it_is_served_to_this_machine_only(site):
         thread.start()
         assert server.server_address[0] == "127.0.0.1"
 
-        def status(path: str, host: str | None = None) -> int:
+        def status(path: str, host: str | None = None, token: str = server.token) -> int:
             connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
-            connection.request("GET", path, headers={} if host is None else {"Host": host})
+            connection.request(
+                "GET", f"/{token}{path}" if token else path, headers={} if host is None else {"Host": host}
+            )
             found = connection.getresponse()
             found.read()
             connection.close()
@@ -102,6 +104,12 @@ def test_it_is_served_to_this_machine_only(site):
 
         assert status("/") == 200
         assert status("/data.js") == 200
+        # Another user of this machine, who knows the port and not the token.
+        assert status("/", token="") == 403
+        assert status("/data.js", token="") == 403
+        assert status("/data.js", token=server.token[:-1]) == 403
+        assert status("/data.js", token=server.token + "%C3%A9") == 403
+        assert status("/%00") == 404
         # A name of somebody else's that resolves to this machine; a listing; a way out of the folder.
         assert status("/data.js", host="evil.example:80") == 403
         assert status("/runs/") == 404

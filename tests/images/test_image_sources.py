@@ -175,7 +175,9 @@ def test_parquet(tmp_path):
     assert source.open("test") is None
     with pytest.raises(ValueError, match="no column 'kind'"):
         Parquet(str(tmp_path), class_names=["a"], label_column="kind").open("train")
-    with pytest.raises(ValueError, match=r"row 0 has the label 'b', which is none of the class_names"):
+    with pytest.raises(
+        ValueError, match=r"row 0 has as its label a text of 1 character .* which is none of the class_names"
+    ):
         Parquet(str(tmp_path), class_names=["a"]).open("train")
     (tmp_path / "train-0.parquet").write_bytes(b"not parquet")
     with pytest.raises(ValueError, match="can't be read as parquet"):
@@ -298,7 +300,7 @@ def test_captions_of_an_image_folder(tmp_path):
     with pytest.raises(ValueError, match=r"metadata\.jsonl, row 1 names no image"):
         source.open("train")
     metadata.write_text("{")
-    with pytest.raises(ValueError, match=r"metadata\.jsonl can't be read"):
+    with pytest.raises(ValueError, match=r"metadata\.jsonl, line 1 is not JSON"):
         source.open("train")
 
 

@@ -196,7 +196,7 @@ def test_camelyon_splits_by_hospital_and_users_are_patients(tmp_path):
                 f / "metadata.csv",
                 "patient,node,x_coord,y_coord,tumor,center,split\n004,4,1,2,yes,0,0\n",
             ),
-            "line 2 has tumor yes",
+            "line 2 has tumor a text of 3 characters that begins with a letter",
         ),
         (
             lambda f: _write(

@@ -7,8 +7,10 @@ from typing import final
 import numpy as np
 
 from lightning_dp.data_files import data_folder
+from lightning_dp.images.data.decoding import read_encoded
 from lightning_dp.images.data.source import ImageSource, Split
 from lightning_dp.images.data.table import EncodedTable
+from lightning_dp.told import told
 
 _FOLDER = "camelyon17_v1.0"
 _NEEDED = ("patient", "node", "x_coord", "y_coord", "tumor", "center", "split")
@@ -52,7 +54,7 @@ class Camelyon17(ImageSource):
             )
         return EncodedTable(
             [str(path) for path in paths],
-            load_fn=lambda index: paths[index].read_bytes(),
+            load_fn=lambda index: read_encoded(paths[index]),
             labels=np.array([int(row["tumor"]) for row in rows]),
             class_names=self.class_names,
             users=[row["patient"] for row in rows],
@@ -70,9 +72,10 @@ class Camelyon17(ImageSource):
         for number, row in enumerate(rows, start=2):
             empty = [name for name in _NEEDED if not row.get(name)]
             if empty or row["tumor"] not in ("0", "1"):
+                wrong = f"no {empty[0]}" if empty else f"tumor {told(row['tumor'])}"
                 raise ValueError(
-                    f"{path}, line {number} has {'no ' + empty[0] if empty else 'tumor ' + row['tumor']}; it "
-                    f"needs {', '.join(_NEEDED)}, with tumor 0 or 1: copy the file again."
+                    f"{path}, line {number} has {wrong}; it needs {', '.join(_NEEDED)}, with "
+                    "tumor 0 or 1: copy the file again."
                 )
         return rows
 

@@ -7,6 +7,7 @@ from typing import final
 import numpy as np
 
 from lightning_dp.data_files import data_folder
+from lightning_dp.images.data.decoding import read_encoded
 from lightning_dp.images.data.source import ImageSource, Split
 from lightning_dp.images.data.table import EncodedTable
 
@@ -75,7 +76,7 @@ class CelebA(ImageSource):
             )
         return EncodedTable(
             [str(path) for path in paths],
-            load_fn=lambda index: paths[index].read_bytes(),
+            load_fn=lambda index: read_encoded(paths[index]),
             labels=labels,
             class_names=self.class_names,
             users=users,

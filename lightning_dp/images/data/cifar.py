@@ -5,17 +5,20 @@ arrays and plain values are accepted. What is downloaded is the binary one.
 """
 
 import tarfile
+import zlib
 from pathlib import Path
 from typing import ClassVar, final
 
 import numpy as np
 
+from lightning_dp.archives import read_at_most
 from lightning_dp.data_files import check_digest, data_folder, ensure_file
 from lightning_dp.images.data.pickled import colour_last, read_pickle
 from lightning_dp.images.data.source import ImageSource, Split
 from lightning_dp.images.data.table import ArrayTable
 
 _SIDE = 32
+_MAX_BATCH = 2**30
 _PIXELS = 3 * _SIDE * _SIDE
 _ADDRESS = "https://www.cs.toronto.edu/~kriz"
 
@@ -66,10 +69,11 @@ class _Cifar(ImageSource):
                     if file is not None:
                         where = f"{path}, {member.name}"
                         read = self._from_pickle if "-python" in path.name else self._from_binary
-                        pixels, classes = read(file.read(), where=where)
+                        content = read_at_most(file, _MAX_BATCH, where=where)  # type: ignore[arg-type]
+                        pixels, classes = read(content, where=where)
                         images.append(pixels)
                         labels.append(classes)
-        except (tarfile.TarError, OSError, EOFError) as error:
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is not a whole archive ({error}): download it again.") from error
         if not images:
             raise ValueError(

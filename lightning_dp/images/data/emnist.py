@@ -5,17 +5,20 @@ on before MNIST. Some of the writers are those of MNIST's digits.
 """
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import final
 
 import numpy as np
 
+from lightning_dp.archives import read_at_most
 from lightning_dp.data_files import data_folder
 from lightning_dp.images.data.idx import read_idx
 from lightning_dp.images.data.source import ImageSource, Split
 from lightning_dp.images.data.table import ArrayTable
 
 _ARCHIVE = "gzip.zip"
+_MAX_MEMBER = 2**30
 
 
 @final
@@ -72,6 +75,10 @@ def _read(folder: Path, name: str) -> np.ndarray:
             member = next((own for own in content.namelist() if own.rsplit("/", 1)[-1] == name), None)
             if member is None:
                 raise ValueError(f"{archive} has no {name}: it is another archive; take NIST's gzip.zip.")
-            return read_idx(content.read(member), where=f"{archive}, {name}")
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{archive} is not a whole archive ({error}): copy it again.") from error
+            with content.open(member) as file:
+                packed = read_at_most(file, _MAX_MEMBER, where=f"{archive}, {name}")  # type: ignore[arg-type]
+            return read_idx(packed, where=f"{archive}, {name}")
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{archive} is not a whole archive ({type(error).__name__}): copy it again."
+        ) from error

@@ -1,15 +1,19 @@
 """The idx format of MNIST and its relatives: a short header, then bytes; usually gzipped."""
 
 import gzip
+import io
 import math
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from lightning_dp.archives import read_at_most
 from lightning_dp.data_files import check_digest, ensure_file
+from lightning_dp.told import told_error
 
 _UNSIGNED_BYTES = 8
+_MAX_PAYLOAD = 2**30  # the largest set in this form, EMNIST's by class, has 0.55 GB
 
 
 def read_idx(content: bytes, *, where: str) -> np.ndarray:
@@ -53,6 +57,9 @@ def open_idx(path: Path, *, url: str | None, payload_sha256: str) -> np.ndarray:
 
 def _payload(content: bytes, *, where: str) -> bytes:
     try:
-        return gzip.decompress(content)
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            return read_at_most(file, _MAX_PAYLOAD, where=where)  # type: ignore[arg-type]
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{where} is not a whole gzip file ({error}): download it again.") from None
+        raise ValueError(
+            f"{where} is not a whole gzip file ({told_error(error)}): download it again."
+        ) from None

@@ -5,8 +5,9 @@ from typing import final
 
 import numpy as np
 
+from lightning_dp.images.data.decoding import read_encoded
 from lightning_dp.images.data.metadata_file import read_captions
-from lightning_dp.images.data.own_files import SUFFIXES, captions_of, existing_folder, name_of
+from lightning_dp.images.data.own_files import SUFFIXES, captions_of, check_inside, existing_folder, name_of
 from lightning_dp.images.data.source import ImageSource, Split
 from lightning_dp.images.data.table import EncodedTable
 
@@ -61,6 +62,7 @@ class ImageFolder(ImageSource):
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not files:
             raise ValueError(f"{folder} holds no image: it looks for {', '.join(SUFFIXES)}.")
+        check_inside(files, folder=self._root)
         labels = np.array([self._label(path, folder) for path in files])
         users = [self._user(path, folder) for path in files] if self._users else None
         names = [str(path) for path in files]
@@ -75,7 +77,7 @@ class ImageFolder(ImageSource):
             )
         return EncodedTable(
             names,
-            load_fn=lambda index: files[index].read_bytes(),
+            load_fn=lambda index: read_encoded(files[index]),
             labels=labels,
             class_names=self.class_names,
             users=users,

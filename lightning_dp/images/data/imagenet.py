@@ -4,12 +4,12 @@ Both published forms are read: batches as numpy's npz, and as Python pickles, of
 values are accepted. Nothing is downloaded: image-net.org asks who you are.
 """
 
-import zipfile
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 import numpy as np
 
+from lightning_dp.archives import load_npz
 from lightning_dp.data_files import data_folder
 from lightning_dp.images.data.pickled import colour_last, read_pickle
 from lightning_dp.images.data.source import ImageSource, Split
@@ -104,10 +104,4 @@ class ImageNet64(_Downsampled):
 
 
 def _npz(path: Path) -> dict[str, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if name in ("data", "labels")}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(
-            f"{path} can't be read as an npz file of plain arrays ({str(error)[:120]}): get it again."
-        ) from error
+    return load_npz(path, "data", "labels", fix="get it again.")

@@ -1,11 +1,11 @@
 """MedMNIST's files: small medical images, three splits in one npz (Yang et al. 2023, Sci. Data 10:41)."""
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from lightning_dp.archives import load_npz
 from lightning_dp.data_files import data_folder
 from lightning_dp.images.data.source import ImageSource, Split
 from lightning_dp.images.data.table import ArrayTable
@@ -63,16 +63,11 @@ def _read(path: Path, *names: str) -> list[np.ndarray]:
             f"{path} is missing: put MedMNIST's file there by hand, or point LIGHTNING_DP_DATA (or data_dir) "
             "at a folder that holds it."
         )
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in names if name not in file.files]
-            if not missing:
-                return [file[name] for name in names]
-            found = ", ".join(file.files)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(
-            f"{path} can't be read as an npz file of plain arrays ({str(error)[:120]}): download it again."
-        ) from error
+    content = load_npz(path, fix="download it again.")
+    missing = [name for name in names if name not in content]
+    if not missing:
+        return [content[name] for name in names]
+    found = ", ".join(content)
     raise ValueError(
         f"{path} has no {missing[0]} but {found or 'nothing'}: it is no file of MedMNIST's; your own arrays "
         "are read by lightning_dp.images.NPZ."

@@ -1,10 +1,12 @@
 """Captions in a file beside the images, in the layout that Hugging Face's image folders use."""
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from lightning_dp.archives import parse_json
+from lightning_dp.told import told_error
 
 _FILES = ("metadata.jsonl", "metadata.csv")
 
@@ -37,6 +39,8 @@ def _rows(path: Path) -> Iterator[Any]:
             if path.suffix == ".csv":
                 yield from csv.DictReader(file)
             else:
-                yield from (json.loads(line) for line in file if line.strip())
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} can't be read ({error}): correct it.") from error
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield parse_json(line, where=f"{path}, line {number}")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} can't be read ({told_error(error)}): correct it.") from error

@@ -1,12 +1,12 @@
 """A user's images as numpy files."""
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
 import numpy as np
 
+from lightning_dp.archives import load_npz
 from lightning_dp.images.data.own_files import existing_folder, name_of
 from lightning_dp.images.data.source import ImageSource, Split
 from lightning_dp.images.data.table import ArrayTable
@@ -53,16 +53,7 @@ class NPZ(ImageSource):
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: save images=, labels= and users= there by numpy.savez.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            content = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(
-            f"{path} can't be read as an npz file of plain arrays ({str(error)[:120]}): save it again by "
-            "numpy.savez."
-        ) from error
+    content = load_npz(path, fix="save images=, labels= and users= there by numpy.savez.")
     if "images" not in content:
         raise ValueError(
             f"{path} has {', '.join(content) or 'nothing'} and no 'images': save them as images=."

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_dp.archives import inside
 from lightning_dp.images.data.source import Split
+from lightning_dp.told import told
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -30,12 +32,22 @@ def files_of(folder: Path, *, split: Split, suffix: str) -> list[Path]:
         ValueError: there are none for train.
     """
     files = sorted(folder.glob(f"{split}*{suffix}"))
+    check_inside(files, folder=folder)
     if not files and split == "train":
         raise ValueError(
             f"{folder} has no file train*{suffix}: name the files by their split, train-0000{suffix} and "
             f"test-0000{suffix} for instance."
         )
     return files
+
+
+def check_inside(files: Sequence[Path], *, folder: Path) -> None:
+    """Raise ValueError for a link out of the folder: what it shows belongs to somebody else's data."""
+    for path in files:
+        if not inside(path, folder):
+            raise ValueError(
+                f"{path} is a link that leads out of {folder}: put the file itself there, or remove the link."
+            )
 
 
 def captions_of(values: Sequence[object], *, names: Sequence[str], where: str, fix: str) -> list[str]:
@@ -53,8 +65,8 @@ def captions_of(values: Sequence[object], *, names: Sequence[str], where: str, f
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, str):
             raise ValueError(
-                f"{name} has no caption in {where} (it has {value!r}): add it, an empty text where there is "
-                f"nothing to say, or set {fix}."
+                f"{name} has no caption in {where} (it has {told(value)}): add it, an empty text where there "
+                f"is nothing to say, or set {fix}."
             )
     return [str(value) for value in values]
 
@@ -84,7 +96,7 @@ def class_numbers(
             labels[row] = int(text)
         else:
             raise ValueError(
-                f"{names[row]} has the label {text!r}, which is none of the class_names "
+                f"{names[row]} has as its label {told(value)}, which is none of the class_names "
                 f"({', '.join(class_names)[:120]}): correct it, or add the class."
             )
     return labels

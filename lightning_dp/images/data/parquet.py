@@ -6,9 +6,13 @@ from typing import Any, final
 
 import numpy as np
 
+from lightning_dp.archives import check_packed
 from lightning_dp.images.data.own_files import captions_of, class_numbers, existing_folder, files_of, name_of
 from lightning_dp.images.data.source import ImageSource, Split
 from lightning_dp.images.data.table import EncodedTable
+from lightning_dp.told import told_error
+
+_MAX_ROWS = 100_000_000
 
 
 @final
@@ -74,9 +78,14 @@ class Parquet(ImageSource):
             captions = captions_of(
                 columns[self._caption], names=names, where=where, fix="caption_column to null"
             )
+
+        def load(index: int) -> bytes:
+            content: Any = images[index]
+            return content if isinstance(content, bytes) else b""
+
         return EncodedTable(
             names,
-            load_fn=lambda index: images[index] or b"",
+            load_fn=load,
             labels=labels,
             class_names=self.class_names,
             users=[str(user) for user in columns[self._user]] if self._user else None,
@@ -97,8 +106,13 @@ def _read(path: str, *, columns: list[str]) -> dict[str, list[Any]]:
                 f"{path} has no column {missing[0]!r} (it has {', '.join(present)}): name the right one in "
                 "image_column, label_column, user_column or caption_column."
             )
+        described = parquet.read_metadata(path)
+        groups = (described.row_group(number) for number in range(described.num_row_groups))
+        check_packed(
+            path, packed=Path(path).stat().st_size, unpacked=sum(group.total_byte_size for group in groups)
+        )
+        if described.num_rows > _MAX_ROWS:
+            raise ValueError(f"{path} announces {described.num_rows} images, more than {_MAX_ROWS}.")
         return parquet.read_table(path, columns=columns).to_pydict()
     except (ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path} can't be read as parquet ({' '.join(str(error).split())[:120]}): write it again."
-        ) from error
+        raise ValueError(f"{path} can't be read as parquet ({told_error(error)}): write it again.") from error

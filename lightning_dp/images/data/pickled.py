@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from lightning_dp.told import told_error
+
 
 def read_pickle(content: bytes, *, where: str, what: str) -> Any:
     """What a pickle of numpy arrays and plain values holds; one that asks for anything else is refused.
@@ -20,13 +22,18 @@ def read_pickle(content: bytes, *, where: str, what: str) -> Any:
     """
     try:
         return _ArraysOnly(io.BytesIO(content), what=what).load()
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, IndexError, ValueError) as error:
-        raise ValueError(f"{where} is not a batch of {what} ({error}): get it again.") from error
+    except Exception as error:  # of a damaged pickle anything
+        reason = str(error) if isinstance(error, _Foreign) else told_error(error)
+        raise ValueError(f"{where} is not a batch of {what} ({reason}): get it again.") from error
 
 
 def colour_last(pixels: np.ndarray, *, side: int) -> np.ndarray:
     """(N, 3·S²), plane by plane, to (N, S, S, 3)."""
     return np.ascontiguousarray(pixels.reshape(-1, 3, side, side).transpose(0, 2, 3, 1))
+
+
+class _Foreign(pickle.UnpicklingError):
+    """A pickle asks for something that no array needs."""
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -44,4 +51,4 @@ class _ArraysOnly(pickle.Unpickler):
         if module.split(".")[0] == "numpy" and name in self._allowed:
             # numpy 2 moved the module that old pickles name.
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not part of {self._what}")
+        raise _Foreign(f"{module}.{name} is not part of {self._what}")

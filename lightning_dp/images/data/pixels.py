@@ -7,13 +7,15 @@ What fits the given memory is kept; beyond, images are decoded again at each acc
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image, ImageOps
 
-from lightning_dp.images.data.table import ImageTable, UnreadableImage
+from lightning_dp.images.data.decoding import UnreadableImage
+from lightning_dp.images.data.table import ImageTable
 
 Mode = Literal["grey", "rgb"]
 OtherSizes = Literal["error", "crop", "pad"]
@@ -62,26 +64,30 @@ class PixelRules:
         """1 for grey, 3 for rgb."""
         return 1 if self.mode == "grey" else 3
 
-    def apply(self, image: Image.Image, *, name: str) -> np.ndarray:
-        """(C, S, S) uint8.
+    def check(self, image: Image.Image, *, name: str) -> None:
+        """Refuse an image by what its header says, before its pixels are decoded.
 
         Raises:
             ValueError: another size or mode, where that is an error; it names the image and the fix.
         """
         wanted = _PIL_MODES[self.mode]
+        if image.mode != wanted and self.other_modes == "error":
+            raise ValueError(
+                f"{name} has the mode {image.mode}, and data.mode={self.mode} asks for {wanted}: convert "
+                "the file, set data.mode, or set data.other_modes to convert."
+            )
+        if image.size != (self.size, self.size) and self.other_sizes == "error":
+            raise ValueError(
+                f"{name} has {image.width} × {image.height} pixels, and data.size={self.size} asks for "
+                f"{self.size} × {self.size}: set data.size, or data.other_sizes to crop or pad."
+            )
+
+    def apply(self, image: Image.Image) -> np.ndarray:
+        """(C, S, S) uint8 of an image that `check` lets pass."""
+        wanted = _PIL_MODES[self.mode]
         if image.mode != wanted:
-            if self.other_modes == "error":
-                raise ValueError(
-                    f"{name} has the mode {image.mode}, and data.mode={self.mode} asks for {wanted}: convert "
-                    "the file, set data.mode, or set data.other_modes to convert."
-                )
             image = _convert(image, wanted)
         if image.size != (self.size, self.size):
-            if self.other_sizes == "error":
-                raise ValueError(
-                    f"{name} has {image.width} × {image.height} pixels, and data.size={self.size} asks for "
-                    f"{self.size} × {self.size}: set data.size, or data.other_sizes to crop or pad."
-                )
             fit = ImageOps.fit if self.other_sizes == "crop" else ImageOps.pad
             image = fit(image, (self.size, self.size), method=Image.Resampling.LANCZOS)
         array = np.asarray(image)
@@ -120,13 +126,13 @@ class Pixels:
         readable: list[int] = []
         for index in range(len(table)):
             try:
-                image = table.read(index)
+                image = self._decoded(index)
+                checked = rules.apply(image)
             except UnreadableImage:
                 if rules.unreadable == "error":
                     raise
                 continue
             self._pieces.append(piece_of(np.asarray(image)))
-            checked = rules.apply(image, name=table.name(index))
             if self._array is not None:
                 self._array[len(readable)] = checked
             readable.append(index)
@@ -163,9 +169,15 @@ class Pixels:
         if self._array is not None:
             return self._array[indices]
         rows = self._rows[indices]
-        return np.stack(
-            [self._rules.apply(self._table.read(int(i)), name=self._table.name(int(i))) for i in rows]
-        )
+        return np.stack([self._read(int(i)) for i in rows])
+
+    def _read(self, row: int) -> np.ndarray:
+        """(C, S, S) uint8 of a row of the table."""
+        return self._rules.apply(self._decoded(row))
+
+    def _decoded(self, row: int) -> Image.Image:
+        """A row of the table as it came, whose header was checked before it was decoded."""
+        return self._table.read(row, check=partial(self._rules.check, name=self._table.name(row)))
 
 
 def piece_of(image: np.ndarray) -> bytes:

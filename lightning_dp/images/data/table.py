@@ -3,16 +3,15 @@
 Scope: access by number. Sizes and modes are checked in `pixels.py`, labels in `image_data.py`.
 """
 
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from lightning_dp.images.data.decoding import UnreadableImage, decode
 
-class UnreadableImage(ValueError):
-    """An image that can't be decoded; its sentence names it and the fix."""
+Check = Callable[[Image.Image], None]
 
 
 class ImageTable(ABC):
@@ -46,8 +45,8 @@ class ImageTable(ABC):
         """Where image `index` is, for an error message."""
 
     @abstractmethod
-    def read(self, index: int) -> Image.Image:
-        """Image `index`, decoded.
+    def read(self, index: int, *, check: Check | None = None) -> Image.Image:
+        """Image `index`, decoded once `check` has let its header pass.
 
         Raises:
             UnreadableImage: it can't be.
@@ -102,8 +101,11 @@ class ArrayTable(ImageTable):
     def name(self, index: int) -> str:
         return f"{self._source}, image {index}"
 
-    def read(self, index: int) -> Image.Image:
-        return Image.fromarray(self.images[index])
+    def read(self, index: int, *, check: Check | None = None) -> Image.Image:
+        image = Image.fromarray(self.images[index])
+        if check is not None:
+            check(image)
+        return image
 
     def array(self) -> np.ndarray | None:
         return self.images
@@ -135,22 +137,15 @@ class EncodedTable(ImageTable):
     def name(self, index: int) -> str:
         return self._names[index]
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, *, check: Check | None = None) -> Image.Image:
         try:
-            image = Image.open(io.BytesIO(self._load_fn(index)))
-            image.load()
-        except (
-            OSError,
-            UnidentifiedImageError,
-            ValueError,
-            SyntaxError,
-            Image.DecompressionBombError,
-        ) as error:
+            content = self._load_fn(index)
+        except OSError as error:
             raise UnreadableImage(
-                f"{self._names[index]} can't be read as an image ({' '.join(str(error).split())[:120]}): "
-                "replace or remove it, or set data.unreadable to skip."
+                f"{self._names[index]} can't be read ({error.strerror or type(error).__name__}): replace or "
+                "remove it, or set data.unreadable to skip."
             ) from error
-        return image
+        return decode(content, name=self._names[index], check=check)
 
 
 class JoinedTable(ImageTable):
@@ -180,9 +175,9 @@ class JoinedTable(ImageTable):
         table, inner = self._find(index)
         return table.name(inner)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, *, check: Check | None = None) -> Image.Image:
         table, inner = self._find(index)
-        return table.read(inner)
+        return table.read(inner, check=check)
 
     def array(self) -> np.ndarray | None:
         arrays = [table.array() for table in self._tables]

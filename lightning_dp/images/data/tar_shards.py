@@ -1,6 +1,5 @@
 """A user's images in tar shards, in the layout of WebDataset."""
 
-import json
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any, final
 
 import numpy as np
 
+from lightning_dp.archives import MAX_ENCODED, MAX_TEXT, parse_json, read_at_most
 from lightning_dp.images.data.own_files import (
     SUFFIXES,
     captions_of,
@@ -122,19 +122,27 @@ def _index(shard: Path) -> list[_Sample]:
             for member in archive:
                 if not member.isfile():
                     continue
+                if member.issparse():  # a size without bytes
+                    raise ValueError(f"{shard} has a sparse member: write the shard again.")
                 folder, _, name = member.name.rpartition("/")
                 stem, _, kind = name.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
                 sample = samples.setdefault(key, _Sample(shard=shard, key=key))
                 if f".{kind.lower()}" in SUFFIXES:
                     sample.image = (member.offset_data, member.size)
+                    if member.size > MAX_ENCODED:
+                        raise ValueError(
+                            f"{shard}, {key} has an image of {member.size} bytes, more than {MAX_ENCODED}."
+                        )
                 elif kind in ("cls", "json", "txt"):
                     file = archive.extractfile(member)
                     assert file is not None
-                    _describe(sample, kind, file.read().decode(errors="replace").strip())
-    except (tarfile.TarError, OSError) as error:
+                    text = read_at_most(file, MAX_TEXT, where=f"{shard}, {key}.{kind}")  # type: ignore[arg-type]
+                    _describe(sample, kind, text.decode(errors="replace").strip())
+    except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(
-            f"{shard} can't be read as an uncompressed tar file ({error}): write the shard again."
+            f"{shard} can't be read as an uncompressed tar file ({type(error).__name__}): write the shard "
+            "again."
         ) from error
     return [sample for sample in samples.values() if sample.image is not None]
 
@@ -146,8 +154,5 @@ def _describe(sample: _Sample, kind: str, text: str) -> None:
     if kind == "txt":
         sample.caption = text
         return
-    try:
-        facts = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{sample.shard}, {sample.key}.json is not JSON ({error}): correct it.") from error
+    facts = parse_json(text, where=f"{sample.shard}, {sample.key}.json")
     sample.facts = facts if isinstance(facts, dict) else {}

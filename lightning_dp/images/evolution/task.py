@@ -6,6 +6,7 @@ from typing import Any, final
 
 import numpy as np
 
+from lightning_dp.archives import load_npz
 from lightning_dp.evolution.task import EvolutionTask, PrivateRows
 from lightning_dp.images.data.image_data import ImageData
 from lightning_dp.images.export import export_images, write_finished
@@ -78,8 +79,10 @@ class ImageTask(EvolutionTask, SampleWriter):
                 f"{folder} has no {SAMPLES}: its Private Evolution has not finished; go on with it by "
                 f"'lightning-dp evolve --config {folder / 'config.yaml'} --resume true'."
             )
-        with np.load(path, allow_pickle=False) as content:
-            pixels, labels = content["images"], content["labels"]
+        content = load_npz(path, "images", "labels", fix="make the samples again.")
+        if set(content) != {"images", "labels"}:
+            raise ValueError(f"{path} lacks images or labels: make the samples again.")
+        pixels, labels = content["images"], content["labels"]
         return pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2), labels
 
     def write_samples(self, request: SampleRequest, *, run: LoadedRun) -> list[str]:

@@ -51,7 +51,8 @@ def mu_lower_bound(counts: Counts, *, alpha: float) -> np.ndarray:
 def mu_of_rates(fpr: np.ndarray, fnr: np.ndarray) -> np.ndarray:
     """Φ⁻¹(1 − FPR) − Φ⁻¹(FNR), the μ at whose curve two error rates lie; −∞ where one is 1."""
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.nan_to_num(ndtri(1 - fpr) - ndtri(fnr), nan=-np.inf, posinf=np.inf, neginf=-np.inf))
+        found = np.nan_to_num(ndtri(1 - fpr) - ndtri(fnr), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    return np.asarray(found)
 
 
 def delta_of_mu(mu: np.ndarray | float, epsilon: np.ndarray | float) -> np.ndarray:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from lightning_dp.archives import load_npz
 from lightning_dp.data_files import data_folder
 from lightning_dp.privacy.units import PrivacyUnit
 from lightning_dp.timeseries.data.base import Splits, WindowDataModule
@@ -176,11 +177,11 @@ def _read(path: Path) -> tuple[np.ndarray, pd.DatetimeIndex]:
             "or point LIGHTNING_DP_DATA (or SmartMeter.data_dir) at a folder that holds smartmeter/ with "
             "it."
         )
-    with np.load(path) as file:
-        absent = [name for name in ("kwh", "timestamp") if name not in file]
-        if absent:
-            raise ValueError(f"{path} has no array {absent[0]!r}: it is not the file that is meant.")
-        kwh, stamps = file["kwh"], pd.DatetimeIndex(file["timestamp"])
+    file = load_npz(path, "kwh", "timestamp", fix="it is damaged or another file; make it again.")
+    absent = [name for name in ("kwh", "timestamp") if name not in file]
+    if absent:
+        raise ValueError(f"{path} has no array {absent[0]!r}: it is not the file that is meant.")
+    kwh, stamps = file["kwh"], pd.DatetimeIndex(file["timestamp"])
     if kwh.shape != (_NUM_STEPS, _NUM_HOUSEHOLDS) or len(stamps) != _NUM_STEPS:
         raise ValueError(
             f"{path} has kwh of shape {kwh.shape} and {len(stamps)} stamps where "

@@ -34,6 +34,7 @@ from lightning_dp.timeseries.data.train_items import (
 )
 from lightning_dp.timeseries.data.windows import WindowDataset, window_starts
 from lightning_dp.timeseries.masks import Mask
+from lightning_dp.told import told_place
 
 Short = Literal["error", "drop"]
 
@@ -308,9 +309,9 @@ class Table(WindowDataModule):
             shortest = int((~fits).argmax())
             steps = int(store.end_rows[shortest] - store.first_rows[shortest])
             raise ValueError(
-                f"customer {names[shortest]!r} has {max(steps, 0)} train steps, which hold no window of "
-                f"context_length + horizon = {self.length} (and {self.num_dropped - 1} more such "
-                "customers): set Table.short to 'drop' to leave them out, or shorten the window."
+                f"customer {told_place(shortest, names[shortest])} has {max(steps, 0)} train steps, which "
+                f"hold no window of context_length + horizon = {self.length} (and {self.num_dropped - 1} "
+                "more such customers): set Table.short to 'drop' to leave them out, or shorten the window."
             )
         if not fits.any():
             raise ValueError(

@@ -19,6 +19,7 @@ from lightning_dp.timeseries.data.own_table.frequency import Frequency, most_com
 from lightning_dp.timeseries.data.own_table.layout import Layout
 from lightning_dp.timeseries.data.own_table.reading import Reading, read_stamps
 from lightning_dp.timeseries.data.own_table.report import TableReport
+from lightning_dp.told import debugging, told_place
 
 CELLS, INDEX = "cells.npy", "index.npz"
 # A wrong year would otherwise ask for a disk full of gaps.
@@ -97,9 +98,8 @@ class _Clock:
         between = phases != self.frequency.phase
         if between.any():
             row = int(between.argmax())
-            value = rows.columns[self._column][row].as_py()
             raise ValueError(
-                f"{rows.where(row, self._column)} holds '{value}', which lies between the steps of "
+                f"{rows.where(row, self._column)} holds a stamp that lies between the steps of "
                 f"{self.frequency} that the first stamp begins: round the stamps, or set reading.frequency "
                 "to a step that all of them share."
             )
@@ -188,9 +188,11 @@ def _scan(files: list[TableFile], *, layout: Layout, clock: _Clock, report: Tabl
     if sparse.any():
         code = int(sparse.argmax())
         begin, end = clock.frequency.stamps(np.array([first[code], last[code]]))
+        between = f"between {begin} and {end}" if debugging() else "between its first and its last stamp"
         raise ValueError(
-            f"customer {list(known)[code]!r} has {count[code]} readings between {begin} and {end}, which are "
-            f"{lengths[code]} steps of {clock.frequency}: a stamp or reading.frequency must be wrong."
+            f"customer {told_place(code, list(known)[code])} has too few readings for the "
+            f"{lengths[code]} steps of {clock.frequency} {between}: a stamp or reading.frequency must be "
+            "wrong."
         )
     names = list(known)
     order = np.array(sorted(range(len(names)), key=names.__getitem__))
@@ -252,11 +254,10 @@ class _Cells:
         if again.any() and self._rule == "error":
             place = int(again.argmax())
             row = place // (len(positions) // len(rows))
-            name = self._extents.ids[
-                int(np.searchsorted(self._extents.offsets, positions[place], "right")) - 1
-            ]
+            code = int(np.searchsorted(self._extents.offsets, positions[place], "right")) - 1
+            name = f" {self._extents.ids[code]!r}" if debugging() else ""
             raise ValueError(
-                f"{rows.file}, {rows.counted} {rows.numbers[row]}: customer {name!r} has a second reading "
+                f"{rows.file}, {rows.counted} {rows.numbers[row]}: its customer{name} has a second reading "
                 "for the same time: remove it, or set reading.duplicates to 'first' or 'mean'."
             )
         self.duplicates += int(again.sum())

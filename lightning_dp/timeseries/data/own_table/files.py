@@ -13,6 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
+from lightning_dp.archives import check_packed, inside
+from lightning_dp.told import debugging, told_error
+
 _CSV_BLOCK_BYTES = 8 << 20
 _PARQUET_BATCH_CELLS = 1 << 20
 _PARQUET_BUFFER_BYTES = 1 << 14  # a column
@@ -37,9 +40,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def where(self, row: int, column: str) -> str:
-        """The address of a cell, for error messages."""
-        return f"{self.file}, {self.counted} {self.numbers[row]}, column {column!r}"
+    def where(self, row: int, column: str, *, shown: str | None = None) -> str:
+        """The address of a cell, for error messages; `shown` for a column whose name tells of somebody."""
+        return f"{self.file}, {self.counted} {self.numbers[row]}, column {shown or repr(column)}"
 
 
 class TableFile(ABC):
@@ -131,8 +134,8 @@ class CSVFile(TableFile):
                 f"separated by {self._delimiter!r}."
             )
         if "UTF8" in str(error):
-            return ValueError(f"{self.path} is not text in UTF-8 ({error}); save it in that encoding.")
-        return ValueError(f"{self.path} can't be read as CSV: {error}.")
+            return ValueError(f"{self.path} is not text in UTF-8; save it in that encoding.")
+        return ValueError(f"{self.path} can't be read as CSV ({told_error(error)}).")
 
 
 @final
@@ -149,7 +152,8 @@ class ParquetFile(TableFile):
         row = 1
         size = max(1, _PARQUET_BATCH_CELLS // len(columns))
         with self._open() as file:
-            for batch in file.iter_batches(batch_size=size, columns=list(columns), use_threads=False):
+            batches = file.iter_batches(batch_size=size, columns=list(columns), use_threads=False)
+            for batch in _guarded(batches, path=self.path):
                 arrays = {
                     name: pc.cast(array, array.type.value_type)
                     if pa.types.is_dictionary(array.type)
@@ -163,9 +167,25 @@ class ParquetFile(TableFile):
     def _open(self) -> pa_parquet.ParquetFile:
         try:
             # Arrow's own choice would fetch a whole file before its first row.
-            return pa_parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=_PARQUET_BUFFER_BYTES)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{self.path} can't be read as Parquet: {error}.") from None
+            file = pa_parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=_PARQUET_BUFFER_BYTES)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{self.path} can't be read as Parquet ({told_error(error)}).") from None
+        groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+        unpacked = sum(group.total_byte_size for group in groups)
+        check_packed(self.path, packed=self.path.stat().st_size, unpacked=unpacked)
+        return file
+
+
+def _guarded(batches: Iterator[pa.RecordBatch], *, path: Path) -> Iterator[pa.RecordBatch]:
+    """The batches of a file that may be damaged further down."""
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} can't be read as Parquet ({told_error(error)}).") from None
+        if batch is None:
+            return
+        yield batch
 
 
 def find_files(path: str, *, delimiter: str) -> list[TableFile]:
@@ -181,6 +201,12 @@ def find_files(path: str, *, delimiter: str) -> list[TableFile]:
     place = Path(path).expanduser()
     if place.is_dir():
         found = [file for file in place.iterdir() if file.suffix.lower() in _KINDS]
+        for file in found:
+            if not inside(file, place):
+                raise ValueError(
+                    f"{file} is a link that leads out of {place}: put the file itself there, or remove the "
+                    "link."
+                )
     elif place.exists():
         found = [place]
     else:
@@ -216,8 +242,12 @@ def _blank(batch: pa.RecordBatch) -> np.ndarray:
 
 
 def _check_names(file: TableFile) -> None:
-    seen: set[str] = set()
-    for name in file.column_names:
+    seen: dict[str, int] = {}
+    for number, name in enumerate(file.column_names, start=1):
         if name in seen:
-            raise ValueError(f"{file.path} has two columns named {name!r}; rename one of them.")
-        seen.add(name)
+            shown = f", {name!r}" if debugging() else ""
+            raise ValueError(
+                f"{file.path} has one name for its columns {seen[name]} and {number}{shown}: rename one "
+                "of them."
+            )
+        seen[name] = number

@@ -10,6 +10,7 @@ import pyarrow as pa
 from lightning_dp.privacy.release import PublicBounds
 from lightning_dp.timeseries.data.own_table.files import Rows, TableFile
 from lightning_dp.timeseries.data.own_table.reading import Reading, read_names, read_numbers
+from lightning_dp.told import debugging, told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +86,9 @@ class Covariates:
             if unknown.any():
                 row = int(unknown.argmax())
                 raise ValueError(
-                    f"{rows.where(row, column)} holds {names[row]!r}, which is not among "
-                    f"covariates.categorical[{column!r}] = {categories}: mend the cell or complete the list."
+                    f"{rows.where(row, column)} holds {told(names[row])}, which is not among the "
+                    f"{len(categories)} of covariates.categorical[{column!r}]: mend the cell or complete the "
+                    "list."
                 )
             parts.append(codes)
         stacked = np.stack(parts, axis=1) if parts else np.empty((len(rows), 0))
@@ -161,7 +163,7 @@ class Layout(ABC):
             yield Readings(
                 rows=rows,
                 customers=self.names(rows),
-                targets=read_numbers(rows, targets, reading=reading),
+                targets=read_numbers(rows, targets, reading=reading, named=self.customers(file) is None),
                 covariates=covariates,
                 clipped=clipped,
             )
@@ -290,5 +292,8 @@ def _check_present(needed: list[str], file: TableFile) -> None:
     present = set(file.column_names)
     for column in needed:
         if column not in present:
-            shown = ", ".join(file.column_names[:12]) + (", …" if len(file.column_names) > 12 else "")
+            # Without a header the first line holds a customer's cells.
+            shown = f"{len(file.column_names)} columns"
+            if debugging():
+                shown = ", ".join(file.column_names[:12])
             raise ValueError(f"{file.path} has no column {column!r}; it has {shown}.")

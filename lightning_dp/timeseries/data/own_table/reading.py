@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_dp.timeseries.data.own_table.files import Rows
+from lightning_dp.told import told, told_number, told_place
 
 Duplicates = Literal["error", "first", "mean"]
 
@@ -62,8 +63,10 @@ class Reading:
                 ) from None
 
 
-def read_numbers(rows: Rows, columns: list[str], *, reading: Reading) -> np.ndarray:
+def read_numbers(rows: Rows, columns: list[str], *, reading: Reading, named: bool = True) -> np.ndarray:
     """(R, len(columns)) float32, NaN where a cell is missing.
+
+    `named` is False where columns are called by their customers, who are not named in messages.
 
     Raises:
         ValueError: a cell holds neither a number nor a text that means missing.
@@ -81,9 +84,11 @@ def read_numbers(rows: Rows, columns: list[str], *, reading: Reading) -> np.ndar
     if np.isinf(small).any():
         row, column = (int(place) for place in np.argwhere(np.isinf(small))[0])
         cell = rows.columns[columns[column]][row].as_py()
+        shown = None if named else f"of customer {told_place(column, columns[column])}"
         hint = " or set reading.decimal" if isinstance(cell, str) and "," in cell else ""
         raise ValueError(
-            f"{rows.where(row, columns[column])} holds {cell!r}, which is no finite number: mend it, or "
+            f"{rows.where(row, columns[column], shown=shown)} holds {told_number(cell)}, which is no "
+            "finite number: mend it, or "
             f"list it in reading.missing_values if it means that nothing was measured{hint}."
         )
     return small
@@ -134,7 +139,7 @@ def read_stamps(rows: Rows, column: str, *, reading: Reading, wall_clock: bool) 
         row = int(unreadable.argmax())
         wanted = f"like {reading.time_format!r}" if reading.time_format else "such as 2016-07-01 00:30:00"
         raise ValueError(
-            f"{rows.where(row, column)} holds {array[row].as_py()!r}; every row needs a stamp {wanted}: "
+            f"{rows.where(row, column)} holds {told(array[row].as_py())}; every row needs a stamp {wanted}: "
             "mend it, or set reading.time_format."
         )
     stamps = stamps.astype("datetime64[ns]")
@@ -142,8 +147,8 @@ def read_stamps(rows: Rows, column: str, *, reading: Reading, wall_clock: bool) 
         if aware.any() and not aware.all():
             row = int(aware.argmin())
             raise ValueError(
-                f"{rows.where(row, column)} holds {array[row].as_py()!r} without an offset from UTC, which "
-                "other stamps have: set reading.time_zone to the zone of those that have none."
+                f"{rows.where(row, column)} holds {told(array[row].as_py())} without an offset from UTC, "
+                "which other stamps have: set reading.time_zone to the zone of those that have none."
             )
         return stamps.to_numpy().astype(np.int64)
     zone = reading.time_zone
@@ -157,7 +162,7 @@ def read_stamps(rows: Rows, column: str, *, reading: Reading, wall_clock: bool) 
     if lost.any():
         row = int(lost.argmax())
         raise ValueError(
-            f"{rows.where(row, column)} holds {array[row].as_py()!r}, which {zone} has twice or not at all, "
+            f"{rows.where(row, column)} holds a stamp that {zone} has twice or not at all, "
             "when its clocks are changed: write stamps with their offset, or leave reading.time_zone out."
         )
     return utc.to_numpy().astype("datetime64[ns]").astype(np.int64)
