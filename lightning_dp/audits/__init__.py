@@ -2,5 +2,9 @@
 
 `canary_module` and `canary_data` put canaries into a fit of any of its modules, on made-up units; `releases`
 looks at what each step releases; `white_box` turns that into scores of four adversaries, `judged` into
-bounds and `report` into files. `membership` and `extraction` see losses and samples only.
+bounds and `written` into files. `membership` sees losses and samples only.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -234,6 +234,7 @@ def test_every_hook_of_a_private_fit_is_guarded():
         "dataset_id",
         "synthetic_items",
         "synthetic_units",
+        "content_pieces",
         "validation_is_public",
         "preparations",
         "read_train_set",
