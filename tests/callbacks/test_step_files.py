@@ -11,7 +11,7 @@ MOST_OF_A_STEP = 37
 """Files of a later step, plus two for what a step does only now and then."""
 
 MOST_FROM_THE_START = 69
-"""With the ledger's (its signatures and snapshots are seven), and those that follow a first batch operator by operator."""
+"""With the ledger's, of which signatures and snapshots are seven, and those that follow a first batch."""
 
 
 @pytest.mark.parametrize(
