@@ -82,7 +82,9 @@ def private_fit(
     """A short private fit of `series` or `images`; options are the trainer's."""
     module, data = series(setting) if half == "series" else images(setting, Path(folder))
     size = setting.of(64, 6)
-    given = {"noise_multiplier": 1.0, "delta": 1e-3, "expected_batch_size": size, **(privacy or {})}
+    given = {"noise_multiplier": 1.0, "delta": 1e-3, "expected_batch_size": size}
+    # Made-up rows, the same again in every folder: each fit has a ledger of its own.
+    given |= {"ledger": str(Path(folder) / "ledger.sqlite"), **(privacy or {})}
     trainer = Trainer(
         accelerator="cpu" if setting.fake else "gpu",
         devices=1,

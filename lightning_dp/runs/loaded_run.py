@@ -109,6 +109,7 @@ class TrainedRun(LoadedRun):
         from lightning_dp.strategies.device import command_device
         from lightning_dp.tracking.checkpoint_file import read_checkpoint
 
+        kind: Any = self.module_class
         path = self.folder / CHECKPOINT
         checkpoint = read_checkpoint(path)  # weights only: no code of the file is run
         settings = dict(checkpoint.get("hyper_parameters", {}))
@@ -119,7 +120,6 @@ class TrainedRun(LoadedRun):
                 f"{path} holds no configuration: it was not trained by 'lightning-dp fit'; load it by "
                 "load_from_checkpoint of its class, with its net and its other parts."
             )
-        kind: Any = self.module_class
         if issubclass(kind, RunModule):
             settings = kind.settings_to_load(settings)
         module = instantiate_module(kind, settings)

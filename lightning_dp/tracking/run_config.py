@@ -262,6 +262,8 @@ def _brings_classes(value: str, *, beside: Path) -> bool:
                 content = file.read(_MAX_BYTES)
         except (OSError, ValueError):
             continue
+        if b"\0" in content:  # a checkpoint, an archive: YAML has no such character, so no parser reads on
+            continue
         if b"class_path" in content:
             return True
         if len(content) <= _MAX_INCLUDED:

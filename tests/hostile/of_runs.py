@@ -139,7 +139,7 @@ DAMAGED = {
         "repeats itself by aliases",
     ),
     "9 MB": (b"a: 1\n#" + b"x" * 9 * 2**20, "no configuration is so large"),
-    "model that is a word": (b"model: nothing\ndata: 1\n", "names the model None"),
+    "model that is a word": (b"model: nothing\ndata: 1\n", "names neither a model"),
     "model that is nowhere": (b"model: {class_path: lightning_dp.Nothing}\n", "lightning_dp.Nothing"),
 }
 
