@@ -97,11 +97,12 @@ def test_a_configuration_with_old_names(tmp_path):
 
 @OLD_NAMES
 @pytest.mark.parametrize("kind", ["image", "series"])
-def test_subclasses_are_sampled_by_the_command(tmp_path, kind):
+def test_subclasses_are_sampled_by_the_command(tmp_path, kind, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_DP_TRUST", "0")  # put back after `--trust`
     mine = {"image": MyImages, "series": MySeries}[kind]
     folder, _ = run_folder(tmp_path / "run", kind, model=f"own_modules.{mine.__name__}")
-    assert type(lightning_dp.load_run(folder).module) is mine
+    assert type(lightning_dp.load_run(folder, trust=True).module) is mine
     out = tmp_path / ("out" if kind == "image" else "out.csv")
-    assert main(["sample", str(folder), "--num=2", "--steps=1", f"--output={out}"]) == 0
+    assert main(["sample", str(folder), "--num=2", "--steps=1", "--trust", f"--output={out}"]) == 0
     report = out / "privacy.json" if kind == "image" else tmp_path / "out.csv.privacy.json"
     assert "inf" in json.dumps(json.loads(report.read_text()))
