@@ -10,13 +10,13 @@ from torch import distributed as dist
 
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.logical_batches import LogicalBatches
+from lightning_dp.modules import diffusion_module
 from lightning_dp.privacy import release, sampling
 from lightning_dp.privacy.charging import StepCharges
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
 from lightning_dp.privacy.plan import PrivacyPlan
 from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.sampling import PoissonSampler
-from lightning_dp.timeseries import module as series
 from lightning_dp.timeseries.masks import PointImputation
 from replay.harness import Replay
 from replay.neighbours import ADDED, BLANK, NOT_A_NUMBER, REMOVED, REPLACED
@@ -156,13 +156,13 @@ def test_p7_a_loss_across_units(tmp_path, module):
 
 def test_p7_targets_counted_over_the_batch(tmp_path, monkeypatch):
     """CSDI's loss: the squares of all targets of a batch over their number."""
-    per_example = series.per_example_loss
+    per_example = diffusion_module.per_example_loss
 
     def over_the_batch(output, target, *, mask, **options):
         own = mask.flatten(1).sum(dim=1)
         return per_example(output, target, mask=mask, **options) * own / own.float().mean()
 
-    monkeypatch.setattr(series, "per_example_loss", over_the_batch)
+    monkeypatch.setattr(diffusion_module, "per_example_loss", over_the_batch)
 
     def data():
         return households(windows_per_user=2, task=PointImputation((0.05, 0.9)))
