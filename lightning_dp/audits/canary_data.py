@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_dp.audits.canary_module import CANARY
 from lightning_dp.privacy.units import PrivacyUnit
+from lightning_dp.protocols import DeclaresUnit, MakesItems, provides
 
 
 @final
@@ -34,19 +35,20 @@ class CanaryData(LightningDataModule):
 
     def __init__(self, source: LightningDataModule, *, num_others: int, num_canaries: int) -> None:
         super().__init__()
-        if not hasattr(source, "synthetic_items"):
+        maker: object = source
+        if not provides(maker, MakesItems):
             raise ValueError(
                 f"{type(source).__name__} has no synthetic_items(num_items), so an audit has no made-up "
                 "units of its shapes: add that method, which returns items as __getitem__ does, from public "
                 "facts only"
             )
-        self._source = source
+        self._source, self._maker = source, maker
         loader = source.train_dataloader()
-        told = source.privacy_unit() if hasattr(source, "privacy_unit") else None
+        told = _declared(source)
         self._rows = told.rows_per_unit if told is not None else 1
         self._collate: Callable[[list[Any]], Any] = loader.collate_fn
         self._numbers = [-1] * num_others + list(range(num_canaries))
-        made_up = source.synthetic_items(len(self._numbers))
+        made_up = maker.synthetic_items(len(self._numbers))
         if not all(isinstance(item, dict) for item in made_up):
             raise ValueError(
                 f"{type(source).__name__}.synthetic_items gives items that are no dicts, so none can be "
@@ -97,7 +99,7 @@ class CanaryData(LightningDataModule):
 
     def synthetic_items(self, num_items: int) -> list[Any]:
         """Every third one is a canary, beginning with the fourth: a check of what is 0 needs others."""
-        items = self._source.synthetic_items(num_items)
+        items = self._maker.synthetic_items(num_items)
         numbers = [place // 3 - 1 if place and place % 3 == 0 else -1 for place in range(num_items)]
         return [{**item, CANARY: number} for item, number in zip(items, numbers, strict=True)]
 
@@ -112,6 +114,10 @@ class CanaryData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Collated as those of the recipe."""
         return DataLoader(_Items(self._items), batch_size=1, collate_fn=self.collate)
+
+
+def _declared(source: object) -> PrivacyUnit | None:
+    return source.privacy_unit() if provides(source, DeclaresUnit) else None
 
 
 class _Items(Dataset):

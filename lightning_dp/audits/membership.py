@@ -23,6 +23,7 @@ from lightning_dp.privacy.audit.counts import hold_out
 from lightning_dp.privacy.audit.likelihood_ratio import offline_ratio
 from lightning_dp.privacy.noise import entropy_bits
 from lightning_dp.privacy.preflight import copies
+from lightning_dp.protocols import HasNet, provides
 
 _BANDS = ((0.0, 1.0, "all t"), (0.0, 0.33, "early t"), (0.33, 0.67, "middle t"), (0.67, 1.0, "late t"))
 
@@ -69,7 +70,8 @@ def attack_losses(
     Raises:
         ValueError: the module has no such losses.
     """
-    if not (hasattr(module, "per_example_losses") and hasattr(module, "net")):
+    attacked: object = module
+    if not (hasattr(attacked, "per_example_losses") and provides(attacked, HasNet)):
         raise ValueError(
             f"{type(module).__name__} has no per_example_losses(batch) and net, so its losses at timesteps "
             "can't be attacked: take --kind white-box"

@@ -26,17 +26,20 @@ def _of_configuration(path: Path) -> Iterable[bytes]:
     from jsonargparse import ArgumentParser
     from lightning.pytorch import LightningDataModule
 
+    from lightning_dp.protocols import HasContentPieces, provides
+
     content = yaml.safe_load(path.read_text())
     if not isinstance(content, dict) or "data" not in content:
         raise ValueError(f"--data {path} has no section data.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     data: Any = parser.instantiate_classes(parser.parse_object({"data": content["data"]})).data
-    if not hasattr(data, "content_pieces"):
+    told: object = data
+    if not provides(told, HasContentPieces):
         raise ValueError(f"--data {path} reads {type(data).__name__}, which has no content_pieces().")
     data.prepare_data()
     data.setup("fit")
-    return data.content_pieces()
+    return told.content_pieces()
 
 
 def _of_images(folder: Path) -> Iterator[bytes]:

@@ -39,7 +39,7 @@ class WindowScores:
     def __init__(self, data: Any, *, device: torch.device) -> None:
         if not provides(data, StandardisesErrors):
             raise ValueError(
-                "the data module has no metric_mean or no metric_std, the constants (C,) that make errors "
+                "the data module has no metric_mean or metric_std, the constants (C,) that make errors "
                 "comparable over channels: give it both, and hand it to the trainer as datamodule=."
             )
         self._mean, self._std = (

@@ -36,6 +36,12 @@ def records(path: Path) -> Iterator[Any]:
             yield record
 
 
+def _named(run: Any) -> dict[str, str]:
+    """By what a run would be known."""
+    fields = ("entity", "project", "run_group", "job_type", "display_name", "host", "run_id")
+    return {field: value for field in fields if (value := getattr(run, field))}
+
+
 def described(path: Path) -> list[str]:
     """Lines for people: every name that would be sent, with the last value under it."""
     run: dict[str, str] = {}
@@ -47,9 +53,7 @@ def described(path: Path) -> list[str]:
     for record in records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
-            for field in ("entity", "project", "run_group", "job_type", "display_name", "host", "run_id"):
-                if value := getattr(record.run, field):
-                    run[field] = value
+            run |= _named(record.run)
             if record.run.tags:
                 run["tags"] = ", ".join(record.run.tags)
             if record.run.git.remote_url:
@@ -58,7 +62,8 @@ def described(path: Path) -> list[str]:
         elif kind == "config":
             config |= _items(record.config.update)
         elif kind in ("history", "partial_history"):
-            history |= _items(getattr(record, kind).item)
+            part = record.history if kind == "history" else record.partial_history
+            history |= _items(part.item)
         elif kind == "summary":
             summary |= _items(record.summary.update)
         elif kind == "files":
@@ -68,7 +73,8 @@ def described(path: Path) -> list[str]:
         elif kind == "environment":
             other["environment"] = str(record.environment)
         elif kind in ("artifact", "use_artifact"):
-            files[getattr(record, kind).name] = "an artifact"
+            part = record.artifact if kind == "artifact" else record.use_artifact
+            files[part.name] = "an artifact"
     lines = []
     for title, found in (
         ("run", run),

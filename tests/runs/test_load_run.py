@@ -42,7 +42,7 @@ def tables(tmp_path_factory) -> Path:
 
 
 def test_a_third_kind_of_data_is_trained_privately_and_sampled(tables):
-    with pytest.raises(ValueError, match="toy_tables.TableDiffusion.*no class of this package.*--trust"):
+    with pytest.raises(ValueError, match=r"toy_tables\.TableDiffusion.*no class of this package.*--trust"):
         lightning_dp.load_run(tables)
     run = lightning_dp.load_run(tables, trust=True)
     assert isinstance(run, TrainedRun)
