@@ -19,6 +19,7 @@ from lightning_dp.privacy.release import (
     BoundedVariance,
     Histogram,
     Mechanism,
+    Moments,
     PublicBounds,
     Released,
     VectorSum,
@@ -354,6 +355,9 @@ def test_answers_at_the_edges_of_what_is_public(lease: Lease) -> None:
         return mechanism.release(data, lease, noise=NoNoise()).value
 
     bounds = PublicBounds(lower=1.0, upper=2.5)
+    two = BoundedVariance(noise_multiplier=1.0, bounds=bounds, num_units=2)
+    apart = ask(two, [[1.0], [2.5]])
+    assert (apart.mean, apart.variance) == pytest.approx((1.75, 0.75**2))
     moments = ask(
         BoundedVariance(noise_multiplier=1.0, bounds=bounds, num_units=3), [[1.2], [2.1], [2.4, 2.0]]
     )
@@ -437,7 +441,11 @@ def test_a_mistake_is_one_sentence(make: Callable[[], object], said: str) -> Non
         make()
 
 
-@pytest.mark.parametrize("fixed", [*MECHANISMS, BOUNDS, Released(value=1.0, seq=1, hash="")], ids=name)
+@pytest.mark.parametrize(
+    "fixed",
+    [*MECHANISMS, BOUNDS, Released(value=1.0, seq=1, hash=""), Moments(mean=0.0, variance=1.0)],
+    ids=name,
+)
 def test_what_was_charged_does_not_change(fixed: object) -> None:
     for field in fields(fixed):  # type: ignore[arg-type]
         with pytest.raises(FrozenInstanceError):
