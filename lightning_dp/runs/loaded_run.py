@@ -1,6 +1,5 @@
 """A run folder as Python sees it. Opening one reads no row of the data."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
@@ -12,6 +11,7 @@ from lightning_dp.runs.configured import class_named, make_parts
 from lightning_dp.tracking.account import Account
 from lightning_dp.tracking.layout import CHECKPOINT
 from lightning_dp.tracking.run_config import trusted_classes
+from lightning_dp.tracking.sealed import sha256_of
 
 
 class LoadedRun(ABC):
@@ -135,8 +135,7 @@ class TrainedRun(LoadedRun):
     @cached_property
     def weights_sha256(self) -> str:
         """Of the checkpoint file."""
-        with (self.folder / CHECKPOINT).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(self.folder / CHECKPOINT)
         self._unchanged()
         return found
 

@@ -4,7 +4,6 @@ Synthesis reads nothing but weights. Predictions read the rows that they continu
 says so.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from lightning_dp.timeseries.export import (
 )
 from lightning_dp.timeseries.masks import Synthesis
 from lightning_dp.tracking.account import Account
+from lightning_dp.tracking.sealed import sha256_of
 
 
 def write_table(module: Any, request: SampleRequest, *, run: LoadedRun) -> list[str]:
@@ -59,7 +59,7 @@ def write_table(module: Any, request: SampleRequest, *, run: LoadedRun) -> list[
         """The report, before the table that it speaks of is there."""
         content = {
             "file": request.output.name,
-            "sha256": _digest(complete),
+            "sha256": sha256_of(complete),
             "rows": table.num_rows,
             "series" if synthetic else "windows": total,
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -201,9 +201,3 @@ def _claims(account: Account, *, synthetic: bool) -> dict[str, Any]:
         "read_rows": not synthetic,
         "checks": account.checks,
     }
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,7 +26,7 @@ SECRETS = (
     "hiv",
     "flu",
     "customer-7",
-    "/home/somebody/ledger.sqlite",
+    "/data/owner/ledger.sqlite",
 )
 CONFIG = {
     "seed_everything": 3,
@@ -52,7 +52,7 @@ CONFIG = {
     "model": {
         "init_args": {"net": {"init_args": {"hidden_size": 8, "weights": "/data/hôpital/readings.csv"}}}
     },
-    "privacy": {"target_epsilon": 8.0, "ledger": "/home/somebody/ledger.sqlite"},
+    "privacy": {"target_epsilon": 8.0, "ledger": "/data/owner/ledger.sqlite"},
     "run": {"dir": "runs/somebody", "method": "dp-aware"},
 }
 
