@@ -200,8 +200,3 @@ def configured_optimizers(module: LightningModule) -> tuple[list[Optimizer], lis
     """The optimizers and schedules of `configure_optimizers`, read as Lightning reads them."""
     optimizers, schedules, monitor = private_name("_configure_optimizers")(module.configure_optimizers())
     return optimizers, private_name("_configure_schedulers_automatic_opt")(schedules, monitor)
-
-
-def silent_experiment() -> Any:
-    """What a logger hands out in processes that may not log: it takes any call and does nothing."""
-    return private_name("_DummyExperiment")()

@@ -115,6 +115,8 @@ class TrainedRun(LoadedRun):
         settings = dict(checkpoint.get("hyper_parameters", {}))
         if not self._trust:
             trusted_classes(settings, where=path)
+        if "state_dict" not in checkpoint:
+            raise ValueError(f"{path} is no Lightning checkpoint: it has no state_dict; put back a copy.")
         if settings.pop("_instantiator", None) is None:
             raise ValueError(
                 f"{path} holds no configuration: it was not trained by 'lightning-dp fit'; load it by "

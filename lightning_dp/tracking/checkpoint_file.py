@@ -9,7 +9,6 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from lightning_dp.privacy.report import sync_folder
-from lightning_dp.tracking.run_config import trusted_classes
 
 UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError)
 """What torch raises for a file that is no checkpoint, or a part of one."""
@@ -82,17 +81,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no checkpoint of a run, but a {type(content).__name__}")
     return content
-
-
-def trusted_checkpoint(path: Path) -> None:
-    """Refuse a checkpoint whose settings of its model ask for classes of anybody else.
-
-    Raises:
-        ValueError: as `trusted_classes`, or it is damaged.
-    """
-    content = read_checkpoint(path)
-    _check_complete(content, path=path)
-    trusted_classes(content.get("hyper_parameters"), where=path)
 
 
 def _check_complete(content: Any, *, path: Any) -> None:

@@ -122,6 +122,16 @@ def test_a_checkpoint_that_would_run_code_is_refused(tables, tmp_path):
         lightning_dp.load_run(copy, trust=True)
 
 
+def test_a_checkpoint_without_weights_is_refused(tables, tmp_path):
+    copy = shutil.copytree(tables, tmp_path / "copy")
+    path = copy / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["state_dict"]
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="it has no state_dict"):
+        lightning_dp.load_run(copy, trust=True).module  # noqa: B018
+
+
 def test_folders_that_are_no_finished_run(tables, tmp_path):
     copy = shutil.copytree(tables, tmp_path / "copy")
     config = yaml.safe_load((copy / "config.yaml").read_text())
