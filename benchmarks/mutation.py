@@ -21,6 +21,12 @@ from mutation_server import ROOT, Server
 
 _PRIVACY = "lightning_dp/privacy"
 _CLIPPING = "tests/privacy/clipping"
+_LEDGER = (
+    "tests/privacy/test_ledger.py",
+    "tests/privacy/test_ledger_proof.py",
+    "tests/privacy/test_ledger_identity.py",
+    "tests/privacy/test_charging.py",
+)
 TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "noise": (f"{_PRIVACY}/noise.py", ("tests/privacy/test_sampling_and_noise.py",)),
     "sampling": (f"{_PRIVACY}/sampling.py", ("tests/privacy/test_sampling_and_noise.py",)),
@@ -42,24 +48,31 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
         f"{_PRIVACY}/clipping/unit_sums.py",
         (f"{_CLIPPING}/test_unit_sums.py", f"{_CLIPPING}/test_engine.py", "tests/faults/test_functions.py"),
     ),
-    "uses": (
-        f"{_PRIVACY}/clipping/uses.py",
-        (f"{_CLIPPING}/test_uses.py", f"{_CLIPPING}/test_ways.py"),
+    "per-unit gradients": (
+        f"{_PRIVACY}/clipping/_book_keeping/per_unit_gradient.py",
+        (f"{_CLIPPING}/test_per_unit_gradients.py", f"{_CLIPPING}/test_norm_methods.py"),
     ),
-    "floors": (f"{_PRIVACY}/clipping/floors.py", (f"{_CLIPPING}/test_uses.py", f"{_CLIPPING}/test_ways.py")),
+    "floors": (
+        f"{_PRIVACY}/clipping/_book_keeping/floors.py",
+        (f"{_CLIPPING}/test_per_unit_gradients.py", f"{_CLIPPING}/test_norm_methods.py"),
+    ),
     "exact": (
         f"{_PRIVACY}/clipping/exact.py",
-        (f"{_CLIPPING}/test_uses.py",),
+        (f"{_CLIPPING}/test_per_unit_gradients.py",),
     ),
     "release": (f"{_PRIVACY}/release.py", ("tests/privacy/test_release.py",)),
     "release cost": (f"{_PRIVACY}/release_cost.py", ("tests/privacy/test_release_cost.py",)),
-    "ledger": (f"{_PRIVACY}/ledger/ledger.py", ("tests/privacy/test_ledger.py",)),
-    "ledger rows": (f"{_PRIVACY}/ledger/rows.py", ("tests/privacy/test_ledger.py",)),
-    "ledger replay": (f"{_PRIVACY}/ledger/replay.py", ("tests/privacy/test_ledger.py",)),
-    "ledger budget": (f"{_PRIVACY}/ledger/budget.py", ("tests/privacy/test_ledger.py",)),
+    "ledger": (f"{_PRIVACY}/ledger/ledger.py", _LEDGER),
+    "ledger rows": (f"{_PRIVACY}/ledger/rows.py", _LEDGER),
+    "ledger replay": (f"{_PRIVACY}/ledger/replay.py", _LEDGER),
+    "ledger budget": (f"{_PRIVACY}/ledger/budget.py", _LEDGER),
     "ledger filter": (f"{_PRIVACY}/ledger/filter.py", ("tests/privacy/test_filter.py",)),
-    "ledger lease": (f"{_PRIVACY}/ledger/lease.py", ("tests/privacy/test_ledger.py",)),
-    "ledger account": (f"{_PRIVACY}/ledger/account.py", ("tests/privacy/test_ledger.py",)),
+    "ledger lease": (f"{_PRIVACY}/ledger/lease.py", _LEDGER),
+    "ledger account": (f"{_PRIVACY}/ledger/account.py", _LEDGER),
+    "ledger storage": (f"{_PRIVACY}/ledger/storage.py", _LEDGER),
+    "ledger snapshot": (f"{_PRIVACY}/ledger/snapshot.py", _LEDGER),
+    "ledger proof": (f"{_PRIVACY}/ledger/evidence.py", _LEDGER),
+    "ledger identity": (f"{_PRIVACY}/ledger/identity.py", _LEDGER),
     "ranks": (f"{_PRIVACY}/ranks.py", ("tests/strategies/test_ranks.py",)),
     "gaussian loss": (f"{_PRIVACY}/gaussian_loss.py", ("tests/privacy/test_gaussian_loss.py",)),
     "private ddp": ("lightning_dp/strategies/private_ddp.py", ("tests/strategies/test_private_ddp.py",)),

@@ -25,7 +25,7 @@ from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
 from lightning_dp.choices import did_you_mean, import_choices
 from lightning_dp.protocols import ChecksConfig, provides
-from lightning_dp.sweeps.spelling import yaml_spelling
+from lightning_dp.sweeps.yaml_text import yaml_text
 from lightning_dp.tracking.checkpoint_file import UNREADABLE, WholeCheckpoints, damaged, read_checkpoint
 from lightning_dp.tracking.layout import CHECKPOINT
 from lightning_dp.tracking.local_loggers import RunMetrics, check_loggers
@@ -124,7 +124,7 @@ def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
     subcommand = argv[0] if argv else ""
     trusted_configs(argv)
     interpolation.read_below(subcommand)
-    spelled = [interpolation.lengthen(yaml_spelling(argument), subcommand=subcommand) for argument in argv]
+    spelled = [interpolation.lengthen(yaml_text(argument), subcommand=subcommand) for argument in argv]
     sys.argv = [before[0], *spelled]
     try:
         with warnings.catch_warnings():

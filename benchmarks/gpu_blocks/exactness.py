@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from gpu_blocks.setting import Setting, attempt
+from lightning_dp.privacy.clipping._book_keeping.norm_method import Way
+from lightning_dp.privacy.clipping._book_keeping.per_unit_gradient import OuterProductGradient
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
-from lightning_dp.privacy.clipping.cost import Way
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.loop import Loop
-from lightning_dp.privacy.clipping.uses import OuterUse
 from lightning_dp.privacy.follow_rows import follow_rows
 from lightning_dp.privacy.fp32_precision import full_precision
 
@@ -159,7 +159,7 @@ def _way(setting: Setting, way: Way, *, dtype: torch.dtype, cancel: bool) -> dic
     a, g = (side.to(setting.device, dtype) for side in (a, g))
     true = torch.bmm(g.double().transpose(1, 2), a.double())  # (U, p, d)
     squares = true.flatten(1).square().sum(dim=1)
-    use = OuterUse(a, g)
+    use = OuterProductGradient(a, g)
     found = use.squared_norms(way)
     floor = use.floor()
     assert floor is not None

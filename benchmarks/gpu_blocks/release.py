@@ -55,6 +55,6 @@ def _words(setting: Setting) -> dict[str, Any]:
     together.world_size = 2
     number = torch.ones(1, device=setting.device)
     return {
-        "on_first_seconds": setting.seconds(lambda: together.on_first(lambda: 1)),
+        "on_first_seconds": setting.seconds(lambda: together.on_rank_zero(lambda: 1)),
         "all_reduce_seconds": setting.seconds(lambda: dist.all_reduce(number)),
     }

@@ -6,8 +6,8 @@ from typing import Any, get_args
 import torch
 
 from gpu_blocks.setting import Setting
-from lightning_dp.privacy.clipping import convolutions, uses
-from lightning_dp.privacy.clipping.cost import Way
+from lightning_dp.privacy.clipping._book_keeping import convolutions, per_unit_gradient
+from lightning_dp.privacy.clipping._book_keeping.norm_method import Way
 from lightning_dp.privacy.clipping.exact import exact_products
 
 SECONDS = 60
@@ -41,18 +41,18 @@ def _linear(setting: Setting, shape: tuple[int, ...], dtype: torch.dtype) -> Ite
         torch.randn(units, tokens, width, device=setting.device, dtype=dtype) for width in (inputs, outputs)
     )
     factors = torch.rand(units, device=setting.device, dtype=torch.float64)
-    chosen = uses.OuterUse(a, g).way()
+    chosen = per_unit_gradient.OuterProductGradient(a, g).way()
     largest = setting.of(1024, 1)
     for way in get_args(Way):
         if way == "outer" or (way == "keep" and 4 * units * outputs * inputs > 8 << 30):
             continue
         for piece in (1,) if way == "ghost" else (1, 64, largest):
-            before = uses._CHUNK_BYTES, uses._KEPT_BYTES
-            uses._CHUNK_BYTES = uses._KEPT_BYTES = piece * _MIB
+            before = per_unit_gradient._CHUNK_BYTES, per_unit_gradient._KEPT_BYTES
+            per_unit_gradient._CHUNK_BYTES = per_unit_gradient._KEPT_BYTES = piece * _MIB
 
             def work(way: Way = way) -> None:
                 with exact_products():
-                    use: uses.Use = uses.OuterUse(a, g)
+                    use: per_unit_gradient.Use = per_unit_gradient.OuterProductGradient(a, g)
                     if way == "keep":
                         use = use.kept()  # type: ignore[attr-defined]
                         use.squared_norms()
@@ -64,7 +64,7 @@ def _linear(setting: Setting, shape: tuple[int, ...], dtype: torch.dtype) -> Ite
                 row: dict[str, Any] = {"way": way, "piece_mib": piece}
                 row["milliseconds"] = 1000 * setting.seconds(work, rounds=3, warm=1)
             finally:
-                uses._CHUNK_BYTES, uses._KEPT_BYTES = before
+                per_unit_gradient._CHUNK_BYTES, per_unit_gradient._KEPT_BYTES = before
             yield {"shape": list(shape), "dtype": str(dtype), "chosen": chosen, **row}
 
 

@@ -189,7 +189,7 @@ class SaliencyLoRA(Adapter):
         """
         selection = self.selection
         if not selection.made:
-            selection.choose(Ranks().on_first(partial(self._unpaid_scores, module)))
+            selection.choose(Ranks().on_rank_zero(partial(self._unpaid_scores, module)))
         chosen = selection.chosen.tolist()
         for own, wanted in zip(self._weights, chosen, strict=True):
             for weight in own:

@@ -236,7 +236,7 @@ class DifferentialPrivacy(Callback):
         if isinstance(trainer.strategy, PrivateDDP):
             trainer.strategy.accept_callback()
         # A fit is a run of its own, unless a checkpoint, which is loaded after this, says otherwise.
-        self._run, self._parent = ranks.on_first(lambda: uuid.uuid4().hex), None
+        self._run, self._parent = ranks.on_rank_zero(lambda: uuid.uuid4().hex), None
         follow_fit(trainer, train=loader.dataset, figures=self._figures)
         accepted = run_preflight(
             trainer,

@@ -88,9 +88,9 @@ class FitAccount:
         """
         facts, before = fit.facts, Before()
         # As the ledger spells it: a blank more is no other data set.
-        facts = replace(facts, dataset=fit.ranks.on_first(partial(ledger.name_of, facts.dataset)))
+        facts = replace(facts, dataset=fit.ranks.on_rank_zero(partial(ledger.name_of, facts.dataset)))
         if origins := seen_by(module):
-            before = fit.ranks.on_first(
+            before = fit.ranks.on_rank_zero(
                 lambda: account_for(
                     origins,
                     ledger=ledger,

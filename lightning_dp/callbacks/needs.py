@@ -15,7 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lightning_dp.privacy.draws import LinedUp
+from lightning_dp.privacy.draws import RowAlignedRandomness
 from lightning_dp.privacy.plan import PrivacyPlan
 from lightning_dp.privacy.preflight import NUM_UNITS, Trial
 from lightning_dp.protocols import HasSource, ReadsFiles, provides
@@ -131,7 +131,7 @@ def _seconds(trial: Trial, size: int) -> float:
         engine=trial.engine,
         function=trial.function,
         max_grad_norm=1.0,
-        draws=LinedUp(),
+        draws=RowAlignedRandomness(),
     )
     if trial.step.device.type == "cuda":
         torch.cuda.synchronize(trial.step.device)
@@ -149,7 +149,7 @@ def _held(trial: Trial, size: int) -> float:
     # Of an ordinary step: the engines' own uses of torch.func go with no such hooks. What layers took in is
     # kept for the backward pass, and for a clipped sum the gradients of what they gave come beside it.
     with _saved() as kept:
-        trial.step.gradient(trial.units.pick(range(size)), draws=LinedUp())
+        trial.step.gradient(trial.units.pick(range(size)), draws=RowAlignedRandomness())
     return 2.0 * sum(kept.values())
 
 

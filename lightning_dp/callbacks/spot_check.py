@@ -28,7 +28,7 @@ from lightning_dp.privacy.batch_layout import NoLayout
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.observing import Observer, UnitNorms
-from lightning_dp.privacy.draws import Draws, LinedUp
+from lightning_dp.privacy.draws import Draws, RowAlignedRandomness
 from lightning_dp.privacy.noise import entropy_bits
 from lightning_dp.privacy.preflight import Accepted
 from lightning_dp.privacy.ranks import Ranks
@@ -304,10 +304,10 @@ class SpotCheck:
             except CouldNotRun:
                 pass  # perhaps for the draws
         # Which draw was whose is not known: the whole batch once more, with the same draws for every row.
-        lined: list[LinedUp] = []
+        lined: list[RowAlignedRandomness] = []
 
         def same(_: Sequence[int] = ()) -> Draws:
-            lined.append(LinedUp())
+            lined.append(RowAlignedRandomness())
             return lined[-1]
 
         try:
@@ -347,7 +347,7 @@ class SpotCheck:
         if same_values(alone, example):
             return None
         try:
-            found = look.same(alone, example, draws=LinedUp)
+            found = look.same(alone, example, draws=RowAlignedRandomness)
         except CouldNotRun:
             return None
         if found is None:  # padding, for one

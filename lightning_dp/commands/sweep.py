@@ -97,13 +97,13 @@ def _run(arguments: argparse.Namespace) -> int:
     from optuna.trial import TrialState
 
     from lightning_dp.sweeps.command import fit_arguments
-    from lightning_dp.sweeps.placement import Placement
+    from lightning_dp.sweeps.progress import SweepProgress
+    from lightning_dp.sweeps.resources import Resources
     from lightning_dp.sweeps.runner import SweepRunner
     from lightning_dp.sweeps.study import SweepStudy
-    from lightning_dp.sweeps.view import View
 
     sweep = _read(arguments)
-    placement = Placement.of_this_machine(workers=arguments.workers)
+    resources = Resources.of_this_machine(workers=arguments.workers)
     out = _folder(arguments, sweep.name)
     how = {"limit": arguments.limit, "retry_failed": arguments.retry_failed}
     costs = [] if arguments.no_check else _costs(sweep, out=out, **how)
@@ -112,8 +112,8 @@ def _run(arguments: argparse.Namespace) -> int:
     print(
         f"{out}: {study.num_trials} trials" + (f", {ended} of them ended before" if ended else ""), flush=True
     )
-    view = View(workers=placement.workers, total=study.num_trials, ended=ended)
-    runner = SweepRunner(study, placement=placement, view=view)
+    progress = SweepProgress(workers=resources.workers, total=study.num_trials, ended=ended)
+    runner = SweepRunner(study, resources=resources, progress=progress)
     interrupted = False
     try:
         runner.run()

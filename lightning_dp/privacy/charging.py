@@ -37,7 +37,7 @@ class StepCharges:
         taken: steps of this process.
 
     Raises:
-        FirstRankFailed: on other ranks, where rank 0 raised one of the following.
+        RankZeroError: on other ranks, where rank 0 raised one of the following.
         LedgerError: the ledger can't vouch, the budget is exhausted, or the run was charged by
             another plan.
     """
@@ -73,7 +73,7 @@ class StepCharges:
                 self._lease.override(reason)
             return charged, self._lease.head
 
-        self.charged_before, self.head = self._ranks.on_first(open_run)
+        self.charged_before, self.head = self._ranks.on_rank_zero(open_run)
         self._taken_of: dict[int, int] = {}
         self._credit = 0
         self.taken = 0
@@ -115,7 +115,7 @@ class StepCharges:
                 announce(self.charged + steps)
             return self._lease.reserve(self._plan.event(steps)).reference
 
-        self.head = self._ranks.on_first(reserve)
+        self.head = self._ranks.on_rank_zero(reserve)
         self._taken_of[self.head[0]] = 0
         self._credit = steps
         return True
@@ -137,7 +137,7 @@ class StepCharges:
             released = mechanism.release(values, self._lease, note=note, drawn_at=drawn_at)
             return released.value, (released.seq, released.hash)
 
-        answer, self.head = self._ranks.on_first(pay_and_answer)
+        answer, self.head = self._ranks.on_rank_zero(pay_and_answer)
         return answer
 
     def take(self) -> None:

@@ -1,9 +1,9 @@
 """Random numbers of a step that is tried several times: the same ones again, and no trace of them.
 
-`LinedUp` gives every row of a batch the same draws, so that a unit gets alone what it gets in a batch of
-any size. Each random operator takes a single number from torch's global generator, whatever the shape it
-fills: activation checkpointing, which puts the generator's state back, repeats it. `Recorded` draws as
-usual and notes what was drawn.
+`RowAlignedRandomness` gives every row of a batch the same draws, so that a unit gets alone what it gets in a
+batch of any size. Each random operator takes a single number from torch's global generator, whatever the
+shape it fills: activation checkpointing, which puts the generator's state back, repeats it.
+`RecordedRandomness` draws as usual and notes what was drawn.
 
 Scope: torch's operators. Numpy's and Python's global generators are seeded and their use is noticed.
 """
@@ -147,7 +147,7 @@ class Draws(TorchDispatchMode):
 
 
 @final
-class Recorded(Draws):
+class RecordedRandomness(Draws):
     """Draws as usual."""
 
     def draw(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -155,7 +155,7 @@ class Recorded(Draws):
 
 
 @final
-class LinedUp(Draws):
+class RowAlignedRandomness(Draws):
     """Every row gets the same draws: filled tensors vary from their third dimension on only."""
 
     def other(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from lightning_dp.privacy.noise import NoiseSource
 T = TypeVar("T")
 
 
-class FirstRankFailed(RuntimeError):
+class RankZeroError(RuntimeError):
     """What the other ranks raise when rank 0 could not do what it does for all; its error says why."""
 
 
@@ -38,14 +38,14 @@ class Ranks:
         """Whether this is the rank that holds the ledger's lease and draws the noise."""
         return self.rank == 0
 
-    def on_first(self, action: Callable[[], T]) -> T:
+    def on_rank_zero(self, action: Callable[[], T]) -> T:
         """Run `action` on rank 0 only and give every rank its answer, or its failure.
 
         Args:
             action: returns something that can be pickled.
 
         Raises:
-            FirstRankFailed: on the other ranks, where `action` raised; rank 0 raises its own error.
+            RankZeroError: on the other ranks, where `action` raised; rank 0 raises its own error.
         """
         if self.world_size == 1:
             return action()
@@ -61,7 +61,7 @@ class Ranks:
         if error is not None:
             raise error
         if outcome[1] is not None:
-            raise FirstRankFailed(outcome[1])
+            raise RankZeroError(outcome[1])
         result: T = outcome[0]
         return result
 

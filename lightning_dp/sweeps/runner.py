@@ -14,13 +14,13 @@ from typing import Any, final
 import optuna
 from optuna.trial import TrialState
 
-from lightning_dp.sweeps.claim import Claim
 from lightning_dp.sweeps.command import build_command
 from lightning_dp.sweeps.parameters import assemble
-from lightning_dp.sweeps.placement import Placement
+from lightning_dp.sweeps.progress import SweepProgress
+from lightning_dp.sweeps.resources import Resources
 from lightning_dp.sweeps.study import Outcome, SweepStudy
 from lightning_dp.sweeps.trial import TrialProcess
-from lightning_dp.sweeps.view import View
+from lightning_dp.sweeps.trial_lock import TrialLock
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 120.0
@@ -40,10 +40,10 @@ class SweepRunner:
         stopped: why no further trial was started, in a sentence; empty where nothing was in the way.
     """
 
-    def __init__(self, study: SweepStudy, *, placement: Placement, view: View) -> None:
+    def __init__(self, study: SweepStudy, *, resources: Resources, progress: SweepProgress) -> None:
         self._study = study
-        self._placement = placement
-        self._view = view
+        self._resources = resources
+        self._progress = progress
         self.stopped = ""
         self._running: dict[int, tuple[optuna.trial.Trial, TrialProcess]] = {}  # by worker
 
@@ -62,13 +62,13 @@ class SweepRunner:
                 self._interrupt()
                 raise
             finally:
-                self._view.close()
+                self._progress.close()
 
     def _fill(self) -> bool:
         """Give every idle worker a trial; False where an idle worker found none."""
         if self.stopped:
             return False
-        idle = [worker for worker in range(self._placement.workers) if worker not in self._running]
+        idle = [worker for worker in range(self._resources.workers) if worker not in self._running]
         if not idle:
             return True
         left_behind = self._study.interrupted()
@@ -79,34 +79,34 @@ class SweepRunner:
             self._begin(worker, *found)
         return True
 
-    def _begin(self, worker: int, trial: optuna.trial.Trial, claim: Claim) -> None:
+    def _begin(self, worker: int, trial: optuna.trial.Trial, lock: TrialLock) -> None:
         parameters = assemble(self._study.point(trial))
         process = TrialProcess(
             number=trial.number,
             parameters=parameters,
             command=build_command(self._study.sweep, parameters),
-            claim=claim,
+            lock=lock,
             environment={
                 "WANDB_RUN_GROUP": self._study.sweep.name,
-                **self._placement.environment(worker),
+                **self._resources.environment(worker),
             },
         )
         self._running[worker] = trial, process
-        if claim.is_running():
-            self._view.event(process, "is still running, started by an agent that is gone")
+        if lock.is_running():
+            self._progress.event(process, "is still running, started by an agent that is gone")
         elif process.has_results():
-            self._view.event(process, "had ended when its agent was killed")
+            self._progress.event(process, "had ended when its agent was killed")
         else:
             self._start(process)
 
     def _start(self, process: TrialProcess) -> None:
         # Of what an earlier start has cost only the ledger knows: a killed trial's folder is behind it.
         if not process.has_begun():
-            self._view.event(process, "starts")
+            self._progress.event(process, "starts")
         elif process.has_checkpoint():
-            self._view.event(process, "goes on from its checkpoint")
+            self._progress.event(process, "goes on from its checkpoint")
         else:
-            self._view.event(process, "starts again; what it had reserved in the ledger stays charged")
+            self._progress.event(process, "starts again; what it had reserved in the ledger stays charged")
         process.start()
 
     def _look(self) -> None:
@@ -115,7 +115,7 @@ class SweepRunner:
                 self._end(worker, trial, process)
             else:
                 self._judge(trial, process)
-                self._view.running(worker, process)
+                self._progress.running(worker, process)
 
     def _judge(self, trial: optuna.trial.Trial, process: TrialProcess) -> None:
         """Report what the trial has logged; stop it where others were better at the same point."""
@@ -133,7 +133,9 @@ class SweepRunner:
             trial.report(value, step=count)
             if trial.should_prune():
                 process.stop(signal.SIGTERM)
-                self._view.event(process, f"is stopped: {sweep.metric.name} = {value:.4g} is behind others")
+                self._progress.event(
+                    process, f"is stopped: {sweep.metric.name} = {value:.4g} is behind others"
+                )
                 return
 
     def _end(self, worker: int, trial: optuna.trial.Trial, process: TrialProcess) -> None:
@@ -143,9 +145,9 @@ class SweepRunner:
             return
         trial.set_user_attr("exit_code", process.exit_code)
         self._study.tell(trial, outcome)
-        process.claim.release()
+        process.lock.release()
         del self._running[worker]
-        self._view.ended(worker, process, outcome)
+        self._progress.ended(worker, process, outcome)
 
     def _outcome(self, process: TrialProcess) -> Outcome | None:
         code, metric = process.exit_code, self._study.sweep.metric
@@ -180,7 +182,7 @@ class SweepRunner:
         ended = {process.number for process in processes if process.has_ended()}
         for process in processes:
             process.stop(signal.SIGINT)
-        self._view.note("stopping the running trials; once more Ctrl-C kills them")
+        self._progress.note("stopping the running trials; once more Ctrl-C kills them")
         try:
             deadline = time.monotonic() + _GRACE_SECONDS
             while any(not process.has_ended() for process in processes) and time.monotonic() < deadline:

@@ -23,9 +23,9 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, Jou
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.pool import QueuePool
 
-from lightning_dp.sweeps.claim import Claim
 from lightning_dp.sweeps.parameters import Path as ParameterPath, assemble
 from lightning_dp.sweeps.sweep import Sweep
+from lightning_dp.sweeps.trial_lock import TrialLock
 
 _NAME = "sweep"
 _SQLITE, _JOURNAL = "study.sqlite", "study.journal"
@@ -153,23 +153,23 @@ class SweepStudy:
             if trial.state == TrialState.FAIL and trial.user_attrs.get("point", trial.number) not in ended
         ]
 
-    def interrupted(self) -> Iterator[tuple[optuna.trial.Trial, Claim]]:
+    def interrupted(self) -> Iterator[tuple[optuna.trial.Trial, TrialLock]]:
         """Trials that nobody looks after any more, each now claimed by this process."""
         for frozen in self.trials():
             if frozen.state != TrialState.RUNNING:
                 continue
             # Under the lock, as in `next`: between a trial's first state and its claim nobody else comes.
             with self._locked():
-                claim = Claim.take(self.trial_folder(frozen.number))
+                lock = TrialLock.take(self.trial_folder(frozen.number))
                 ended = self.trials()[frozen.number].state != TrialState.RUNNING
-            if claim is None:
+            if lock is None:
                 continue
             if ended:  # by its agent, between our two looks
-                claim.release()
+                lock.release()
             else:
-                yield optuna.trial.Trial(self._study, frozen._trial_id), claim
+                yield optuna.trial.Trial(self._study, frozen._trial_id), lock
 
-    def next(self) -> tuple[optuna.trial.Trial, Claim] | None:
+    def next(self) -> tuple[optuna.trial.Trial, TrialLock] | None:
         """Claim a trial that nobody has begun; None where there is none left."""
         with self._locked():
             trials = self.trials()
@@ -182,9 +182,9 @@ class SweepStudy:
             self._study.sampler = self._sampler(seed=begun)
             trial = self._study.ask()
             self.point(trial)
-            claim = Claim.take(self.trial_folder(trial.number))
-        assert claim is not None, "a new trial's folder is locked by somebody else"
-        return trial, claim
+            lock = TrialLock.take(self.trial_folder(trial.number))
+        assert lock is not None, "a new trial's folder is locked by somebody else"
+        return trial, lock
 
     def point(self, trial: optuna.trial.Trial) -> dict[ParameterPath, Any]:
         """The trial's value of every parameter; drawn on the first call, the same ever after."""

@@ -21,7 +21,7 @@ from typing import Any, final
 
 from lightning_dp.archives import parse_json
 from lightning_dp.privacy.report import json_ready, replace_text
-from lightning_dp.sweeps.claim import Claim
+from lightning_dp.sweeps.trial_lock import TrialLock
 from lightning_dp.tracking.layout import CHECKPOINT
 
 _FROM_OTHERS = (
@@ -55,12 +55,12 @@ class TrialProcess:
         number: int,
         parameters: Mapping[str, Any],
         command: list[str],
-        claim: Claim,
+        lock: TrialLock,
         environment: Mapping[str, str],
     ) -> None:
         self.number = number
-        self.claim = claim
-        self.folder = claim.folder
+        self.lock = lock
+        self.folder = lock.folder
         self.stopped_at: float | None = None
         self._parameters = dict(parameters)
         self._command = [*command, f"--run.dir={self.folder}"]
@@ -92,16 +92,16 @@ class TrialProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                pass_fds=[self.claim.handle_for_process()],
+                pass_fds=[self.lock.handle_for_process()],
                 start_new_session=True,  # Ctrl-C reaches it through us, once, with all of its processes
             )
-        self.claim.handed_over()
+        self.lock.handed_over()
         # For whoever goes on after this process was killed; used only while the trial's lock is held.
         replace_text(record, json.dumps({**content, "pid": self._process.pid}, indent=2) + "\n")
 
     def has_ended(self) -> bool:
         """Whether its process is gone, whoever started it."""
-        return not self.claim.is_running() if self._process is None else self._process.poll() is not None
+        return not self.lock.is_running() if self._process is None else self._process.poll() is not None
 
     @property
     def exit_code(self) -> int | None:

@@ -90,7 +90,7 @@ class SynthesisReport(Callback):
         self._real, self._synthetic = _from_all(self._real, ranks), _from_all(self._synthetic, ranks)
         if sum(map(len, self._real)) < 3:
             return
-        for name, value in ranks.on_first(lambda: self._scores(trainer)).items():
+        for name, value in ranks.on_rank_zero(lambda: self._scores(trainer)).items():
             pl_module.log(name, value)
 
     def _scores(self, trainer: Trainer) -> dict[str, float]:

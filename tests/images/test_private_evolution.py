@@ -202,7 +202,7 @@ def test_a_budget_that_does_not_cover_the_plan_reads_nothing(tmp_path):
 # --- record and replay ----------------------------------------------------------------------------------
 
 
-class Tape:
+class VoteTape:
     """In the place of the votes' noise: keeps raw counts, and says again what an earlier run published."""
 
     def __init__(self, published: list[torch.Tensor] | None = None) -> None:
@@ -235,8 +235,8 @@ class Neighbour(Crowd):
         )
 
 
-def _replayed(folder: Path, monkeypatch, task: Crowd, published=None) -> Tape:
-    tape = Tape(published)
+def _replayed(folder: Path, monkeypatch, task: Crowd, published=None) -> VoteTape:
+    tape = VoteTape(published)
     monkeypatch.setattr(release, "SecureGaussianNoise", lambda: tape)
     run_of(folder, task=task).run()
     return tape

@@ -20,7 +20,7 @@ from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import Automatic, Flat, PerGroup, PerLayer
 from lightning_dp.privacy.clipping.loop import Loop
 from lightning_dp.privacy.clipping.materialised import Materialised
-from lightning_dp.privacy.draws import LinedUp, Recorded
+from lightning_dp.privacy.draws import RecordedRandomness, RowAlignedRandomness
 from lightning_dp.privacy.preflight import (
     CODES,
     NUM_UNITS,
@@ -774,11 +774,11 @@ def test_lined_up_draws_are_the_same_alone_and_in_a_batch():
             torch.randint_like(probabilities, 7),
         ]
 
-    with LinedUp().at_work(torch.device("cpu")):
+    with RowAlignedRandomness().at_work(torch.device("cpu")):
         assert (torch.randperm(5) != torch.arange(5)).all()
     results = []
     for rows in (1, 6):
-        draws = LinedUp()
+        draws = RowAlignedRandomness()
         with draws.at_work(torch.device("cpu")):
             results.append(everything(rows))
         assert not draws.foreign
@@ -789,7 +789,7 @@ def test_lined_up_draws_are_the_same_alone_and_in_a_batch():
     assert results[0][4].ne(0).all()
 
 
-@pytest.mark.parametrize("kind", [LinedUp, Recorded])
+@pytest.mark.parametrize("kind", [RowAlignedRandomness, RecordedRandomness])
 def test_draws_leave_every_generator_as_it_was(kind):
     own = torch.Generator().manual_seed(4)
 

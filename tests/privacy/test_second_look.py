@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_dp.privacy.draws import LinedUp
+from lightning_dp.privacy.draws import RowAlignedRandomness
 from lightning_dp.privacy.spot_check import (
     CouldNotRun,
     HandedOut,
@@ -157,7 +157,7 @@ def test_a_step_that_does_not_run_is_said_so():
 
     rerun = Rerun(Net(), loss=loss, device=torch.device("cpu"))
     with pytest.raises(CouldNotRun):
-        rerun.gradient(torch.zeros(1, 4), draws=LinedUp())
+        rerun.gradient(torch.zeros(1, 4), draws=RowAlignedRandomness())
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_norms_that_are_not_a_units_own(factor, kind):
     torch.manual_seed(0)
     net, x = Net().eval(), torch.randn(U, 4)
     rerun = Rerun(net, loss=lambda m, rows: (m(rows) - 1).square().mean(), device=torch.device("cpu"))
-    each = [rerun.gradient(x[[unit]], draws=LinedUp()) for unit in range(U)]
+    each = [rerun.gradient(x[[unit]], draws=RowAlignedRandomness()) for unit in range(U)]
     norms = {
         name: torch.stack([gradient[name].norm() for gradient in each]) * factor.get(name, 1.0)
         for name in each[0]
@@ -182,7 +182,7 @@ def test_norms_that_are_not_a_units_own(factor, kind):
     totals = torch.stack(list(norms.values())).nan_to_num(0).norm(dim=0)
     tolerance = Tolerance.of(half=False, device=torch.device("cpu"), norms=totals, max_grad_norm=1.0)
     look = SecondLook(rerun, pick=lambda some: x[list(some)], units=[3, 0], tolerance=tolerance)
-    found = look.compare(norms, totals=totals, draws=lambda _: LinedUp())
+    found = look.compare(norms, totals=totals, draws=lambda _: RowAlignedRandomness())
     assert (found and found.kind) == kind
     if kind == "engine":
         assert found.place == next(iter(factor))

@@ -69,7 +69,15 @@ class Source:
         frozen: the tape of D: used on D′, in the same order.
     """
 
-    def __init__(self, tape: Tape, clock: "Clock", *, kind: str, real: NoiseSource, frozen: Tape | None):
+    def __init__(
+        self,
+        tape: Tape,
+        clock: "Clock",
+        *,
+        kind: str,
+        real: NoiseSource,
+        frozen: Tape | None,
+    ):
         self._tape, self._clock, self._kind, self._real, self._frozen = tape, clock, kind, real, frozen
 
     def standard_normal(self, shape: torch.Size, *, device: torch.device) -> Tensor:

@@ -172,7 +172,7 @@ def test_p7_targets_counted_over_the_batch(tmp_path, monkeypatch):
 
 
 def test_p12_a_broken_record_spoils_the_sum(tmp_path, monkeypatch):
-    def decide(self, squared_norms):
+    def clip_coefficients(self, squared_norms):
         squares = torch.zeros(self.units, self.num_groups)
         for name, square in squared_norms.items():
             squares[:, self.groups[name]] += square
@@ -181,7 +181,7 @@ def test_p12_a_broken_record_spoils_the_sum(tmp_path, monkeypatch):
         coefficients = factors * self._weights[:, None] * self._scale
         return norms[:, 0], {name: coefficients[:, group] for name, group in self.groups.items()}
 
-    monkeypatch.setattr(UnitSums, "decide", decide)
+    monkeypatch.setattr(UnitSums, "clip_coefficients", clip_coefficients)
     found = of_line(tmp_path, neighbours=[NOT_A_NUMBER], privacy=checked_by_nobody())
     caught(found, "sensitivity")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, distributed as dist
 
-from lightning_dp.privacy.ranks import FirstRankFailed, Ranks
+from lightning_dp.privacy.ranks import Ranks, RankZeroError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*")
 
@@ -69,14 +69,14 @@ def told(ranks: Ranks) -> dict[str, Any]:
 
     found = {
         "who": (ranks.rank, ranks.world_size, ranks.is_first),
-        "on_first": ranks.on_first(answer),
+        "on_rank_zero": ranks.on_rank_zero(answer),
         "asked": asked,
         "gather": ranks.gather(10 - ranks.rank),
         "most": ranks.most((ranks.rank + 1) % 3),
         "total": ranks.total(torch.tensor([ranks.rank + 1.0])).tolist(),
     }
-    with pytest.raises((LookupError, FirstRankFailed)) as caught:
-        ranks.on_first(fails)
+    with pytest.raises((LookupError, RankZeroError)) as caught:
+        ranks.on_rank_zero(fails)
     return {**found, "failure": repr(caught.value)}
 
 
@@ -87,10 +87,10 @@ WORLDS = pytest.mark.parametrize("world_size", [2, 3])
 def test_what_the_first_rank_does_for_all_and_what_all_add_up(tmp_path, world_size):
     for rank, found in enumerate(on_ranks(world_size, told, folder=tmp_path)):
         assert found.pop("asked") == ([0] if rank == 0 else [])
-        failure = "LookupError('not there')" if rank == 0 else "FirstRankFailed('LookupError: not there')"
+        failure = "LookupError('not there')" if rank == 0 else "RankZeroError('LookupError: not there')"
         assert found == {
             "who": (rank, world_size, rank == 0),
-            "on_first": "of rank 0",
+            "on_rank_zero": "of rank 0",
             "gather": [10, 9, 8][:world_size],
             "most": 2,
             "total": [sum(range(world_size + 1))],
@@ -108,6 +108,6 @@ def test_the_total_is_noised_once_by_the_first_rank(tmp_path, world_size):
 def test_one_process_is_its_own_first():
     assert released(Ranks()) == [[3.0] * 4, [2.0]]
     found = told(Ranks())
-    assert (found["who"], found["asked"], found["on_first"]) == ((0, 1, True), [0], "of rank 0")
+    assert (found["who"], found["asked"], found["on_rank_zero"]) == ((0, 1, True), [0], "of rank 0")
     assert (found["gather"], found["most"], found["total"]) == ([10], 1, [1.0])
     assert found["failure"] == "LookupError('not there')"

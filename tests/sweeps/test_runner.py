@@ -15,12 +15,12 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from lightning_dp.sweeps.claim import Claim
-from lightning_dp.sweeps.placement import Placement
+from lightning_dp.sweeps.progress import SweepProgress
+from lightning_dp.sweeps.resources import Resources
 from lightning_dp.sweeps.runner import SweepRunner
 from lightning_dp.sweeps.study import SweepStudy
 from lightning_dp.sweeps.sweep import read_sweep
-from lightning_dp.sweeps.view import View
+from lightning_dp.sweeps.trial_lock import TrialLock
 
 PROGRAM = Path(__file__).with_name("program.py")
 GRID = {"quality": {"values": [3.0, 1.0, 2.0]}, "nested": {"parameters": {"a": {"value": None}}}}
@@ -53,8 +53,8 @@ def gate(tmp_path) -> Path:
 
 def run(file: Path, out: Path, *, workers: int = 2, limit: int | None = None, **how: bool) -> SweepStudy:
     study = SweepStudy(read_sweep(file), folder=out, limit=limit, **how)
-    view = View(workers=workers, total=study.num_trials, ended=0)
-    SweepRunner(study, placement=Placement(workers=workers, threads=1), view=view).run()
+    progress = SweepProgress(workers=workers, total=study.num_trials, ended=0)
+    SweepRunner(study, resources=Resources(workers=workers, threads=1), progress=progress).run()
     return study
 
 
@@ -253,15 +253,15 @@ def test_agents_that_share_a_study_share_the_work(write, tmp_path, across_hosts)
 
 
 def test_a_claim_is_exclusive_and_dies_with_its_process(tmp_path):
-    claim = Claim.take(tmp_path / "trial")
-    assert claim is not None
-    assert Claim.take(tmp_path / "trial") is None
-    assert not claim.is_running()
-    sleeper = subprocess.Popen(["sleep", "30"], pass_fds=[claim.handle_for_process()])
-    claim.handed_over()
-    assert claim.is_running()
-    claim.release()
-    second = Claim.take(tmp_path / "trial")
+    lock = TrialLock.take(tmp_path / "trial")
+    assert lock is not None
+    assert TrialLock.take(tmp_path / "trial") is None
+    assert not lock.is_running()
+    sleeper = subprocess.Popen(["sleep", "30"], pass_fds=[lock.handle_for_process()])
+    lock.handed_over()
+    assert lock.is_running()
+    lock.release()
+    second = TrialLock.take(tmp_path / "trial")
     assert second is not None  # its agent is gone
     assert second.is_running()  # it is not
     sleeper.kill()
@@ -281,10 +281,10 @@ def test_a_claim_is_exclusive_and_dies_with_its_process(tmp_path):
 def test_gpus_and_cores_are_divided(monkeypatch, visible, workers, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.delenv("OMP_NUM_THREADS")
-    placement = Placement.of_this_machine(workers=workers)
-    environments = [placement.environment(worker) for worker in range(workers)]
+    resources = Resources.of_this_machine(workers=workers)
+    environments = [resources.environment(worker) for worker in range(workers)]
     assert [each.get("CUDA_VISIBLE_DEVICES") for each in environments] == expected
     cores = len(os.sched_getaffinity(0))
     assert {each["OMP_NUM_THREADS"] for each in environments} == {str(max(1, cores // workers))}
     with pytest.raises(ValueError, match="--workers is 0"):
-        Placement.of_this_machine(workers=0)
+        Resources.of_this_machine(workers=0)

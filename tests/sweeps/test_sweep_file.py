@@ -11,8 +11,8 @@ from wandb.sdk.launch.sweeps import utils as wandb_sweeps
 from lightning_dp.lightning_cli import instantiate
 from lightning_dp.sweeps.command import build_command, fit_arguments
 from lightning_dp.sweeps.parameters import Range, assemble, read_parameters
-from lightning_dp.sweeps.spelling import yaml_spelling
 from lightning_dp.sweeps.sweep import EarlyTermination, Metric, Sweep, read_sweep
+from lightning_dp.sweeps.yaml_text import yaml_text
 
 BASE = {"method": "grid", "parameters": {"x": {"values": [1, 2]}}, "command": ["run", "${args}"]}
 
@@ -161,12 +161,12 @@ def test_trials_of_another_program_are_known_as_such():
     ],
 )
 def test_values_as_python_prints_them_are_read(printed, read):
-    assert yaml.safe_load(yaml_spelling(printed).partition("=")[2]) == read
+    assert yaml.safe_load(yaml_text(printed).partition("=")[2]) == read
 
 
 def test_arguments_without_a_value_stay():
-    assert yaml_spelling("None") == "None"
-    assert yaml_spelling("fit") == "fit"
+    assert yaml_text("None") == "None"
+    assert yaml_text("fit") == "fit"
 
 
 def test_the_parser_reads_what_an_agent_sends(monkeypatch):

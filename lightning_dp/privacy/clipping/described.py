@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 # Registers the operators' rules.
-import lightning_dp.privacy.clipping.shared_rules  # noqa: F401
-from lightning_dp.privacy.clipping.shared import _BROADCASTING, _JOINING, RULES
+import lightning_dp.privacy.clipping._book_keeping.functional_rules  # noqa: F401
+from lightning_dp.privacy.clipping._book_keeping.tracked_parameter import _BROADCASTING, _JOINING, RULES
 from lightning_dp.privacy.clipping.sites import Answer, PerUnit, Site, Sites
 
 Cost = Literal["cheap", "one copy per unit", "loop"]

@@ -1,8 +1,8 @@
 """Follow one step of a model from the batch to its loss, to know where every use of a parameter has units.
 
-Every module's forward is replaced for the time of the step: parameters are Shared views, as in a step that is
-clipped, and note where they meet units. What can't be followed inside a module (an operator without a rule,
-one that mixes units, a number that Python reads) makes the smallest module around it with units in and units
+Every module's forward is replaced for the time of the step: parameters are tracked views, as in a step that
+is clipped, and note where they meet units. What can't be followed inside a module (an operator without a
+rule, one that mixes units, a number that Python reads) makes the smallest module around it with units in and units
 out one that is run per unit, provided that this gives what the module gives for the whole batch: units that
 it really mixes are a finding.
 """
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dp.privacy import rows
-from lightning_dp.privacy.clipping.alone import Call, over_units
-from lightning_dp.privacy.clipping.patching import Patches
-from lightning_dp.privacy.clipping.shared import Shared
-from lightning_dp.privacy.clipping.sites import THE_STEP, Answer, PerUnit, Site, Sites, Total
-from lightning_dp.privacy.clipping.swapped import (
+from lightning_dp.privacy.clipping._book_keeping.backward_record import BackwardRecord
+from lightning_dp.privacy.clipping._book_keeping.per_unit_module import Call, over_units
+from lightning_dp.privacy.clipping._book_keeping.tracked_parameter import TrackedParameter
+from lightning_dp.privacy.clipping._book_keeping.tracked_views import (
     held_by,
     is_transposed_linear,
     read_by,
-    shared_views,
+    tracked_views,
     values_of,
 )
-from lightning_dp.privacy.clipping.tape import Tape
+from lightning_dp.privacy.clipping.patching import Patches
+from lightning_dp.privacy.clipping.sites import THE_STEP, Answer, PerUnit, Site, Sites, Total
 from lightning_dp.privacy.clipping.trees import tensors
-from lightning_dp.privacy.draws import LinedUp, generators_put_back
+from lightning_dp.privacy.draws import RowAlignedRandomness, generators_put_back
 from lightning_dp.privacy.rows import UnitDim
 
 _TRIED = 3
@@ -47,7 +47,7 @@ class Followed:
     def __init__(self, module: nn.Module) -> None:
         self.sites = Sites()
         self._names = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
-        self._tape = Tape(None, sites=self.sites, following=True)  # type: ignore[arg-type]
+        self._record = BackwardRecord(None, sites=self.sites, following=True)  # type: ignore[arg-type]
         self._patches = Patches()
         self._module = module
         self._patch()
@@ -108,7 +108,7 @@ class Followed:
             torch.enable_grad(),
             rows.following(reads=reads, mixing=mixing),
         ):
-            with shared_views(outside, self._tape):
+            with tracked_views(outside, self._record):
                 found = loss()
             if isinstance(found, Tensor):
                 rows.check_loss(found)
@@ -142,7 +142,7 @@ class Followed:
         transposed = is_transposed_linear(module)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if not self._tape.listening:
+            if not self._record.recording:
                 return original(*args, **kwargs)
             output = call_of(*args, **kwargs)
             self._note_call(path, (args, kwargs), output)
@@ -155,11 +155,11 @@ class Followed:
                 place = rows.units_of(args[0])
                 self.sites.note(site, Answer((place,), (place,)))
                 values = {one.name: _plain(one.holder._parameters[one.attribute]).detach() for one in own}
-                with self._tape.pause(), values_of(own, values):
-                    return original(*args) + self._tape.anchor
+                with self._record.pause(), values_of(own, values):
+                    return original(*args) + self._record.anchor
             before = self.sites.mark()
             try:
-                with shared_views(own, self._tape):
+                with tracked_views(own, self._record):
                     return original(*args, **kwargs)
             except Exception as error:
                 call = Call(args, kwargs)
@@ -183,7 +183,7 @@ class Followed:
         Raises:
             Exception: `error`, if it can't be, or its units are not independent.
         """
-        places = [None if isinstance(t, Shared) else rows.units_of(t) for t in call.tensors]
+        places = [None if isinstance(t, TrackedParameter) else rows.units_of(t) for t in call.tensors]
         own = [_plain(rows.own_part(t)).detach() for t in call.tensors]
         split = [place is not None for place in places]
         inputs = [_varied(t) if apart else t for t, apart in zip(own, split, strict=True)]
@@ -197,7 +197,7 @@ class Followed:
         }
 
         def each(vectorised: bool) -> list[Tensor]:
-            with LinedUp().at_work(torch.device("cpu")):
+            with RowAlignedRandomness().at_work(torch.device("cpu")):
                 return over_units(
                     call,
                     original,
@@ -209,9 +209,9 @@ class Followed:
                     vectorised=vectorised,
                 )[0]
 
-        with self._tape.pause():
+        with self._record.pause():
             try:
-                with LinedUp().at_work(torch.device("cpu")):
+                with RowAlignedRandomness().at_work(torch.device("cpu")):
                     together, _ = call.run(original, whole)
                 apart = each(False)
             except Exception:
@@ -234,18 +234,18 @@ class Followed:
         )
         # Once more for the first unit, so that autograd's graph goes on through the module.
         fixed = {name: copy.detach()[0] for name, copy in copies.items()}
-        with self._tape.pause(), values_of(held, fixed):
+        with self._record.pause(), values_of(held, fixed):
             first, result = call.run(original, [_plain(rows.own_part(t)) for t in call.tensors])
         return result.filled([self._followed(one, at) for one, at in zip(first, outputs, strict=True)])
 
     def _followed(self, unit: Tensor, place: UnitDim | Total | None) -> Tensor:
         """A unit's part of an output, to be followed on."""
         tensor = rows.mean_of(unit) if isinstance(place, Total) else rows.like(unit, place)
-        return tensor + self._tape.anchor if tensor.is_floating_point() else tensor
+        return tensor + self._record.anchor if tensor.is_floating_point() else tensor
 
 
 def _units(tensor: Tensor) -> UnitDim | None:
-    return None if isinstance(tensor, Shared) or rows.is_total(tensor) else rows.units_of(tensor)
+    return None if isinstance(tensor, TrackedParameter) or rows.is_total(tensor) else rows.units_of(tensor)
 
 
 def _outcome(tensor: Tensor) -> UnitDim | Total | None:
@@ -253,7 +253,7 @@ def _outcome(tensor: Tensor) -> UnitDim | Total | None:
 
 
 def _plain(value: Any) -> Tensor:
-    return value.plain() if isinstance(value, Shared) else value
+    return value.plain() if isinstance(value, TrackedParameter) else value
 
 
 def _varied(unit: Tensor) -> Tensor:

@@ -110,12 +110,12 @@ class Loop(ClippingEngine):
             per_unit = [self._unit_gradient(calls, unit) for unit in units]
         finally:
             self._replaying = False
-        sums.refuse_strays({name for grads in per_unit for name in grads}, engine="Loop")
+        sums.check_untracked({name for grads in per_unit for name in grads}, engine="Loop")
         squares = {
             name: torch.stack([grads[name].double().square().sum() for grads in per_unit])
             for name in per_unit[0]
         }
-        norms, coefficients = sums.decide(squares)
+        norms, coefficients = sums.clip_coefficients(squares)
         for name in per_unit[0]:
             total = torch.zeros_like(per_unit[0][name])
             for unit in units:

@@ -64,8 +64,8 @@ class Materialised(ClippingEngine):
 
     def _recorder(self, path: str) -> Callable[..., Any]:
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-            listening = self._sums is not None and self._sums.expecting and not self._replaying
-            if not listening or not torch.is_grad_enabled():
+            recording = self._sums is not None and self._sums.expecting and not self._replaying
+            if not recording or not torch.is_grad_enabled():
                 return None
             output = separate(output)
             device_type = next(module.parameters()).device.type
@@ -98,12 +98,12 @@ class Materialised(ClippingEngine):
                     per_unit[name] = per_unit[name] + units if name in per_unit else units
         finally:
             self._replaying = False
-        sums.refuse_strays(set(per_unit), engine="Materialised")
+        sums.check_untracked(set(per_unit), engine="Materialised")
         squares = {
             name: torch.linalg.vector_norm(grads.reshape(sums.units, -1), dim=1, dtype=torch.float64).square()
             for name, grads in per_unit.items()
         }
-        norms, coefficients = sums.decide(squares)
+        norms, coefficients = sums.clip_coefficients(squares)
         for name, grads in per_unit.items():
             sums.add(name, kept_sum(grads, coefficients[name]))
         sums.forget()

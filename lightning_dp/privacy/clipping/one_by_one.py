@@ -32,7 +32,7 @@ class OneByOne(ClippingEngine):
         sums = self._attached()
         gradients = {name: _dense(p.grad) for name, p in sums.parameters.items() if p.grad is not None}
         squares = {name: gradient.square().sum().reshape(1) for name, gradient in gradients.items()}
-        norms, coefficients = sums.decide(squares)
+        norms, coefficients = sums.clip_coefficients(squares)
         for name, gradient in gradients.items():
             if coefficients[name] != 0:  # skipped rather than multiplied by 0: 0 · NaN is NaN
                 sums.add(name, (coefficients[name] * gradient).float())

@@ -99,7 +99,7 @@ class UnitSums:
         """Rows of the announced batch, U · rows_per_unit."""
         return self.units * self.rows_per_unit
 
-    def decide(self, squared_norms: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def clip_coefficients(self, squared_norms: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Norms of the units and what each unit's rows are to be multiplied with.
 
         Args:
@@ -188,7 +188,7 @@ class UnitSums:
         else:
             self._sums[name] = value.float()
 
-    def refuse_strays(self, seen: set[str], *, engine: str) -> None:
+    def check_untracked(self, seen: set[str], *, engine: str) -> None:
         """Fail if autograd reached a parameter behind the engine's back.
 
         Raises:

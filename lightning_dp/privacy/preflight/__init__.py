@@ -10,7 +10,7 @@ and a data set whose items are not what its unit says. The trainer's part is in 
 
 from collections.abc import Callable
 
-from lightning_dp.privacy.draws import LinedUp
+from lightning_dp.privacy.draws import RowAlignedRandomness
 from lightning_dp.privacy.preflight.broken_units import find_spoilt_batches
 from lightning_dp.privacy.preflight.clipped_sum import find_wrong_sums
 from lightning_dp.privacy.preflight.coupling import find_coupling
@@ -58,7 +58,9 @@ def inspect_step(trial: Trial) -> list[Finding]:
     found: list[Finding] = []
     learn_layout(trial)
     try:
-        while not trial.step.gradient(trial.units.pick(range(NUM_UNITS)), draws=LinedUp()).is_finite:
+        while not trial.step.gradient(
+            trial.units.pick(range(NUM_UNITS)), draws=RowAlignedRandomness()
+        ).is_finite:
             if trial.step.open_gates():
                 continue
             return [

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from lightning_dp.privacy.draws import LinedUp
+from lightning_dp.privacy.draws import RowAlignedRandomness
 from lightning_dp.privacy.preflight.clipped_sum import clipped, clipped_alone, usual_norm
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.gradient import Gradient, difference
@@ -57,7 +57,7 @@ def find_spoilt_batches(trial: Trial) -> list[Finding]:
 def _runs(trial: Trial, batch: Any) -> bool:
     """Whether the step takes the batch where no engine looks at its layers."""
     try:
-        trial.step.gradient(batch, draws=LinedUp())
+        trial.step.gradient(batch, draws=RowAlignedRandomness())
     except StepFailed:
         return False
     return True

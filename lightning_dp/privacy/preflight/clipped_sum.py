@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.trees import tensors
-from lightning_dp.privacy.draws import Draws, LinedUp, Recorded
+from lightning_dp.privacy.draws import Draws, RecordedRandomness, RowAlignedRandomness
 from lightning_dp.privacy.preflight.explained import explained
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.gradient import Gradient, difference
@@ -76,7 +76,7 @@ def clipped(trial: Trial, batch: Any, *, num_units: int, max_grad_norm: float) -
         engine=trial.engine,
         function=trial.function,
         max_grad_norm=max_grad_norm,
-        draws=LinedUp(),
+        draws=RowAlignedRandomness(),
     )
 
 
@@ -106,7 +106,7 @@ def _try(trial: Trial, units: list[int]) -> list[Finding]:
         return []
     name = type(trial.engine).__name__
     if trial.rows_per_unit > 1:
-        whole = _unclipped(trial, batch, num_units=len(units), draws=LinedUp())
+        whole = _unclipped(trial, batch, num_units=len(units), draws=RowAlignedRandomness())
         alone = [trial.alone(unit) for unit in units]
         if difference(whole, Gradient.sum(alone, factors=[1.0] * len(alone)), among=alone) is None:
             return [
@@ -126,13 +126,13 @@ def _try(trial: Trial, units: list[int]) -> list[Finding]:
 
 def _at_random(trial: Trial) -> list[Finding]:
     """With ordinary draws: an engine that runs layers again must not draw again."""
-    size, draws = _SIZES[0], Recorded(seed=2)
+    size, draws = _SIZES[0], RecordedRandomness(seed=2)
     batch = trial.units.pick(range(size))
     mean = trial.step.gradient(batch, draws=draws)
     if not draws.log:
         return []
     try:
-        total = _unclipped(trial, batch, num_units=size, draws=Recorded(seed=2))
+        total = _unclipped(trial, batch, num_units=size, draws=RecordedRandomness(seed=2))
     except (RuntimeError, ValueError, StepFailed) as error:
         return [refused(trial, error)]
     expected = Gradient.sum([mean], factors=[float(size)])
@@ -197,7 +197,7 @@ def _rows_of_layers(trial: Trial) -> tuple[str, int] | None:
         for path, child in module.named_modules():
             if any(p.requires_grad for p in child.parameters(recurse=False)):
                 listen(path, child)
-        with trial.step.running(LinedUp()):
+        with trial.step.running(RowAlignedRandomness()):
             trial.step.loss(module, trial.units.pick(range(size)))
         lengths.append(found)
     for (path, first), (other, second) in zip(*lengths, strict=False):

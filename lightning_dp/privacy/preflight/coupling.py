@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_dp.privacy.clipping.trees import tensors
-from lightning_dp.privacy.draws import Draws, LinedUp, Recorded
+from lightning_dp.privacy.draws import Draws, RecordedRandomness, RowAlignedRandomness
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.gradient import Gradient, difference
 from lightning_dp.privacy.preflight.made_up import MadeUp, Uncollated, row_of_first
@@ -29,7 +29,7 @@ _ROUNDING = 5e-6
 
 def find_coupling(trial: Trial) -> list[Finding]:
     """Units that see each other, in the forward pass or in the loss; losses that are no mean."""
-    draws = LinedUp()
+    draws = RowAlignedRandomness()
     together = trial.step.gradient(trial.units.pick(_TRIED), draws=draws)
     alone = [trial.alone(unit) for unit in _TRIED]
     found: list[Finding] | None = _compare(trial, trial.units, together, alone)
@@ -58,7 +58,7 @@ def couples(trial: Trial, units: MadeUp, chosen: Sequence[int], *, when: str) ->
     step, parts = trial.step, (chosen, chosen[::2], chosen[1::2])
     losses = []
     for part in parts[1:] + parts[:1]:
-        losses.append(step.value(units.pick(part), draws=LinedUp()))
+        losses.append(step.value(units.pick(part), draws=RowAlignedRandomness()))
         if not abs(losses[-1]) < float("inf"):
             return None
     first, second, whole = losses
@@ -66,7 +66,7 @@ def couples(trial: Trial, units: MadeUp, chosen: Sequence[int], *, when: str) ->
     if abs(whole - mean) <= _ROUNDING * max(map(abs, losses)):
         return []
     try:
-        gradients = [step.gradient(units.pick(part), draws=LinedUp()) for part in parts]
+        gradients = [step.gradient(units.pick(part), draws=RowAlignedRandomness()) for part in parts]
     except StepFailed:
         return None
     shares = [len(part) / len(chosen) for part in parts[1:]]
@@ -79,7 +79,7 @@ def couples(trial: Trial, units: MadeUp, chosen: Sequence[int], *, when: str) ->
         return []
     others = [unit for unit in range(units.num_units) if unit not in chosen[:3]]
     batches = [units.pick(chosen[:3]), units.pick([chosen[0], *others[:2]])]
-    return [_coupled(trial, where, batches, num_units=3, draws=LinedUp, when=when)]
+    return [_coupled(trial, where, batches, num_units=3, draws=RowAlignedRandomness, when=when)]
 
 
 def _is_rounding(trial: Trial, batches: Sequence[Any], *, shares: Sequence[float], when: Moment) -> bool:
@@ -92,7 +92,7 @@ def _is_rounding(trial: Trial, batches: Sequence[Any], *, shares: Sequence[float
     try:
         exact = trial.step.in_double()
         with exact.at(when):
-            gradients = [exact.gradient(batch, draws=LinedUp()) for batch in batches]
+            gradients = [exact.gradient(batch, draws=RowAlignedRandomness()) for batch in batches]
     except (StepFailed, TypeError):  # TypeError: a device without fp64
         return False
     if exact.foreign or not all(gradient.is_finite for gradient in gradients):
@@ -106,10 +106,10 @@ def _with_gaps(trial: Trial, gaps: MadeUp) -> list[Finding] | None:
     alone = []
     try:
         for unit in _TRIED:
-            alone.append(trial.step.gradient(gaps.pick([unit]), draws=LinedUp()))
+            alone.append(trial.step.gradient(gaps.pick([unit]), draws=RowAlignedRandomness()))
             if not alone[-1].is_finite:
                 return None
-        together = trial.step.gradient(gaps.pick(_TRIED), draws=LinedUp())
+        together = trial.step.gradient(gaps.pick(_TRIED), draws=RowAlignedRandomness())
     except StepFailed:
         return None
     return _compare(trial, gaps, together, alone)
@@ -139,7 +139,7 @@ def _compare(trial: Trial, units: MadeUp, together: Gradient, alone: Sequence[Gr
             )
         ]
     batches = [units.pick(_TRIED), units.pick([0, 3, 4])]
-    return [_coupled(trial, where, batches, num_units=3, draws=LinedUp)]
+    return [_coupled(trial, where, batches, num_units=3, draws=RowAlignedRandomness)]
 
 
 def _foreign(trial: Trial) -> Finding:
@@ -159,19 +159,19 @@ def _at_random(trial: Trial) -> list[Finding]:
         trial.units.pick([*_HALVES[first], *_HALVES[second]])
         for first, second in ((0, 1), (2, 3), (0, 3), (2, 1))
     ]
-    runs = [Recorded(seed=1) for _ in batches]
+    runs = [RecordedRandomness(seed=1) for _ in batches]
     losses = [trial.step.value(batch, draws=run) for batch, run in zip(batches, runs, strict=True)]
     if any(run.log != runs[0].log for run in runs):
         return []  # how much is drawn depends on the data, so the same seed isn't the same draw
     if abs(losses[0] + losses[1] - losses[2] - losses[3]) <= _ROUNDING * max(map(abs, losses)):
         return []
-    gradients = [trial.step.gradient(batch, draws=Recorded(seed=1)) for batch in batches]
+    gradients = [trial.step.gradient(batch, draws=RecordedRandomness(seed=1)) for batch in batches]
     same, crossed = (Gradient.sum(pair, factors=[1.0, 1.0]) for pair in (gradients[:2], gradients[2:]))
     where = difference(same, crossed, among=gradients)
     if where is None:
         return []
     pair = [batches[0], batches[2]]
-    return [_coupled(trial, where, pair, num_units=6, draws=lambda: Recorded(seed=1))]
+    return [_coupled(trial, where, pair, num_units=6, draws=lambda: RecordedRandomness(seed=1))]
 
 
 def _coupled(

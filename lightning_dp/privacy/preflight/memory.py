@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_dp.privacy.draws import LinedUp
+from lightning_dp.privacy.draws import RowAlignedRandomness
 from lightning_dp.privacy.preflight.compare import first_difference, same_tensor
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.gradient import difference
@@ -50,7 +50,8 @@ def find_memory(trial: Trial) -> list[Finding]:
         return found
     with step.at(step.moments[-1]):
         later = [
-            step.gradient(trial.units.pick(_THIRD), draws=LinedUp(), module=module) for module in modules
+            step.gradient(trial.units.pick(_THIRD), draws=RowAlignedRandomness(), module=module)
+            for module in modules
         ]
     where = difference(*later, among=later)
     if where is not None:
@@ -78,7 +79,7 @@ def find_memory(trial: Trial) -> list[Finding]:
 
 
 def _unaware(trial: Trial) -> float:
-    return trial.step.value(trial.units.pick(_THIRD), draws=LinedUp())
+    return trial.step.value(trial.units.pick(_THIRD), draws=RowAlignedRandomness())
 
 
 def _trained(
@@ -88,7 +89,7 @@ def _trained(
     kept: dict[str, object] = {}
     for moment in dict.fromkeys((step.moments[0], step.moments[-1])):
         with step.at(moment):
-            kept = step.train(units.pick(picked), draws=LinedUp(), module=module)
+            kept = step.train(units.pick(picked), draws=RowAlignedRandomness(), module=module)
     return kept
 
 
@@ -105,7 +106,7 @@ def _apart(trial: Trial) -> tuple[MadeUp, MadeUp]:
     if low is high:
         return low, high
     pairs = ((low, _FIRST), (high, _SECOND))
-    fine = all(trial.step.value(u.pick(p), draws=LinedUp()) < float("inf") for u, p in pairs)
+    fine = all(trial.step.value(u.pick(p), draws=RowAlignedRandomness()) < float("inf") for u, p in pairs)
     return (low, high) if fine else (trial.units, trial.units)
 
 

@@ -4,7 +4,7 @@ No value of the data is read for it: the step runs on one made-up unit, on the C
 range raises.
 """
 
-from lightning_dp.privacy.draws import LinedUp
+from lightning_dp.privacy.draws import RowAlignedRandomness
 from lightning_dp.privacy.preflight.made_up import MadeUp
 from lightning_dp.privacy.preflight.step import TrainingStep
 from lightning_dp.privacy.preflight.values import Change, all_of, gaps
@@ -34,4 +34,4 @@ def works(step: TrainingStep, units: MadeUp, leaf: int, number: int, *, share: b
     except (RuntimeError, OverflowError):  # the column's type has no such number
         return False
     # Unit 1 has gaps also where a unit has one entry.
-    return abs(step.value(changed.pick([1]), draws=LinedUp())) < float("inf")
+    return abs(step.value(changed.pick([1]), draws=RowAlignedRandomness())) < float("inf")

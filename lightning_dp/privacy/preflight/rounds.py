@@ -6,7 +6,7 @@ parts. A round that the step can't do (a logarithm of something negative, an ind
 
 from collections.abc import Iterator
 
-from lightning_dp.privacy.draws import LinedUp
+from lightning_dp.privacy.draws import RowAlignedRandomness
 from lightning_dp.privacy.preflight.coupling import couples
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.numbers import works
@@ -38,10 +38,10 @@ def _times(trial: Trial) -> Iterator[list[Finding] | None]:
     step, chosen = trial.step, range(4)
     batch = trial.units.pick(chosen)
     later = step.moments[1:]
-    losses = [step.value(batch, draws=LinedUp())]
+    losses = [step.value(batch, draws=RowAlignedRandomness())]
     for moment in later:
         with step.at(moment):
-            losses.append(step.value(batch, draws=LinedUp()))
+            losses.append(step.value(batch, draws=RowAlignedRandomness()))
             if losses[-1] not in losses[:-1]:  # else the step does what it did before
                 yield couples(trial, trial.units, chosen, when=moment.name)
 
@@ -80,7 +80,7 @@ def _whole_numbers(trial: Trial) -> Iterator[list[Finding] | None]:
         return
     here, trial.step = trial.step, trial.step.on_cpu()
     try:
-        if not abs(trial.step.value(trial.units.pick([1]), draws=LinedUp())) < float("inf"):
+        if not abs(trial.step.value(trial.units.pick([1]), draws=RowAlignedRandomness())) < float("inf"):
             yield [_only_elsewhere(here)]
         for leaf in leaves:
             yield from _labels(trial, leaf)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lightning_dp.privacy.draws import Recorded
+from lightning_dp.privacy.draws import RecordedRandomness
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.step import HookFailed
 from lightning_dp.privacy.preflight.trial import Trial
@@ -28,7 +28,7 @@ def find_seeds(trial: Trial) -> list[Finding]:
     """Draws that are known beforehand."""
     runs, kept, made = [], set[str](), list[str]()
     for seed in _SEEDS:
-        run = Recorded(seed=seed, watched=True)
+        run = RecordedRandomness(seed=seed, watched=True)
         module = trial.step.copy(with_weights=True)
         before = _own_generators(module)
         try:

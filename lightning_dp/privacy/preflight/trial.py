@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_dp.privacy.clipping.engine import ClippingEngine
 from lightning_dp.privacy.clipping.functions import ClippingFunction
 from lightning_dp.privacy.clipping.sites import Sites
-from lightning_dp.privacy.draws import LinedUp
+from lightning_dp.privacy.draws import RowAlignedRandomness
 from lightning_dp.privacy.preflight.gradient import Gradient
 from lightning_dp.privacy.preflight.made_up import MadeUp
 from lightning_dp.privacy.preflight.numbers import count
@@ -75,7 +75,7 @@ class Trial:
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             module = self.step.copy()
-            with self.step.running(LinedUp()):
+            with self.step.running(RowAlignedRandomness()):
                 loss = self.step.loss(module, self.units.pick(units))  # alive, so that no address comes twice
         del loss
         return sum(kept.values())
@@ -88,7 +88,7 @@ class Trial:
         """
         if unit not in self._alone:
             try:
-                self._alone[unit] = self.step.gradient(self.units.pick([unit]), draws=LinedUp())
+                self._alone[unit] = self.step.gradient(self.units.pick([unit]), draws=RowAlignedRandomness())
             except StepFailed as error:
                 raise StepFailed(f"in a batch of one unit, which Poisson sampling draws: {error}") from error
         return self._alone[unit]

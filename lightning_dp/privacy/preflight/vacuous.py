@@ -1,6 +1,6 @@
 """Whether there was anything to look at: what is zero agrees with everything."""
 
-from lightning_dp.privacy.draws import LinedUp
+from lightning_dp.privacy.draws import RowAlignedRandomness
 from lightning_dp.privacy.preflight.finding import Finding
 from lightning_dp.privacy.preflight.gradient import Gradient, difference
 from lightning_dp.privacy.preflight.step import StepFailed
@@ -46,7 +46,7 @@ def _with_other_values(trial: Trial) -> list[list[Gradient]]:
     for change in (signs_and_gaps, positive):
         units = trial.units.changed(change)
         try:
-            again = [trial.step.gradient(units.pick([unit]), draws=LinedUp()) for unit in _UNITS]
+            again = [trial.step.gradient(units.pick([unit]), draws=RowAlignedRandomness()) for unit in _UNITS]
         except StepFailed:
             continue
         if all(one.is_finite for one in again):

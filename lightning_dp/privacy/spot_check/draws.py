@@ -3,8 +3,8 @@
 `Recording` changes nothing: it sees every random operator below autograd and keeps what it returned.
 `HandedOut` gives the same draws to a smaller batch, operator by operator. The dimension in which both shapes
 differ by the ratio of units is that of units; a draw of equal shape is one for all. As in preflight's
-`LinedUp`, each operator takes a single number from torch's global generator, so activation checkpointing,
-which puts the generator back and runs a layer again in backward, is handed the same draw again.
+`RowAlignedRandomness`, each operator takes a single number from torch's global generator, so activation
+checkpointing, which puts the generator back and runs a layer again in backward, is handed the same draw.
 """
 
 import random

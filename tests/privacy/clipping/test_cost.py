@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_dp.privacy.clipping.cost import cheapest, machine
+from lightning_dp.privacy.clipping._book_keeping.norm_method import cheapest, machine
 
 CPU = machine(torch.device("cpu"), torch.float32)
 GPU = machine(torch.device("cuda"), torch.bfloat16)

@@ -8,7 +8,7 @@ from engines import distance, run, total_norm
 from follow_steps import sites_of
 from torch import Tensor, nn
 
-from lightning_dp.privacy.clipping import layer_ops, uses
+from lightning_dp.privacy.clipping._book_keeping import layer_ops, per_unit_gradient
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.functions import Automatic, Flat, PerGroup, PerLayer
 from lightning_dp.privacy.clipping.loop import Loop
@@ -350,11 +350,19 @@ def test_pending_says_whether_sums_wait_to_be_taken(engine):
 
 
 FAULTS = {
-    "ghost norm of A alone": (uses.OuterUse, "_ghost", lambda self: self.inputs.float().square().sum((1, 2))),
+    "ghost norm of A alone": (
+        per_unit_gradient.OuterProductGradient,
+        "_ghost",
+        lambda self: self.inputs.float().square().sum((1, 2)),
+    ),
     "bias summed over rows": (layer_ops, "_bias_use", None),
-    "kept norms halved": (uses.KeptUse, "squared_norms", lambda self: self._gradients.flatten(1).norm(dim=1)),
+    "kept norms halved": (
+        per_unit_gradient.KeptGradient,
+        "squared_norms",
+        lambda self: self._gradients.flatten(1).norm(dim=1),
+    ),
     "factors forgotten": (
-        uses.OuterUse,
+        per_unit_gradient.OuterProductGradient,
         "weighted_sum",
         lambda self, factors: torch.einsum("utp,utd->pd", self.grads, self.inputs),
     ),
@@ -367,10 +375,12 @@ def test_planted_faults_are_caught(fault, monkeypatch):
     holder, attribute, wrong = FAULTS[fault]
     if fault == "bias summed over rows":
 
-        def wrong(tape, grad, where):
-            return uses.KeptUse(grad.flatten(0, -2).sum(dim=0).expand(tape.sums.units, -1).contiguous())
+        def wrong(record, grad, where):
+            return per_unit_gradient.KeptGradient(
+                grad.flatten(0, -2).sum(dim=0).expand(record.sums.units, -1).contiguous()
+            )
 
-    monkeypatch.setattr(uses.OuterUse, "way", lambda self: "ghost")
+    monkeypatch.setattr(per_unit_gradient.OuterProductGradient, "method", lambda self: "ghost")
     model, x = _model(), torch.randn(4, 5, 6)
     oracle = run(Loop(), model, lambda: _rows(model(x)), units=4)
     assert distance(run(BookKeeping(), model, lambda: _rows(model(x)), units=4), oracle) <= 1e-5
@@ -378,10 +388,10 @@ def test_planted_faults_are_caught(fault, monkeypatch):
     assert distance(run(BookKeeping(), model, lambda: _rows(model(x)), units=4), oracle) > 1e-2
 
 
-@pytest.mark.parametrize("way", ["ghost", "direct", "keep"])
-def test_every_way_to_a_norm_gives_the_same(way, monkeypatch):
-    monkeypatch.setattr(uses.OuterUse, "way", lambda self: way)
-    monkeypatch.setattr(uses, "_CHUNK_BYTES", 4 * 64)
+@pytest.mark.parametrize("method", ["ghost", "direct", "keep"])
+def test_every_way_to_a_norm_gives_the_same(method, monkeypatch):
+    monkeypatch.setattr(per_unit_gradient.OuterProductGradient, "method", lambda self: method)
+    monkeypatch.setattr(per_unit_gradient, "_CHUNK_BYTES", 4 * 64)
     model, x = _model(), torch.randn(4, 5, 6)
     oracle = run(Loop(), model, lambda: _rows(model(x)), units=4)
     assert distance(run(BookKeeping(), model, lambda: _rows(model(x)), units=4), oracle) <= 1e-5

@@ -8,7 +8,7 @@ from engines import total_norm
 from follow_steps import sites_of
 from torch import Tensor, nn
 
-from lightning_dp.privacy.clipping import uses
+from lightning_dp.privacy.clipping._book_keeping import per_unit_gradient
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.materialised import Materialised
@@ -93,12 +93,12 @@ def test_planted_gradients_of_the_mean_move_the_others(precision):
 
 def test_planted_rounding_to_the_largest_of_the_batch_moves_the_others(monkeypatch):
     """As a quantised gradient would be that has one scale for all units."""
-    plain = uses.OuterUse.__init__
+    plain = per_unit_gradient.OuterProductGradient.__init__
 
     def quantised(self, inputs, grads):
         step = grads.abs().amax() / 128
         plain(self, inputs, (grads / step).round() * step)
 
-    monkeypatch.setattr(uses.OuterUse, "__init__", quantised)
+    monkeypatch.setattr(per_unit_gradient.OuterProductGradient, "__init__", quantised)
     moved = [_moved(precision="32-true", removed=slice(unit, unit + 1))[1] for unit in range(6)]
     assert max(moved) > 1e-3

@@ -6,9 +6,9 @@ from engines import run
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from torch import Tensor, nn
 
-from lightning_dp.privacy.clipping import untrusted, uses
+from lightning_dp.privacy.clipping._book_keeping import per_unit_gradient, untrusted
+from lightning_dp.privacy.clipping._book_keeping.convolutions import ConvolutionGradient
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
-from lightning_dp.privacy.clipping.convolutions import ConvUse
 from lightning_dp.privacy.clipping.functions import ClippingFunction, Flat
 from lightning_dp.privacy.clipping.loop import Loop
 from lightning_dp.privacy.clipping.materialised import Materialised
@@ -143,20 +143,20 @@ def _drawn(inputs: list[float], grads: list[float], tokens: int, outputs: tuple[
     return [x, head]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", WAYS)
 @drawn
 @given(inputs=powers, grads=powers, same=st.booleans())
 @example(inputs=[18.0] * TOKENS, grads=[-30.0] * TOKENS, same=True)
 @example(inputs=[0.0] * TOKENS, grads=[-24.0] * TOKENS, same=True)
 @example(inputs=[38.0] * TOKENS, grads=[0.0] * TOKENS, same=True)
-def test_every_way_to_a_norm_at_every_magnitude(way, inputs, grads, same, monkeypatch):
-    forced = way.split()[0]
+def test_every_way_to_a_norm_at_every_magnitude(method, inputs, grads, same, monkeypatch):
+    forced = method.split()[0]
     if forced in ("outer", "ghost", "direct", "keep"):
-        monkeypatch.setattr(uses.OuterUse, "way", lambda self: forced)
-        monkeypatch.setattr(ConvUse, "way", lambda self: forced)
+        monkeypatch.setattr(per_unit_gradient.OuterProductGradient, "method", lambda self: forced)
+        monkeypatch.setattr(ConvolutionGradient, "method", lambda self: forced)
     torch.manual_seed(0)
-    model = WAYS[way]()
-    tokens = 1 if way in ("outer", "bias") else TOKENS
+    model = WAYS[method]()
+    tokens = 1 if method in ("outer", "bias") else TOKENS
     if same:  # else a single token decides
         inputs, grads = inputs[:1] * TOKENS, grads[:1] * TOKENS
     outputs = model(torch.zeros(UNITS, tokens, WIDTH)).shape[1:]
@@ -184,14 +184,14 @@ def test_planted_squares_in_fp32_are_caught(monkeypatch):
 
     x, head = _drawn([14.0] * TOKENS, [-24.0] * TOKENS, 1, (1, WIDTH))
     _check(nn.Linear(WIDTH, WIDTH, bias=False), x, head)
-    monkeypatch.setattr(uses, "_row_squares", in_fp32)
+    monkeypatch.setattr(per_unit_gradient, "_row_squares", in_fp32)
     with pytest.raises(AssertionError):
         _check(nn.Linear(WIDTH, WIDTH, bias=False), x, head)
 
 
-@pytest.mark.parametrize("way", ["ghost", "direct"])
-def test_planted_trust_in_fp32_is_caught(way, monkeypatch):
-    monkeypatch.setattr(uses.OuterUse, "way", lambda self: way)
+@pytest.mark.parametrize("method", ["ghost", "direct"])
+def test_planted_trust_in_fp32_is_caught(method, monkeypatch):
+    monkeypatch.setattr(per_unit_gradient.OuterProductGradient, "method", lambda self: method)
     x, head = _drawn([0.0] * TOKENS, [-24.0] * TOKENS, TOKENS, (TOKENS, WIDTH))
     _check(nn.Linear(WIDTH, WIDTH, bias=False), x, head)
     monkeypatch.setattr(untrusted, "_untrusted", lambda uses, squares, sums: torch.zeros(UNITS, 1).bool())

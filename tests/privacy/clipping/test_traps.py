@@ -10,13 +10,13 @@ from follow_steps import sites_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_dp.privacy.clipping import uses
+from lightning_dp.privacy.clipping._book_keeping import per_unit_gradient
+from lightning_dp.privacy.clipping._book_keeping.backward_record import BackwardRecord
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.functions import Flat
 from lightning_dp.privacy.clipping.loop import Loop
 from lightning_dp.privacy.clipping.materialised import Materialised
 from lightning_dp.privacy.clipping.sites import UnknownUse
-from lightning_dp.privacy.clipping.tape import Tape
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
 from lightning_dp.privacy.rows import UnitsMixed
 
@@ -217,7 +217,7 @@ def test_planted_norms_that_forget_that_two_uses_are_one_parameter(monkeypatch):
 
     model, x = Twice(), torch.randn(4, 5, 3)
     assert compare(BookKeeping(), model, lambda: _rows(model(x)), units=4) <= TOLERANCE
-    monkeypatch.setattr(Tape, "squared_norms", apart)
+    monkeypatch.setattr(BackwardRecord, "squared_norms", apart)
     assert compare(BookKeeping(), model, lambda: _rows(model(x)), units=4) > 1e-2
 
 
@@ -237,10 +237,10 @@ def _cancelling(dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 @ALL
-@pytest.mark.parametrize("way", ["ghost", "direct", "keep"])
-def test_bf16_gram_matrices_of_cancelling_tokens(engine, way, monkeypatch):
+@pytest.mark.parametrize("method", ["ghost", "direct", "keep"])
+def test_bf16_gram_matrices_of_cancelling_tokens(engine, method, monkeypatch):
     """Ghost norms under autocast gave one "clipped" sample 110 times the bound."""
-    monkeypatch.setattr(uses.OuterUse, "way", lambda self: way)
+    monkeypatch.setattr(per_unit_gradient.OuterProductGradient, "method", lambda self: method)
     layer, x, head = _cancelling(torch.float32)
 
     for unit in range(4):
@@ -256,9 +256,9 @@ def test_bf16_gram_matrices_of_cancelling_tokens(engine, way, monkeypatch):
         assert total_norm(sums) <= 1 + 1e-3
 
 
-@pytest.mark.parametrize("way", ["ghost", "direct", "keep"])
-def test_fp32_gram_matrices_of_cancelling_tokens(way, monkeypatch):
-    monkeypatch.setattr(uses.OuterUse, "way", lambda self: way)
+@pytest.mark.parametrize("method", ["ghost", "direct", "keep"])
+def test_fp32_gram_matrices_of_cancelling_tokens(method, monkeypatch):
+    monkeypatch.setattr(per_unit_gradient.OuterProductGradient, "method", lambda self: method)
     layer, x, head = _cancelling(torch.float32)
     norms, sums = run(
         BookKeeping(),
@@ -315,13 +315,13 @@ def _largest_contribution(*, max_grad_norm: float) -> float:
 
 def test_planted_norms_of_bf16_exceed_the_bound(monkeypatch):
     assert _largest_contribution(max_grad_norm=0.1) <= 1 + 1e-6
-    decide = UnitSums.decide
+    clip_coefficients = UnitSums.clip_coefficients
 
     def in_bf16(self, squared_norms):
         rounded = {name: square.bfloat16().float() for name, square in squared_norms.items()}
-        return decide(self, rounded)
+        return clip_coefficients(self, rounded)
 
-    monkeypatch.setattr(UnitSums, "decide", in_bf16)
+    monkeypatch.setattr(UnitSums, "clip_coefficients", in_bf16)
     assert _largest_contribution(max_grad_norm=0.1) > 1 + 1e-4
 
 

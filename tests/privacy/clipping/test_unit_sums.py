@@ -35,7 +35,7 @@ DELIVERED = {
 
 def test_norms_are_of_whole_units_and_factors_count_weight_and_scale():
     sums = expecting(sums_of(), weights=[1.0, 0.5, 1.0, 1.0], scale=8.0)  # 4 units ÷ 8: half of what came
-    norms, coefficients = sums.decide(DELIVERED)
+    norms, coefficients = sums.clip_coefficients(DELIVERED)
     assert norms[:3].tolist() == [2.5, 5.0, 0.0]
     assert bool(norms[3].isnan())
     assert set(coefficients) == {"0.weight", "0.bias", "1.weight"}
@@ -48,7 +48,7 @@ def test_groups_have_norms_and_factors_of_their_own():
     sums = expecting(sums_of(PerGroup(groups={"last": r"^1\."}), bound=8**0.5), weights=[1.0] * 4)
     assert sums.groups == {"0.weight": 1, "0.bias": 1, "1.weight": 0}
     assert sums.num_groups == 2
-    norms, coefficients = sums.decide(DELIVERED)  # a scale of 4: 12, 16 and 24, 32, each to 2
+    norms, coefficients = sums.clip_coefficients(DELIVERED)  # a scale of 4: 12, 16 and 24, 32, each to 2
     assert norms[:3].tolist() == pytest.approx([20.0, 40.0, 0.0])
     assert coefficients["0.bias"].tolist() == pytest.approx([4 * 2 / 12, 4 * 2 / 24, 4.0, 0.0], rel=1e-6)
     assert coefficients["1.weight"].tolist() == pytest.approx([4 * 2 / 16, 4 * 2 / 32, 4.0, 0.0], rel=1e-6)
@@ -58,7 +58,7 @@ def test_what_an_observer_is_shown():
     sums = expecting(sums_of(), weights=[1.0, 0.5, 1.0, 1.0], scale=8.0)
     seen: list[UnitNorms] = []
     sums.observer = seen.append
-    sums.decide(DELIVERED)
+    sums.clip_coefficients(DELIVERED)
     (shown,) = seen
     assert {name: norms[:2].tolist() for name, norms in shown.norms.items()} == {
         "0.weight": [1.5, 3.0],
@@ -71,7 +71,7 @@ def test_what_an_observer_is_shown():
 def test_sums_add_up_and_start_anew():
     sums = expecting(sums_of(), weights=[1.0])
     assert not sums.pending
-    sums.decide({})
+    sums.clip_coefficients({})
     assert sums.pending
     for value in (1.0, 2.5):
         sums.add("0.bias", torch.full((2,), value, dtype=torch.float64))
@@ -95,7 +95,7 @@ def test_numbers_of_units_and_rows():
     parameter.grad = torch.ones_like(parameter)
     sums.forget()
     assert (sums.expecting, sums.weightless, parameter.grad) == (False, False, None)
-    for ask in (lambda: sums.units, lambda: sums.decide({})):
+    for ask in (lambda: sums.units, lambda: sums.clip_coefficients({})):
         with pytest.raises(RuntimeError, match="No batch was announced"):
             ask()
 
@@ -170,10 +170,10 @@ def test_factors_may_exceed_the_bound_by_rounding_and_no_more():
     for share, fits in ((1 + 0.9e-5, True), (1 + 1.1e-5, False)):
         sums = expecting(sums_of(_Times(lambda norms, share=share: share)), weights=[1.0] * 4)
         if fits:
-            sums.decide(DELIVERED)
+            sums.clip_coefficients(DELIVERED)
         else:
             with pytest.raises(RuntimeError, match="lets one unit contribute"):
-                sums.decide(DELIVERED)
+                sums.clip_coefficients(DELIVERED)
 
 
 def _first_of_equals(norms: Tensor) -> Tensor:
@@ -210,13 +210,13 @@ def test_the_least_influence_of_others_is_seen(influence, number):
     squares = torch.tensor([9.0, 25.0, 25.0, 25.0], dtype=torch.float64)[:number]
     seen = pytest.raises(RuntimeError, match="gives a unit another factor among other units")
     with seen if number in seen_in else contextlib.nullcontext():
-        sums.decide({"0.weight": squares})
+        sums.clip_coefficients({"0.weight": squares})
 
 
 def test_a_gradient_that_no_engine_saw_is_refused():
     sums = sums_of()
     parameter = sums.parameters["0.bias"]
     parameter.grad = torch.ones_like(parameter)
-    sums.refuse_strays({"0.bias"}, engine="An engine")
+    sums.check_untracked({"0.bias"}, engine="An engine")
     with pytest.raises(RuntimeError, match=r"An engine saw no per-row use of 0\.bias"):
-        sums.refuse_strays({"0.weight"}, engine="An engine")
+        sums.check_untracked({"0.weight"}, engine="An engine")

@@ -8,12 +8,12 @@ from typing import Any
 _WORDS = {"None": "null", "inf": ".inf", "-inf": "-.inf", "nan": ".nan"}
 
 
-def yaml_spelling(argument: str) -> str:
+def yaml_text(argument: str) -> str:
     """`--name=value` with a value as Python prints it → as YAML reads it; anything else stays as it is.
 
-    >>> yaml_spelling("--privacy=None")
+    >>> yaml_text("--privacy=None")
     '--privacy=null'
-    >>> yaml_spelling("--model.init_args.bounds=[0.0, inf]")
+    >>> yaml_text("--model.init_args.bounds=[0.0, inf]")
     '--model.init_args.bounds=[0.0, .inf]'
     """
     name, equals, value = argument.partition("=")

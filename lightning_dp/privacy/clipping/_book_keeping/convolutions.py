@@ -14,10 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_dp.privacy.clipping.cost import Way, cheapest_of_convolution, machine
+from lightning_dp.privacy.clipping._book_keeping.floors import floor_of_grams, floor_of_sums
+from lightning_dp.privacy.clipping._book_keeping.norm_method import (
+    NormMethod,
+    cheapest_of_convolution,
+    machine,
+)
+from lightning_dp.privacy.clipping._book_keeping.per_unit_gradient import KeptGradient, PerUnitGradient
 from lightning_dp.privacy.clipping.exact import bmm, exact_convolutions
-from lightning_dp.privacy.clipping.floors import floor_of_grams, floor_of_sums
-from lightning_dp.privacy.clipping.uses import KeptUse, Use
 
 _GRAM_BYTES = 1 << 21
 """Gram matrices of pixels or per-unit gradients formed at a time: what a core's cache holds."""
@@ -35,7 +39,7 @@ class Geometry(NamedTuple):
     dilation: tuple[int, int]
 
 
-class ConvUse(Use):
+class ConvolutionGradient(PerUnitGradient):
     """A convolution's kernel, (p, d / groups, kh, kw).
 
     Args:
@@ -68,7 +72,7 @@ class ConvUse(Use):
         """k, rows of a unit."""
         return len(self._grads) // self._units
 
-    def way(self) -> Way:
+    def method(self) -> NormMethod:
         """What the cost model says."""
         sizes = [size + 2 * pad for size, pad in zip(self._inputs.shape[2:], self._at.padding, strict=True)]
         return cheapest_of_convolution(
@@ -82,11 +86,11 @@ class ConvUse(Use):
             machine=machine(self._grads.device, self._grads.dtype),
         )
 
-    def cheapest(self) -> Use:
-        return KeptUse(self.per_unit(0, self._units)) if self.way() == "keep" else self
+    def cheapest(self) -> PerUnitGradient:
+        return KeptGradient(self.per_unit(0, self._units)) if self.method() == "keep" else self
 
-    def squared_norms(self, way: Way | None = None) -> Tensor:
-        if (way or self.way()) == "ghost":
+    def squared_norms(self, method: NormMethod | None = None) -> Tensor:
+        if (method or self.method()) == "ghost":
             return self._ghost()
         step = self._step(self._shape.numel())
         found = [

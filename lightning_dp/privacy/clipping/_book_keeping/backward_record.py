@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from lightning_dp.privacy.clipping._book_keeping.per_unit_gradient import (
+    KeptGradient,
+    OuterProductGradient,
+    PerUnitGradient,
+    SummedGradient,
+)
 from lightning_dp.privacy.clipping.exact import exact_products
 from lightning_dp.privacy.clipping.per_unit import unfussed
 from lightning_dp.privacy.clipping.sites import Sites
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
-from lightning_dp.privacy.clipping.uses import KeptUse, OuterUse, SumUse, Use
 from lightning_dp.privacy.rows import UnitDim
 
 
-class Tape:
+class BackwardRecord:
     """Uses of the trainable parameters since `expect`, and the norms that backward found already.
 
     Args:
@@ -31,14 +36,14 @@ class Tape:
         self.sites = sites
         self.following = following
         self.paused = False
-        self.uses: defaultdict[str, list[Use]] = defaultdict(list)
+        self.uses: defaultdict[str, list[PerUnitGradient]] = defaultdict(list)
         self.squares: dict[str, Tensor] = {}
         self.calls: Counter[str] = Counter()
         # Makes a layer's output require grad when neither its input nor its (detached) weight does.
         self.anchor = torch.zeros((), requires_grad=True)
 
     @property
-    def listening(self) -> bool:
+    def recording(self) -> bool:
         """Whether a call made now belongs to a batch that will be collected."""
         if self.paused or not torch.is_grad_enabled():
             return False
@@ -72,72 +77,72 @@ class Tape:
         uses = self.uses[name]
         if len(uses) == 1:
             return self.squares[name] if name in self.squares else uses[0].squared_norms()
-        joined = SumUse.of(uses, units=self.sums.units)
+        joined = SummedGradient.of(uses, units=self.sums.units)
         self.uses[name] = [joined]
         return joined.squared_norms()
 
 
-class Sink(ABC):
+class GradientCollector(ABC):
     """Where a layer's backward puts what it found about one of its tensors."""
 
     @abstractmethod
-    def announce(self) -> None:
+    def expect_use(self) -> None:
         """Called in forward: one more use is coming."""
 
     @abstractmethod
-    def add(self, use: Use) -> None:
+    def add(self, use: PerUnitGradient) -> None:
         """Called in backward."""
 
 
-class ParameterSink(Sink):
+class ParameterCollector(GradientCollector):
     """The tensor is a trainable parameter."""
 
-    def __init__(self, tape: Tape, name: str) -> None:
-        self._tape, self._name = tape, name
+    def __init__(self, record: BackwardRecord, name: str) -> None:
+        self._record, self._name = record, name
 
-    def announce(self) -> None:
-        self._tape.calls[self._name] += 1
+    def expect_use(self) -> None:
+        self._record.calls[self._name] += 1
 
-    def add(self, use: Use) -> None:
-        tape, name = self._tape, self._name
+    def add(self, use: PerUnitGradient) -> None:
+        record, name = self._record, self._name
         # The count is a hint (checkpointing calls twice): several uses are always joined in collect.
-        alone = tape.calls[name] <= 1 and not tape.uses[name]
+        alone = record.calls[name] <= 1 and not record.uses[name]
         if alone:
             use = use.cheapest()
             # Now, while activation and gradient are in cache.
-            tape.squares[name] = use.squared_norms()
-        tape.uses[name].append(use)
+            record.squares[name] = use.squared_norms()
+        record.uses[name].append(use)
 
 
-class TransposedSink(Sink):
+class TransposedCollector(GradientCollector):
     """The parameter is stored as (d, p) where the layer's rule thinks of (p, d)."""
 
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
+    def __init__(self, collector: GradientCollector) -> None:
+        self._collector = collector
 
-    def announce(self) -> None:
-        self._sink.announce()
+    def expect_use(self) -> None:
+        self._collector.expect_use()
 
-    def add(self, use: Use) -> None:
-        assert isinstance(use, OuterUse)
-        self._sink.add(OuterUse(use.grads, use.inputs))
+    def add(self, use: PerUnitGradient) -> None:
+        assert isinstance(use, OuterProductGradient)
+        self._collector.add(OuterProductGradient(use.grads, use.inputs))
 
 
-class DerivedSink(Sink):
+class DerivedCollector(GradientCollector):
     """The tensor was computed from parameters alone, the same for every row."""
 
     def __init__(
-        self, tape: Tape, roots: dict[str, Tensor], make: Callable[[dict[str, Tensor]], Tensor]
+        self, record: BackwardRecord, roots: dict[str, Tensor], make: Callable[[dict[str, Tensor]], Tensor]
     ) -> None:
-        self._sinks = {name: ParameterSink(tape, name) for name in roots}
-        self._tape, self._roots, self._make = tape, roots, make
+        self._collectors = {name: ParameterCollector(record, name) for name in roots}
+        self._record, self._roots, self._make = record, roots, make
 
-    def announce(self) -> None:
-        for sink in self._sinks.values():
-            sink.announce()
+    def expect_use(self) -> None:
+        for collector in self._collectors.values():
+            collector.expect_use()
 
-    def add(self, use: Use) -> None:
-        self.add_gradients(use.per_unit(0, self._tape.sums.units))
+    def add(self, use: PerUnitGradient) -> None:
+        self.add_gradients(use.per_unit(0, self._record.sums.units))
 
     def add_gradients(self, gradients: Tensor) -> None:
         """Per-unit gradients (U, *shape) of the derived tensor, pulled back to each parameter."""
@@ -145,5 +150,5 @@ class DerivedSink(Sink):
             value, pull = vjp(self._make, self._roots)[:2]
         with exact_products(), unfussed():
             found = vmap(lambda g: pull(g.to(value.dtype))[0])(gradients)
-        for name, sink in self._sinks.items():
-            sink.add(KeptUse(found[name].float()))
+        for name, collector in self._collectors.items():
+            collector.add(KeptGradient(found[name].float()))

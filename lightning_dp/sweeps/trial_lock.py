@@ -14,7 +14,7 @@ _AGENT, _PROCESS = ".agent.lock", ".process.lock"
 
 
 @final
-class Claim:
+class TrialLock:
     """This process looks after the trial of a folder until `release`, or until it dies."""
 
     def __init__(self, folder: Path, agent: IO[str]) -> None:
@@ -24,7 +24,7 @@ class Claim:
         self._process: IO[str] | None = None
 
     @classmethod
-    def take(cls, folder: Path) -> "Claim | None":
+    def take(cls, folder: Path) -> "TrialLock | None":
         """The claim, or None where another process has it."""
         folder.mkdir(parents=True, exist_ok=True)
         agent = _lock(folder / _AGENT)

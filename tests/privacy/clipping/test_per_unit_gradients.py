@@ -4,9 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_dp.privacy.clipping import exact, floors, uses
+from lightning_dp.privacy.clipping import exact
+from lightning_dp.privacy.clipping._book_keeping import floors, per_unit_gradient
+from lightning_dp.privacy.clipping._book_keeping.per_unit_gradient import (
+    ChunkedGradient,
+    EmbeddingGradient,
+    KeptGradient,
+    OuterProductGradient,
+    PerUnitGradient,
+    SummedGradient,
+)
 from lightning_dp.privacy.clipping.exact import bmm, exact_products, kept_sum, scaled_product
-from lightning_dp.privacy.clipping.uses import ChunkedUse, KeptUse, LookupUse, OuterUse, SumUse, Use
 
 U, OUT, IN = 7, 4, 5
 
@@ -19,22 +27,22 @@ def _products(inputs: Tensor, grads: Tensor) -> Tensor:
     return torch.einsum("utp,utd->upd", grads.double(), inputs.double())
 
 
-def _outer(tokens: int) -> tuple[Use, Tensor]:
+def _outer(tokens: int) -> tuple[PerUnitGradient, Tensor]:
     sides = _sides(tokens)
-    return OuterUse(*sides), _products(*sides)
+    return OuterProductGradient(*sides), _products(*sides)
 
 
-def _chunked(outputs: int, inputs: int) -> tuple[Use, Tensor]:
+def _chunked(outputs: int, inputs: int) -> tuple[PerUnitGradient, Tensor]:
     sides = _sides(3, outputs=outputs, inputs=inputs)
-    return ChunkedUse(*sides), _products(*sides)
+    return ChunkedGradient(*sides), _products(*sides)
 
 
-def _kept() -> tuple[Use, Tensor]:
+def _kept() -> tuple[PerUnitGradient, Tensor]:
     gradients = torch.randn(U, 2, 3)
-    return KeptUse(gradients), gradients.double()
+    return KeptGradient(gradients), gradients.double()
 
 
-def _lookup(tokens: int, *, different: bool = False) -> tuple[Use, Tensor]:
+def _lookup(tokens: int, *, different: bool = False) -> tuple[PerUnitGradient, Tensor]:
     index, grads = torch.randint(0, 3, (U, tokens)), torch.randn(U, tokens, 2)
     if different:
         index = torch.stack([torch.randperm(6)[:tokens] for _ in range(U)])
@@ -42,14 +50,14 @@ def _lookup(tokens: int, *, different: bool = False) -> tuple[Use, Tensor]:
     for unit in range(U):
         for token in range(tokens):
             whole[unit, index[unit, token]] += grads[unit, token].double()
-    return LookupUse(index, grads, num_embeddings=6), whole
+    return EmbeddingGradient(index, grads, num_embeddings=6), whole
 
 
-def _sum() -> tuple[Use, Tensor]:
-    parts = [_outer(2), _outer(3), (KeptUse(kept := torch.randn(U, OUT, IN)), kept.double())]
-    return SumUse.of([use for use, _ in parts], units=U), torch.stack([whole for _, whole in parts]).sum(
-        dim=0
-    )
+def _sum() -> tuple[PerUnitGradient, Tensor]:
+    parts = [_outer(2), _outer(3), (KeptGradient(kept := torch.randn(U, OUT, IN)), kept.double())]
+    return SummedGradient.of([use for use, _ in parts], units=U), torch.stack(
+        [whole for _, whole in parts]
+    ).sum(dim=0)
 
 
 KINDS = {
@@ -68,16 +76,16 @@ KINDS = {
 }
 
 
-def _joined(number: int) -> tuple[Use, Tensor]:
+def _joined(number: int) -> tuple[PerUnitGradient, Tensor]:
     parts = [_outer(tokens + 1) for tokens in range(number)]
     whole = torch.stack([whole for _, whole in parts]).sum(dim=0)
-    return SumUse.of([use for use, _ in parts], units=U), whole
+    return SummedGradient.of([use for use, _ in parts], units=U), whole
 
 
-def _norms_of(use: Use) -> list[Tensor]:
-    if isinstance(use, OuterUse):
+def _norms_of(use: PerUnitGradient) -> list[Tensor]:
+    if isinstance(use, OuterProductGradient):
         ways = ("ghost", "direct", "keep", *(["outer"] if use.grads.shape[1] == 1 else []))
-        return [use.squared_norms(way) for way in ways]
+        return [use.squared_norms(method) for method in ways]
     return [use.squared_norms()]
 
 
@@ -85,8 +93,8 @@ def _norms_of(use: Use) -> list[Tensor]:
 def small_chunks(monkeypatch):
     """Two units of a weight of 4 × 5 at a time, three of one of 3 × 5."""
     torch.manual_seed(0)
-    monkeypatch.setattr(uses, "_CHUNK_BYTES", 4 * 45)
-    monkeypatch.setattr(uses, "_KEPT_BYTES", 4 * 45)
+    monkeypatch.setattr(per_unit_gradient, "_CHUNK_BYTES", 4 * 45)
+    monkeypatch.setattr(per_unit_gradient, "_KEPT_BYTES", 4 * 45)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,7 +120,7 @@ def test_an_emptied_unit_is_exactly_nothing(kind):
     use, whole = KINDS[kind]()
     gone = torch.tensor([True, False, False, True, False, False, True])
     use.empty(gone)
-    for found in _norms_of(use)[:1] if not isinstance(use, ChunkedUse) else []:
+    for found in _norms_of(use)[:1] if not isinstance(use, ChunkedGradient) else []:
         assert found[gone].eq(0).all()
         assert found[~gone].gt(0).all()
     assert use.exactly(torch.tensor([0, 3, 6])).eq(0).all()
@@ -124,7 +132,7 @@ def test_an_emptied_unit_may_have_been_anything():
     inputs, grads = _sides(2)
     grads[1], inputs[4, 0, 0] = torch.nan, torch.inf
     before = inputs.clone()
-    use = OuterUse(inputs, grads)
+    use = OuterProductGradient(inputs, grads)
     use.empty(torch.tensor([False, True, False, False, True, False, False]))
     assert use.weighted_sum(torch.ones(U)).isfinite().all()
     assert torch.equal(inputs, before), "the batch is the user's"
@@ -142,29 +150,29 @@ def test_ordinary_units_are_trusted(kind):
     assert use.spread() is None or (use.spread() >= squares * (1 - 1e-6)).all()
 
 
-@pytest.mark.parametrize("way", ["ghost", "direct", "keep"])
-def test_units_that_fp32_may_have_got_wrong_are_below_the_floor(way):
+@pytest.mark.parametrize("method", ["ghost", "direct", "keep"])
+def test_units_that_fp32_may_have_got_wrong_are_below_the_floor(method):
     """Tokens that cancel, products that underflow, and sides beyond what fp32 stands."""
     inputs, grads = _sides(8)
     inputs[1, 4:], grads[1, 4:] = inputs[1, :4], -grads[1, :4] * (1 + 1e-6)
     inputs[2], grads[2] = inputs[2] * 1e-22, grads[2] * 1e-22
     inputs[3] *= 1e16
     grads[4] *= 1e16
-    use = OuterUse(inputs, grads)
-    trusted = use.squared_norms(way) > use.floor()
+    use = OuterProductGradient(inputs, grads)
+    trusted = use.squared_norms(method) > use.floor()
     assert trusted.tolist() == [True, False, False, False, False, True, True]
 
 
 @pytest.mark.parametrize(
-    ("way", "part"), [("ghost", 1e-3), ("direct", 1 / (5e3 * 20)), ("keep", 1 / (5e3 * 20))]
+    ("method", "part"), [("ghost", 1e-3), ("direct", 1 / (5e3 * 20)), ("keep", 1 / (5e3 * 20))]
 )
 @pytest.mark.parametrize(("of_inputs", "of_grads"), [(1.0, 1.0), (1e3, 1e3), (1e-3, 1e4), (1e5, 1e-2)])
-def test_the_floor_is_a_part_of_what_the_tokens_are_without_cancelling(way, part, of_inputs, of_grads):
+def test_the_floor_is_a_part_of_what_the_tokens_are_without_cancelling(method, part, of_inputs, of_grads):
     inputs, grads = _sides(66)
-    use = OuterUse(inputs * of_inputs, grads * of_grads)
-    use.squared_norms(way)
+    use = OuterProductGradient(inputs * of_inputs, grads * of_grads)
+    use.squared_norms(method)
     lengths = [side.double().norm(dim=2) for side in (use.inputs, use.grads)]
-    if way == "ghost":
+    if method == "ghost":
         whole = (lengths[0] * lengths[1]).sum(dim=1).square()
     else:
         whole = lengths[0].square().sum(dim=1) * lengths[1].square().sum(dim=1)
@@ -172,8 +180,8 @@ def test_the_floor_is_a_part_of_what_the_tokens_are_without_cancelling(way, part
 
 
 def test_the_floor_of_a_sum_is_a_part_of_the_squared_sum_of_lengths():
-    parts = [_outer(2), (KeptUse(kept := torch.randn(U, OUT, IN) * 1e3), kept.double())]
-    use = SumUse.of([one for one, _ in parts], units=U)
+    parts = [_outer(2), (KeptGradient(kept := torch.randn(U, OUT, IN) * 1e3), kept.double())]
+    use = SummedGradient.of([one for one, _ in parts], units=U)
     use.squared_norms()
     lengths = parts[0][0].spread().sqrt() + parts[1][1].flatten(1).norm(dim=1)
     torch.testing.assert_close(use.floor(), lengths.square() / (5e3 * 20), rtol=1e-4, atol=0)
@@ -204,14 +212,14 @@ def test_floors_where_fp32_loses_what_is_small_or_has_no_room():
 def test_the_spread_bounds_the_squared_norm():
     inputs, grads = _sides(5)
     expected = inputs.double().square().sum((1, 2)) * grads.double().square().sum((1, 2))
-    torch.testing.assert_close(OuterUse(inputs, grads).spread(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(OuterProductGradient(inputs, grads).spread(), expected, rtol=1e-6, atol=0)
 
 
 def test_exact_squares_of_units_that_multiply_nothing_are_zero():
     inputs, grads = _sides(3)
     grads[1], inputs[2] = 0, 0
     grads[3, 0], inputs[3, 1:] = 0, 0
-    use, whole = OuterUse(inputs, grads), _products(inputs, grads)
+    use, whole = OuterProductGradient(inputs, grads), _products(inputs, grads)
     found = use.exact_squares(torch.arange(U))
     torch.testing.assert_close(found, whole.flatten(1).square().sum(dim=1), rtol=1e-12, atol=0)
     assert use.exact_squares(torch.tensor([1, 2])).tolist() == [0.0, 0.0]

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_dp.privacy.clipping.cost import Way, cheapest, machine
-from lightning_dp.privacy.clipping.exact import bmm, scaled_product
-from lightning_dp.privacy.clipping.floors import (
+from lightning_dp.privacy.clipping._book_keeping.floors import (
     TINY,
     beyond,
     floor_of_grams,
     floor_of_kept,
     floor_of_sums,
 )
+from lightning_dp.privacy.clipping._book_keeping.norm_method import NormMethod, cheapest, machine
+from lightning_dp.privacy.clipping.exact import bmm, scaled_product
 
 _CHUNK_BYTES = 1 << 20
 """Per-unit gradients formed at a time when they are not kept: about what a core's cache holds."""
@@ -28,7 +28,7 @@ _KEPT_BYTES = 1 << 20
 """Per-unit gradients kept in one piece; measured: 3 MiB cost a tenth more memory, 12 MiB a third."""
 
 
-class Use(ABC):
+class PerUnitGradient(ABC):
     """A parameter's per-unit gradients, in whatever form is cheap."""
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Use(ABC):
         """(U,) fp64 bound on the squared norm had nothing cancelled; None where sums are of kept numbers."""
         return None
 
-    def cheapest(self) -> "Use":
+    def cheapest(self) -> "PerUnitGradient":
         """The form in which it waits for the clip factors."""
         return self
 
@@ -77,7 +77,7 @@ class Use(ABC):
         return torch.stack([self.exactly(unit)[0].mul_(factor) for unit, factor in pairs]).sum(dim=0).float()
 
 
-class KeptUse(Use):
+class KeptGradient(PerUnitGradient):
     """Per-unit gradients themselves: (U, *shape) fp32. Biases, norms, small or kept weights."""
 
     def __init__(self, gradients: Tensor) -> None:
@@ -101,7 +101,7 @@ class KeptUse(Use):
         self._gradients = self._gradients.masked_fill(units[:, None], 0)
 
 
-class ChunkedUse(Use):
+class ChunkedGradient(PerUnitGradient):
     """Kept per-unit gradients of a large weight, some units at a time.
 
     A chunk's norms are taken while it is in cache, and chunks the size of activations go where backward
@@ -148,7 +148,7 @@ class ChunkedUse(Use):
         self._chunks = [chunk.masked_fill(part[:, None, None], 0) for chunk, part in parts]
 
 
-class OuterUse(Use):
+class OuterProductGradient(PerUnitGradient):
     """A weight of a linear map: Σ_t g_t ⊗ a_t, (p, d).
 
     Args:
@@ -160,7 +160,7 @@ class OuterUse(Use):
         self.inputs, self.grads = inputs, grads
         self._floor: Tensor | None = None
 
-    def way(self) -> Way:
+    def method(self) -> NormMethod:
         """What the cost model says."""
         units, tokens, outputs = self.grads.shape
         return cheapest(
@@ -172,26 +172,26 @@ class OuterUse(Use):
             machine=machine(self.grads.device, self.grads.dtype),
         )
 
-    def squared_norms(self, way: Way | None = None) -> Tensor:
-        way = way or self.way()
-        if way == "outer":
+    def squared_norms(self, method: NormMethod | None = None) -> Tensor:
+        method = method or self.method()
+        if method == "outer":
             squares = [_row_squares(side) for side in (self.inputs, self.grads)]
             self._floor = beyond(*squares)
             return squares[0] * squares[1]
-        if way == "ghost":
+        if method == "ghost":
             return self._ghost()
-        if way == "keep":
+        if method == "keep":
             kept = self.kept()
             self._floor = self._sum_floor(self._frobenius())
             return kept.squared_norms()
         return self._direct()
 
-    def cheapest(self) -> Use:
-        return self.kept() if self.way() == "keep" else self
+    def cheapest(self) -> PerUnitGradient:
+        return self.kept() if self.method() == "keep" else self
 
-    def kept(self) -> ChunkedUse:
+    def kept(self) -> ChunkedGradient:
         """The same use with its per-unit gradients formed and A, G let go."""
-        return ChunkedUse(self.inputs, self.grads)
+        return ChunkedGradient(self.inputs, self.grads)
 
     def _ghost(self) -> Tensor:
         """⟨AAᵀ, GGᵀ⟩ by strips of rows: what lies left of the diagonal is what lies above it."""
@@ -273,13 +273,15 @@ class OuterUse(Use):
         mask = units[:, None, None]
         self.inputs, self.grads = self.inputs.masked_fill(mask, 0), self.grads.masked_fill(mask, 0)
 
-    def joined(self, others: list["OuterUse"]) -> "OuterUse":
+    def joined(self, others: list["OuterProductGradient"]) -> "OuterProductGradient":
         """The sum of several uses of one weight: the same use with the tokens of all."""
         uses = [self, *others]
-        return OuterUse(torch.cat([u.inputs for u in uses], dim=1), torch.cat([u.grads for u in uses], dim=1))
+        return OuterProductGradient(
+            torch.cat([u.inputs for u in uses], dim=1), torch.cat([u.grads for u in uses], dim=1)
+        )
 
 
-class LookupUse(Use):
+class EmbeddingGradient(PerUnitGradient):
     """An embedding table: Σ_t g_t at row index_t, (V, D).
 
     Args:
@@ -333,21 +335,21 @@ class LookupUse(Use):
         self._grads = self._grads.masked_fill(units[:, None, None], 0)
 
 
-class SumUse(Use):
+class SummedGradient(PerUnitGradient):
     """Several uses of one parameter (tied, called twice): the norm of a sum is not that of its parts."""
 
-    def __init__(self, uses: Sequence[Use], *, units: int) -> None:
+    def __init__(self, uses: Sequence[PerUnitGradient], *, units: int) -> None:
         self._uses, self._units = list(uses), units
         self._numel = self._uses[0].per_unit(0, 1).numel()
         self._floor: Tensor | None = None
 
     @staticmethod
-    def of(uses: Sequence[Use], *, units: int) -> Use:
+    def of(uses: Sequence[PerUnitGradient], *, units: int) -> PerUnitGradient:
         """One use that is all of `uses`."""
         if len(uses) == 1:
             return uses[0]
-        outer = [use for use in uses if isinstance(use, OuterUse)]
-        return outer[0].joined(outer[1:]) if len(outer) == len(uses) else SumUse(uses, units=units)
+        outer = [use for use in uses if isinstance(use, OuterProductGradient)]
+        return outer[0].joined(outer[1:]) if len(outer) == len(uses) else SummedGradient(uses, units=units)
 
     def squared_norms(self) -> Tensor:
         step = max(1, 32 * _CHUNK_BYTES // (4 * self._numel))

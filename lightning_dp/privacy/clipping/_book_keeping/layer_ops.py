@@ -15,17 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_dp.privacy.clipping.convolutions import ConvUse
+from lightning_dp.privacy.clipping._book_keeping.backward_record import BackwardRecord, GradientCollector
+from lightning_dp.privacy.clipping._book_keeping.convolutions import ConvolutionGradient
+from lightning_dp.privacy.clipping._book_keeping.per_unit_gradient import (
+    EmbeddingGradient,
+    KeptGradient,
+    OuterProductGradient,
+)
 from lightning_dp.privacy.clipping.exact import exact_products
-from lightning_dp.privacy.clipping.tape import Sink, Tape
-from lightning_dp.privacy.clipping.uses import KeptUse, LookupUse, OuterUse
 from lightning_dp.privacy.rows import UnitDim
 
 
-def _announce(*sinks: Sink | None) -> None:
-    for sink in sinks:
-        if sink is not None:
-            sink.announce()
+def _announce(*collectors: GradientCollector | None) -> None:
+    for collector in collectors:
+        if collector is not None:
+            collector.expect_use()
 
 
 def _lowered(*values: Tensor | None) -> list[Tensor | None]:
@@ -43,9 +47,9 @@ def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
     return nullcontext()  # entering autocast costs more than a small layer
 
 
-def _bias_use(tape: Tape, grad: Tensor, where: UnitDim) -> KeptUse:
+def _bias_use(record: BackwardRecord, grad: Tensor, where: UnitDim) -> KeptGradient:
     """Gradient of a bias along the last dimension: the sum over a unit's tokens."""
-    return KeptUse(tape.unitwise(grad, where).sum(dim=1, dtype=torch.float32))
+    return KeptGradient(record.unitwise(grad, where).sum(dim=1, dtype=torch.float32))
 
 
 class _Linear(torch.autograd.Function):
@@ -53,8 +57,8 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor, *rest: Any
     ) -> Tensor:
-        ctx.tape, ctx.units_at, ctx.weight_sink, ctx.bias_sink = rest
-        ctx.save_for_backward(x if ctx.weight_sink is not None else None, weight)
+        ctx.record, ctx.units_at, ctx.weight_collector, ctx.bias_collector = rest
+        ctx.save_for_backward(x if ctx.weight_collector is not None else None, weight)
         return F.linear(x, weight, bias)
 
     @staticmethod
@@ -63,29 +67,31 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad_x = torch.matmul(grad, weight) if ctx.needs_input_grad[0] else None
         with exact_products():
-            if ctx.weight_sink is not None:
-                inputs, grads = (ctx.tape.unitwise(t, ctx.units_at) for t in (x, grad))
-                ctx.weight_sink.add(OuterUse(inputs, grads))
-            if ctx.bias_sink is not None:
-                ctx.bias_sink.add(_bias_use(ctx.tape, grad, ctx.units_at))
+            if ctx.weight_collector is not None:
+                inputs, grads = (ctx.record.unitwise(t, ctx.units_at) for t in (x, grad))
+                ctx.weight_collector.add(OuterProductGradient(inputs, grads))
+            if ctx.bias_collector is not None:
+                ctx.bias_collector.add(_bias_use(ctx.record, grad, ctx.units_at))
         return grad_x, *(None,) * 7
 
 
 def linear(
-    tape: Tape,
+    record: BackwardRecord,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     *,
     units_at: UnitDim,
-    weight_sink: Sink | None,
-    bias_sink: Sink | None,
+    weight_collector: GradientCollector | None,
+    bias_collector: GradientCollector | None,
 ) -> Tensor:
     """(…, d) → (…, p), units in any dimension but the last."""
-    _announce(weight_sink, bias_sink)
+    _announce(weight_collector, bias_collector)
     operands = _lowered(x, weight, bias)
     with _no_autocast(x.device.type):
-        result: Tensor = _Linear.apply(*operands, tape.anchor, tape, units_at, weight_sink, bias_sink)
+        result: Tensor = _Linear.apply(
+            *operands, record.anchor, record, units_at, weight_collector, bias_collector
+        )
         return result
 
 
@@ -94,7 +100,7 @@ class _LayerNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, anchor: Tensor, *rest: Any
     ) -> Tensor:
-        ctx.tape, ctx.units_at, ctx.weight_sink, ctx.bias_sink, ctx.shape, eps = rest
+        ctx.record, ctx.units_at, ctx.weight_collector, ctx.bias_collector, ctx.shape, eps = rest
         out, mean, rstd = torch.native_layer_norm(x, ctx.shape, weight, bias, eps)
         ctx.save_for_backward(x, mean, rstd, weight, bias)
         return out
@@ -110,22 +116,22 @@ class _LayerNorm(torch.autograd.Function):
             )[0]
         last = len(ctx.shape)
         with exact_products():
-            if ctx.weight_sink is not None:
+            if ctx.weight_collector is not None:
                 product = (
                     torch.sub(x, mean).mul_(rstd).mul_(grad)
                     if x.dtype == torch.float32
                     else ((x.float() - mean) * rstd * grad)
                 )
-                tokens = ctx.tape.unitwise(product, ctx.units_at, last=last)
-                ctx.weight_sink.add(KeptUse(tokens.sum(dim=1)))
-            if ctx.bias_sink is not None:
-                tokens = ctx.tape.unitwise(grad, ctx.units_at, last=last)
-                ctx.bias_sink.add(KeptUse(tokens.sum(dim=1, dtype=torch.float32)))
+                tokens = ctx.record.unitwise(product, ctx.units_at, last=last)
+                ctx.weight_collector.add(KeptGradient(tokens.sum(dim=1)))
+            if ctx.bias_collector is not None:
+                tokens = ctx.record.unitwise(grad, ctx.units_at, last=last)
+                ctx.bias_collector.add(KeptGradient(tokens.sum(dim=1, dtype=torch.float32)))
         return grad_x, *(None,) * 9
 
 
 def layer_norm(
-    tape: Tape,
+    record: BackwardRecord,
     x: Tensor,
     shape: Sequence[int],
     weight: Tensor | None,
@@ -133,16 +139,16 @@ def layer_norm(
     eps: float,
     *,
     units_at: UnitDim,
-    weight_sink: Sink | None,
-    bias_sink: Sink | None,
+    weight_collector: GradientCollector | None,
+    bias_collector: GradientCollector | None,
 ) -> Tensor:
     """(…, *shape) → the same, units in any dimension of the former."""
-    _announce(weight_sink, bias_sink)
+    _announce(weight_collector, bias_collector)
     if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
         x = x.float()
     with _no_autocast(x.device.type):
-        rest = tape, units_at, weight_sink, bias_sink, tuple(shape), eps
-        result: Tensor = _LayerNorm.apply(x, weight, bias, tape.anchor, *rest)
+        rest = record, units_at, weight_collector, bias_collector, tuple(shape), eps
+        result: Tensor = _LayerNorm.apply(x, weight, bias, record.anchor, *rest)
         return result
 
 
@@ -151,7 +157,7 @@ class _GroupNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, anchor: Tensor, *rest: Any
     ) -> Tensor:
-        ctx.tape, ctx.weight_sink, ctx.bias_sink, ctx.groups, eps = rest
+        ctx.record, ctx.weight_collector, ctx.bias_collector, ctx.groups, eps = rest
         x = x.contiguous()
         ctx.sizes = (x.shape[0], x.shape[1], x[0, 0].numel(), ctx.groups)
         out, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, *ctx.sizes, eps)
@@ -172,34 +178,36 @@ class _GroupNorm(torch.autograd.Function):
         rows, channels, _, groups = ctx.sizes
         with exact_products():
             grads = grad.float().view(rows, channels, -1)
-            if ctx.weight_sink is not None:
+            if ctx.weight_collector is not None:
                 centred = x.float().view(rows, groups, -1) - mean.float().view(rows, groups, 1)
                 normed = centred.mul_(rstd.float().view(rows, groups, 1)).view(rows, channels, -1)
                 products = normed.mul_(grads).sum(dim=2)  # (R, C)
-                ctx.weight_sink.add(KeptUse(ctx.tape.unitwise(products, UnitDim(0)).sum(dim=1)))
-            if ctx.bias_sink is not None:
-                ctx.bias_sink.add(KeptUse(ctx.tape.unitwise(grads.sum(dim=2), UnitDim(0)).sum(dim=1)))
+                ctx.weight_collector.add(KeptGradient(ctx.record.unitwise(products, UnitDim(0)).sum(dim=1)))
+            if ctx.bias_collector is not None:
+                ctx.bias_collector.add(
+                    KeptGradient(ctx.record.unitwise(grads.sum(dim=2), UnitDim(0)).sum(dim=1))
+                )
         return grad_x, *(None,) * 8
 
 
 def group_norm(
-    tape: Tape,
+    record: BackwardRecord,
     x: Tensor,
     groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
     *,
-    weight_sink: Sink | None,
-    bias_sink: Sink | None,
+    weight_collector: GradientCollector | None,
+    bias_collector: GradientCollector | None,
 ) -> Tensor:
     """(R, C, …) → the same."""
-    _announce(weight_sink, bias_sink)
+    _announce(weight_collector, bias_collector)
     if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
         x = x.float()
     with _no_autocast(x.device.type):
         result: Tensor = _GroupNorm.apply(
-            x, weight, bias, tape.anchor, tape, weight_sink, bias_sink, groups, eps
+            x, weight, bias, record.anchor, record, weight_collector, bias_collector, groups, eps
         )
         return result
 
@@ -207,7 +215,7 @@ def group_norm(
 class _Scale(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, anchor: Tensor, *rest: Any) -> Tensor:
-        ctx.tape, ctx.units_at, ctx.weight_sink = rest
+        ctx.record, ctx.units_at, ctx.weight_collector = rest
         ctx.save_for_backward(x, weight)
         return x * weight
 
@@ -217,25 +225,25 @@ class _Scale(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad_x = (grad * weight).to(x.dtype) if ctx.needs_input_grad[0] else None
         with exact_products():
-            tokens = ctx.tape.unitwise(x.float() * grad, ctx.units_at, last=weight.ndim)
-            ctx.weight_sink.add(KeptUse(tokens.sum(dim=1)))
+            tokens = ctx.record.unitwise(x.float() * grad, ctx.units_at, last=weight.ndim)
+            ctx.weight_collector.add(KeptGradient(tokens.sum(dim=1)))
         return grad_x, *(None,) * 5
 
 
 def rms_norm(
-    tape: Tape,
+    record: BackwardRecord,
     x: Tensor,
     shape: Sequence[int],
     weight: Tensor,
     eps: float | None,
     *,
     units_at: UnitDim,
-    weight_sink: Sink,
+    weight_collector: GradientCollector,
 ) -> Tensor:
     """(…, *shape) → the same, units in any dimension of the former."""
-    _announce(weight_sink)
+    _announce(weight_collector)
     normed = F.rms_norm(x, tuple(shape), None, eps)
-    result: Tensor = _Scale.apply(normed, weight, tape.anchor, tape, units_at, weight_sink)
+    result: Tensor = _Scale.apply(normed, weight, record.anchor, record, units_at, weight_collector)
     return result
 
 
@@ -244,7 +252,7 @@ class _Conv2d(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor, *rest: Any
     ) -> Tensor:
-        ctx.tape, ctx.weight_sink, ctx.bias_sink, ctx.where = rest
+        ctx.record, ctx.weight_collector, ctx.bias_collector, ctx.where = rest
         ctx.save_for_backward(x, weight)
         return torch.conv2d(x, weight, bias, **ctx.where)
 
@@ -269,17 +277,19 @@ class _Conv2d(torch.autograd.Function):
                 (True, False, False),
             )[0]
         with exact_products():
-            if ctx.weight_sink is not None:
-                units = ctx.tape.sums.units
-                ctx.weight_sink.add(ConvUse(x, grad, units=units, shape=weight.shape, **where))
-            if ctx.bias_sink is not None:
+            if ctx.weight_collector is not None:
+                units = ctx.record.sums.units
+                ctx.weight_collector.add(
+                    ConvolutionGradient(x, grad, units=units, shape=weight.shape, **where)
+                )
+            if ctx.bias_collector is not None:
                 sums = grad.flatten(2).sum(dim=2, dtype=torch.float32)
-                ctx.bias_sink.add(KeptUse(ctx.tape.unitwise(sums, UnitDim(0)).sum(dim=1)))
+                ctx.bias_collector.add(KeptGradient(ctx.record.unitwise(sums, UnitDim(0)).sum(dim=1)))
         return grad_x, *(None,) * 7
 
 
 def conv2d(
-    tape: Tape,
+    record: BackwardRecord,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -288,11 +298,11 @@ def conv2d(
     padding: Sequence[int] | str,
     dilation: Sequence[int],
     groups: int,
-    weight_sink: Sink | None,
-    bias_sink: Sink | None,
+    weight_collector: GradientCollector | None,
+    bias_collector: GradientCollector | None,
 ) -> Tensor:
     """(R, d, h, w) → (R, p, h', w')."""
-    _announce(weight_sink, bias_sink)
+    _announce(weight_collector, bias_collector)
     if padding == "same":
         # Odd totals put the extra zero at the end, as torch does.
         totals = [step * (size - 1) for step, size in zip(dilation, weight.shape[2:], strict=True)]
@@ -307,14 +317,16 @@ def conv2d(
     }
     operands = _lowered(x, weight, bias)
     with _no_autocast(x.device.type):
-        result: Tensor = _Conv2d.apply(*operands, tape.anchor, tape, weight_sink, bias_sink, where)
+        result: Tensor = _Conv2d.apply(
+            *operands, record.anchor, record, weight_collector, bias_collector, where
+        )
         return result
 
 
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, index: Tensor, weight: Tensor, anchor: Tensor, *rest: Any) -> Tensor:
-        ctx.tape, ctx.units_at, ctx.weight_sink, ctx.padding_idx = rest
+        ctx.record, ctx.units_at, ctx.weight_collector, ctx.padding_idx = rest
         ctx.save_for_backward(index)
         ctx.num_embeddings = len(weight)
         return F.embedding(index, weight)
@@ -324,26 +336,28 @@ class _Embedding(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (index,) = ctx.saved_tensors
         with exact_products():
-            grads = ctx.tape.unitwise(grad, ctx.units_at)
-            indices = ctx.tape.unitwise(index, ctx.units_at, last=0)
+            grads = ctx.record.unitwise(grad, ctx.units_at)
+            indices = ctx.record.unitwise(index, ctx.units_at, last=0)
             if ctx.padding_idx is not None:
                 grads = grads.masked_fill((indices == ctx.padding_idx)[:, :, None], 0)
-            ctx.weight_sink.add(LookupUse(indices, grads, num_embeddings=ctx.num_embeddings))
+            ctx.weight_collector.add(EmbeddingGradient(indices, grads, num_embeddings=ctx.num_embeddings))
         return (None,) * 7
 
 
 def embedding(
-    tape: Tape,
+    record: BackwardRecord,
     index: Tensor,
     weight: Tensor,
     padding_idx: int | None,
     *,
     units_at: UnitDim,
-    weight_sink: Sink,
+    weight_collector: GradientCollector,
 ) -> Tensor:
     """(…) int → (…, D), units in any dimension of the former."""
-    _announce(weight_sink)
-    result: Tensor = _Embedding.apply(index, weight, tape.anchor, tape, units_at, weight_sink, padding_idx)
+    _announce(weight_collector)
+    result: Tensor = _Embedding.apply(
+        index, weight, record.anchor, record, units_at, weight_collector, padding_idx
+    )
     return result
 
 
@@ -360,7 +374,7 @@ class _Tap(torch.autograd.Function):
         return grad, None, None
 
 
-def tap(tape: Tape, value: Tensor, callback: Callable[[Tensor], None]) -> Tensor:
+def tap(record: BackwardRecord, value: Tensor, callback: Callable[[Tensor], None]) -> Tensor:
     """`value` itself; `callback` gets the loss's gradient with respect to it."""
-    result: Tensor = _Tap.apply(value, tape.anchor, callback)
+    result: Tensor = _Tap.apply(value, record.anchor, callback)
     return result

@@ -12,13 +12,17 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from lightning_dp.privacy.clipping.layer_ops import tap
+from lightning_dp.privacy.clipping._book_keeping.backward_record import (
+    BackwardRecord,
+    GradientCollector,
+    ParameterCollector,
+)
+from lightning_dp.privacy.clipping._book_keeping.layer_ops import tap
+from lightning_dp.privacy.clipping._book_keeping.per_unit_gradient import KeptGradient
+from lightning_dp.privacy.clipping._book_keeping.tracked_parameter import TrackedParameter
+from lightning_dp.privacy.clipping._book_keeping.tracked_views import Held, values_of
 from lightning_dp.privacy.clipping.per_unit import unfussed, vectorised as at_once
-from lightning_dp.privacy.clipping.shared import Shared
 from lightning_dp.privacy.clipping.sites import PerUnit, Total
-from lightning_dp.privacy.clipping.swapped import Held, values_of
-from lightning_dp.privacy.clipping.tape import ParameterSink, Sink, Tape
-from lightning_dp.privacy.clipping.uses import KeptUse
 from lightning_dp.privacy.rows import UnitDim
 
 
@@ -103,35 +107,44 @@ def over_units(
     return [torch.stack(outputs) for outputs in zip(*found, strict=True)], kept[-1]
 
 
-def run_alone(
-    tape: Tape, function: Callable[..., Any], args: Any, kwargs: Any, *, held: Sequence[Held], how: PerUnit
+def run_per_unit(
+    record: BackwardRecord,
+    function: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    *,
+    held: Sequence[Held],
+    how: PerUnit,
 ) -> Any:
-    """Call a module's own forward unit by unit; per-unit gradients of its parameters go to the tape."""
-    units, call = tape.sums.units, Call(args, kwargs)
+    """Call a module's own forward unit by unit; per-unit gradients of its parameters go to the record."""
+    units, call = record.sums.units, Call(args, kwargs)
 
-    def copies_of(value: Tensor, sink: Sink) -> Tensor:
-        sink.announce()
-        return tap(tape, value.expand(units, *value.shape), lambda grad: sink.add(KeptUse(grad.float())))
+    def copies_of(value: Tensor, collector: GradientCollector) -> Tensor:
+        collector.expect_use()
+        return tap(
+            record, value.expand(units, *value.shape), lambda grad: collector.add(KeptGradient(grad.float()))
+        )
 
     inputs, split = [], []
     for tensor, place in zip(call.tensors, how.inputs, strict=True):
-        if isinstance(tensor, Shared):
-            inputs.append(copies_of(tensor.plain(), tensor.sink()))
+        if isinstance(tensor, TrackedParameter):
+            inputs.append(copies_of(tensor.plain(), tensor.collector()))
         elif place is None:
             inputs.append(tensor)
         else:
             _check(tensor, place, units=units)
             inputs.append(place.split(tensor, units=units))
-        split.append(isinstance(tensor, Shared) or place is not None)
+        split.append(isinstance(tensor, TrackedParameter) or place is not None)
     parameters = {one.name: one.holder._parameters[one.attribute] for one in held}
     copies = {
         name: copies_of(
-            value.plain() if isinstance(value, Shared) else value.detach(), ParameterSink(tape, name)
+            value.plain() if isinstance(value, TrackedParameter) else value.detach(),
+            ParameterCollector(record, name),
         )
         for name, value in parameters.items()
         if value is not None
     }
-    with tape.pause():
+    with record.pause():
         stacked, result = over_units(
             call, function, inputs, copies, split=split, held=held, units=units, vectorised=how.vectorised
         )

@@ -8,7 +8,7 @@ from typing import final
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Placement:
+class Resources:
     """Divides a machine among workers.
 
     Attributes:
@@ -22,7 +22,7 @@ class Placement:
     gpus: tuple[str, ...] = ()
 
     @classmethod
-    def of_this_machine(cls, *, workers: int) -> "Placement":
+    def of_this_machine(cls, *, workers: int) -> "Resources":
         """Cores are divided unless OMP_NUM_THREADS is set; GPUs are those that this process may see."""
         if workers < 1:
             raise ValueError(f"--workers is {workers}; it must be at least 1")

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lightning_dp.privacy.clipping.shared import Shared
-from lightning_dp.privacy.clipping.tape import Tape
+from lightning_dp.privacy.clipping._book_keeping.backward_record import BackwardRecord
+from lightning_dp.privacy.clipping._book_keeping.tracked_parameter import TrackedParameter
 
 
 class Held(NamedTuple):
@@ -77,11 +77,15 @@ def is_transposed_linear(module: nn.Module) -> bool:
 
 
 @contextmanager
-def shared_views(held: Sequence[Held], tape: Tape) -> Iterator[None]:
-    """Shared views in place of the parameters."""
+def tracked_views(held: Sequence[Held], record: BackwardRecord) -> Iterator[None]:
+    """tracked views in place of the parameters."""
 
     def view(name: str, now: Any) -> Any:
-        return now if now is None or isinstance(now, Shared) else Shared.parameter(now, tape=tape, name=name)
+        return (
+            now
+            if now is None or isinstance(now, TrackedParameter)
+            else TrackedParameter.parameter(now, record=record, name=name)
+        )
 
     with _put(held, [view(one.name, one.holder._parameters[one.attribute]) for one in held]):
         yield

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lightning_dp.privacy.clipping._book_keeping.per_unit_gradient import PerUnitGradient
 from lightning_dp.privacy.clipping.unit_sums import UnitSums
-from lightning_dp.privacy.clipping.uses import Use
 
 _RANGE = 1e-30, 1e30
 """Squared norms of a unit within which clip factor, products and sums stay in fp32's range."""
 
-Uses = Mapping[str, Sequence[Use]]
+Uses = Mapping[str, Sequence[PerUnitGradient]]
 
 
 class Untrusted:
@@ -44,7 +44,7 @@ class Untrusted:
         """(U,) bool: units that the fast sum must leave out, `spoilt` (U,) bool ones among them."""
         return spoilt | self._units[:, self._groups[name]]
 
-    def sum(self, name: str, parts: Sequence[Use], coefficients: Tensor) -> Tensor | None:
+    def sum(self, name: str, parts: Sequence[PerUnitGradient], coefficients: Tensor) -> Tensor | None:
         """Σ coefficient · gradient over these units, before they are left out; None where there are none."""
         units = self._of(name)
         units = units[coefficients[units] != 0]

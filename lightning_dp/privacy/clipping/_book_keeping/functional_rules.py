@@ -1,7 +1,7 @@
-"""Which operators on Shared weights have a rule of their own, and nn.MultiheadAttention's.
+"""Which operators on tracked weights have a rule of their own, and nn.MultiheadAttention's.
 
 A rule applies when the input has units where the layer's gradients can do with them and only weights are
-Shared; else it returns NotImplemented and `shared.py` takes the operator in the general way.
+tracked; else it returns NotImplemented and `tracked_parameter.py` takes the operator in the general way.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_dp.privacy.clipping import layer_ops
+from lightning_dp.privacy.clipping._book_keeping import layer_ops
+from lightning_dp.privacy.clipping._book_keeping.backward_record import BackwardRecord, GradientCollector
+from lightning_dp.privacy.clipping._book_keeping.tracked_parameter import (
+    COMPOSITES,
+    RULES,
+    Rule,
+    TrackedParameter,
+    spread,
+)
 from lightning_dp.privacy.clipping.per_unit import Look
-from lightning_dp.privacy.clipping.shared import COMPOSITES, RULES, Rule, Shared, spread
-from lightning_dp.privacy.clipping.tape import Sink, Tape
 from lightning_dp.privacy.rows import UnitDim
 
 
@@ -34,20 +40,20 @@ def _composite(function: Callable[..., Any]) -> Callable[[Rule], Rule]:
     return register
 
 
-def _split(weight: Tensor | None) -> tuple[Tensor | None, Sink | None]:
+def _split(weight: Tensor | None) -> tuple[Tensor | None, GradientCollector | None]:
     """A weight's value and, where it is trainable, its sink."""
-    if isinstance(weight, Shared):
-        return weight.plain(), weight.sink()
+    if isinstance(weight, TrackedParameter):
+        return weight.plain(), weight.collector()
     return weight, None
 
 
 def _units_at(look: Look, x: Any, *weights: Tensor | None, last: int = 1) -> UnitDim | None:
     """Where the input has units, if a rule for weights along its `last` dimensions applies; else None."""
-    if not isinstance(x, Tensor) or isinstance(x, Shared):
+    if not isinstance(x, Tensor) or isinstance(x, TrackedParameter):
         return None
     place = look(x)
-    # A weight that neither is Shared nor frozen would lose its gradient here.
-    stray = any(w is not None and not isinstance(w, Shared) and w.requires_grad for w in weights)
+    # A weight that neither is tracked nor frozen would lose its gradient here.
+    stray = any(w is not None and not isinstance(w, TrackedParameter) and w.requires_grad for w in weights)
     return None if place is None or stray or place.dim >= x.ndim - last else place
 
 
@@ -57,18 +63,22 @@ def _first(place: UnitDim | None) -> bool:
 
 
 @_rule(F.linear)
-def _linear(tape: Tape, look: Look, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+def _linear(
+    record: BackwardRecord, look: Look, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Any:
     place = _units_at(look, input, weight, bias)
     if place is None:
         return NotImplemented
-    (w, weight_sink), (b, bias_sink) = _split(weight), _split(bias)
+    (w, weight_collector), (b, bias_collector) = _split(weight), _split(bias)
     assert w is not None
-    return layer_ops.linear(tape, input, w, b, units_at=place, weight_sink=weight_sink, bias_sink=bias_sink)
+    return layer_ops.linear(
+        record, input, w, b, units_at=place, weight_collector=weight_collector, bias_collector=bias_collector
+    )
 
 
 @_rule(F.layer_norm)
 def _layer_norm(
-    tape: Tape,
+    record: BackwardRecord,
     look: Look,
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -79,23 +89,23 @@ def _layer_norm(
     place = _units_at(look, input, weight, bias, last=len(normalized_shape))
     if place is None:
         return NotImplemented
-    (w, weight_sink), (b, bias_sink) = _split(weight), _split(bias)
+    (w, weight_collector), (b, bias_collector) = _split(weight), _split(bias)
     return layer_ops.layer_norm(
-        tape,
+        record,
         input,
         normalized_shape,
         w,
         b,
         eps,
         units_at=place,
-        weight_sink=weight_sink,
-        bias_sink=bias_sink,
+        weight_collector=weight_collector,
+        bias_collector=bias_collector,
     )
 
 
 @_rule(F.group_norm)
 def _group_norm(
-    tape: Tape,
+    record: BackwardRecord,
     look: Look,
     input: Tensor,
     num_groups: int,
@@ -105,15 +115,15 @@ def _group_norm(
 ) -> Any:
     if not _first(_units_at(look, input, weight, bias)):
         return NotImplemented
-    (w, weight_sink), (b, bias_sink) = _split(weight), _split(bias)
+    (w, weight_collector), (b, bias_collector) = _split(weight), _split(bias)
     return layer_ops.group_norm(
-        tape, input, num_groups, w, b, eps, weight_sink=weight_sink, bias_sink=bias_sink
+        record, input, num_groups, w, b, eps, weight_collector=weight_collector, bias_collector=bias_collector
     )
 
 
 @_rule(F.rms_norm)
 def _rms_norm(
-    tape: Tape,
+    record: BackwardRecord,
     look: Look,
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -123,10 +133,12 @@ def _rms_norm(
     place = _units_at(look, input, weight, last=len(normalized_shape))
     if place is None:
         return NotImplemented
-    w, sink = _split(weight)
+    w, collector = _split(weight)
     assert w is not None
-    assert sink is not None
-    return layer_ops.rms_norm(tape, input, normalized_shape, w, eps, units_at=place, weight_sink=sink)
+    assert collector is not None
+    return layer_ops.rms_norm(
+        record, input, normalized_shape, w, eps, units_at=place, weight_collector=collector
+    )
 
 
 def _both(value: int | Sequence[int]) -> tuple[int, int]:
@@ -136,7 +148,7 @@ def _both(value: int | Sequence[int]) -> tuple[int, int]:
 
 @_rule(F.conv2d)
 def _conv2d(
-    tape: Tape,
+    record: BackwardRecord,
     look: Look,
     input: Tensor,
     weight: Tensor,
@@ -148,10 +160,10 @@ def _conv2d(
 ) -> Any:
     if not _first(_units_at(look, input, weight, bias)) or input.ndim != 4:
         return NotImplemented
-    (w, weight_sink), (b, bias_sink) = _split(weight), _split(bias)
+    (w, weight_collector), (b, bias_collector) = _split(weight), _split(bias)
     assert w is not None
     return layer_ops.conv2d(
-        tape,
+        record,
         input,
         w,
         b,
@@ -159,14 +171,14 @@ def _conv2d(
         padding=padding if isinstance(padding, str) else _both(padding),
         dilation=_both(dilation),
         groups=groups,
-        weight_sink=weight_sink,
-        bias_sink=bias_sink,
+        weight_collector=weight_collector,
+        bias_collector=bias_collector,
     )
 
 
 @_composite(F.conv1d)
 def _conv1d(
-    tape: Tape,
+    record: BackwardRecord,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -175,8 +187,8 @@ def _conv1d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
-    """A two-dimensional convolution of height 1; Shared weights follow the reshaping by themselves."""
-    if isinstance(input, Shared) or input.ndim != 3:
+    """A two-dimensional convolution of height 1; tracked weights follow the reshaping by themselves."""
+    if isinstance(input, TrackedParameter) or input.ndim != 3:
         return NotImplemented
     if not isinstance(padding, str):
         padding = (0, _both(padding)[1])
@@ -187,7 +199,7 @@ def _conv1d(
 
 @_rule(F.embedding)
 def _embedding(
-    tape: Tape,
+    record: BackwardRecord,
     look: Look,
     input: Tensor,
     weight: Tensor,
@@ -197,7 +209,7 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Any:
-    if isinstance(weight, Shared) and (max_norm is not None or scale_grad_by_freq):
+    if isinstance(weight, TrackedParameter) and (max_norm is not None or scale_grad_by_freq):
         raise RuntimeError(
             f"Embedding of {', '.join(weight.roots)} has max_norm or scale_grad_by_freq, which make its "
             "gradient depend on other rows: unset them."
@@ -205,17 +217,17 @@ def _embedding(
     place = _units_at(look, input, weight, last=0)
     if place is None:
         return NotImplemented
-    w, sink = _split(weight)
+    w, collector = _split(weight)
     assert w is not None
-    assert sink is not None
+    assert collector is not None
     if padding_idx is not None and padding_idx < 0:
         padding_idx += len(w)
-    return layer_ops.embedding(tape, input, w, padding_idx, units_at=place, weight_sink=sink)
+    return layer_ops.embedding(record, input, w, padding_idx, units_at=place, weight_collector=collector)
 
 
 @_rule(F.scaled_dot_product_attention)
 def _dot_product_attention(
-    tape: Tape,
+    record: BackwardRecord,
     look: Look,
     query: Tensor,
     key: Tensor,
@@ -224,9 +236,11 @@ def _dot_product_attention(
     **more: Any,
 ) -> Any:
     """A mask made of parameters (relative positions) is broadcast to the units of the queries."""
-    if not isinstance(attn_mask, Shared) or any(isinstance(t, Shared) for t in (query, key, value)):
+    if not isinstance(attn_mask, TrackedParameter) or any(
+        isinstance(t, TrackedParameter) for t in (query, key, value)
+    ):
         return NotImplemented
-    give_units = spread(tape, (query, attn_mask), look=look)
+    give_units = spread(record, (query, attn_mask), look=look)
     if give_units is None:
         return NotImplemented
     return F.scaled_dot_product_attention(query, key, value, give_units(attn_mask), **more)
@@ -234,7 +248,7 @@ def _dot_product_attention(
 
 @_composite(F.multi_head_attention_forward)
 def _attention(
-    tape: Tape,
+    record: BackwardRecord,
     query: Tensor,
     key: Tensor,
     value: Tensor,

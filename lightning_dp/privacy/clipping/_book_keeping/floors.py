@@ -1,4 +1,4 @@
-"""Below which squared norm of a unit fp32 can't be trusted: `Use.floor`, for each way to form it."""
+"""Below which squared norm of a unit fp32 can't be trusted, for each way to form it."""
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def beyond(*squares: Tensor) -> Tensor:
 
 
 def floor_of_sums(left: Tensor, right: Tensor, *, numel: int) -> Tensor:
-    """`Use.floor` where a sum of products of squared lengths ≤ `left` and `right` is formed in fp32."""
+    """The floor of a sum of products of squared lengths ≤ `left` and `right` that is formed in fp32."""
     per_entry, most = _SUM_SPREAD
     cancelled = left * right / min(per_entry * numel, most)
     return beyond(left, right) + cancelled + TINY * numel / _PRECISION
@@ -35,7 +35,7 @@ def floor_of_sums(left: Tensor, right: Tensor, *, numel: int) -> Tensor:
 def floor_of_grams(
     left: Tensor, right: Tensor, *, plain: Tensor, tokens: int, widths: tuple[int, int]
 ) -> Tensor:
-    """`Use.floor` where two T × T Gram matrices are formed in fp32 and multiplied.
+    """`PerUnitGradient.floor` where two T × T Gram matrices are formed in fp32 and multiplied.
 
     Args:
         left, right: (U,) fp32, their traces Σ_t ‖a_t‖², Σ_t ‖g_t‖².
@@ -50,5 +50,5 @@ def floor_of_grams(
 
 
 def floor_of_kept(numel: int) -> float:
-    """`Use.floor` where norm and sum are of the same fp32 numbers, whose squares may be lost."""
+    """`PerUnitGradient.floor` where norm and sum are of the same fp32 numbers, whose squares may be lost."""
     return TINY * numel / _PRECISION

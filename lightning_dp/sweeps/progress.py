@@ -13,7 +13,7 @@ _WORDS = {TrialState.COMPLETE: "done", TrialState.PRUNED: "pruned", TrialState.F
 
 
 @final
-class View:
+class SweepProgress:
     """Progress on stderr.
 
     Args:

@@ -1,9 +1,9 @@
 """Tensors computed from parameters alone, followed until they meet the units of the batch.
 
-While a module's forward runs, its trainable parameters are replaced by `Shared` views. An operator on
-Shared tensors alone, or with what is the same for all units, gives a Shared tensor (a slice of a position
-table, a normalised weight). An operator that brings one together with units is where per-unit gradients
-exist, and is recorded:
+While a module's forward runs, its trainable parameters are replaced by `TrackedParameter` views. An operator
+on tracked tensors alone, or with what is the same for all units, gives a tracked tensor (a slice of a
+position table, a normalised weight). An operator that brings one together with units is where per-unit
+gradients exist, and is recorded:
 
 * by a layer's own rule (`F.linear`, `F.conv2d`, norms, `F.embedding`, attention),
 * where operands are broadcast (x + position, cat([class token, x])) by making the broadcast explicit,
@@ -19,22 +19,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_dp.privacy.clipping._book_keeping.backward_record import (
+    BackwardRecord,
+    DerivedCollector,
+    GradientCollector,
+    ParameterCollector,
+)
+from lightning_dp.privacy.clipping._book_keeping.layer_ops import tap
+from lightning_dp.privacy.clipping._book_keeping.per_unit_gradient import KeptGradient
 from lightning_dp.privacy.clipping.exact import exact_products
-from lightning_dp.privacy.clipping.layer_ops import tap
 from lightning_dp.privacy.clipping.per_unit import Look, per_unit_gradients
 from lightning_dp.privacy.clipping.sites import Answer, Site
-from lightning_dp.privacy.clipping.tape import DerivedSink, ParameterSink, Sink, Tape
 from lightning_dp.privacy.clipping.trees import Autocast, map_tensors, tensors
-from lightning_dp.privacy.clipping.uses import KeptUse
 from lightning_dp.privacy.rows import UnitDim, UnitsMixed, is_total, own_part, units_of, user_line
 
 Make = Callable[[dict[str, Tensor]], Tensor]
 Rule = Callable[..., Any]
 
 RULES: dict[Callable[..., Any], Rule] = {}
-"""Operators with a rule: rule(tape, look, *args, **kwargs), NotImplemented where it does not apply."""
+"""Operators with a rule: rule(record, look, *args, **kwargs), NotImplemented where it does not apply."""
 COMPOSITES: dict[Callable[..., Any], Rule] = {}
-"""Functions that are made of others: composite(tape, *args, **kwargs), NotImplemented where it is none."""
+"""Functions that are made of others: composite(record, *args, **kwargs), NotImplemented where it is none."""
 
 _BROADCASTING = frozenset(
     f"{prefix}{name}{suffix}"
@@ -59,75 +64,77 @@ _REPEATING = frozenset({"expand", "expand_as", "broadcast_to", "repeat"})
 _SAME_SHAPE = frozenset({"to", "float", "half", "bfloat16", "type", "contiguous", "clone"})
 
 
-class Shared(Tensor):
+class TrackedParameter(Tensor):
     """A value that is the same for every unit, and how it came from parameters.
 
     Attributes:
-        unrepeated: where this is another Shared value repeated along dimensions of size 1, that value.
+        unrepeated: where this is another tracked value repeated along dimensions of size 1, that value.
     """
 
-    tape: Tape
+    record: BackwardRecord
     roots: dict[str, Tensor]
     make: Make
-    unrepeated: "Shared | None"
+    unrepeated: "TrackedParameter | None"
 
     @staticmethod
-    def of(value: Tensor, *, tape: Tape, roots: dict[str, Tensor], make: Make) -> "Shared":
+    def of(
+        value: Tensor, *, record: BackwardRecord, roots: dict[str, Tensor], make: Make
+    ) -> "TrackedParameter":
         """`value` = make(roots), detached."""
-        shared = value.detach().as_subclass(Shared)
-        shared.tape, shared.roots, shared.make, shared.unrepeated = tape, roots, make, None
+        shared = value.detach().as_subclass(TrackedParameter)
+        shared.record, shared.roots, shared.make, shared.unrepeated = record, roots, make, None
         return shared
 
     @staticmethod
-    def parameter(parameter: Tensor, *, tape: Tape, name: str) -> "Shared":
+    def parameter(parameter: Tensor, *, record: BackwardRecord, name: str) -> "TrackedParameter":
         """A trainable parameter itself."""
         value = parameter.detach()
-        return Shared.of(value, tape=tape, roots={name: value}, make=lambda roots: roots[name])
+        return TrackedParameter.of(value, record=record, roots={name: value}, make=lambda roots: roots[name])
 
     def plain(self) -> Tensor:
         """The value without its history."""
         with torch._C.DisableTorchFunctionSubclass():
             return self.as_subclass(Tensor)
 
-    def sink(self) -> Sink:
+    def collector(self) -> GradientCollector:
         """Where uses of this value go."""
         with torch._C.DisableTorchFunctionSubclass():
             if len(self.roots) == 1:
                 ((name, value),) = self.roots.items()
                 if value.is_set_to(self):
-                    return ParameterSink(self.tape, name)
-            return DerivedSink(self.tape, self.roots, self.make)
+                    return ParameterCollector(self.record, name)
+            return DerivedCollector(self.record, self.roots, self.make)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            tape = next(t for t in tensors((args, kwargs)) if isinstance(t, Shared)).tape
-            if not tape.listening:
+            record = next(t for t in tensors((args, kwargs)) if isinstance(t, TrackedParameter)).record
+            if not record.recording:
                 return func(*_plain(args), **_plain(kwargs))
             composite = COMPOSITES.get(func)
             if composite is not None:
-                result = composite(tape, *args, **kwargs)
+                result = composite(record, *args, **kwargs)
                 if result is not NotImplemented:
                     return result
-            others = [t for t in tensors((args, kwargs)) if not isinstance(t, Shared)]
+            others = [t for t in tensors((args, kwargs)) if not isinstance(t, TrackedParameter)]
             if not others:
-                return _stay(tape, func, args, kwargs)
+                return _stay(record, func, args, kwargs)
             site = _site(func, args, kwargs, others)
-            if tape.following:
-                return _follow(tape, site, func, args, kwargs, others)
-            answer = tape.sites.look(site)
+            if record.following:
+                return _follow(record, site, func, args, kwargs, others)
+            answer = record.sites.look(site)
             if not any(answer.operands):
-                return _stay(tape, func, args, kwargs)
-            look = _Look(tape, site, others, answer)
+                return _stay(record, func, args, kwargs)
+            look = _Look(record, site, others, answer)
             rule = RULES.get(func)
             if rule is not None:
-                result = rule(tape, look, *args, **kwargs)
+                result = rule(record, look, *args, **kwargs)
                 if result is not NotImplemented:
                     return result
             (result_at,) = answer.results
             assert isinstance(result_at, UnitDim)
-            return _meet(tape, func, args, kwargs, look=look, result_at=result_at)
+            return _meet(record, func, args, kwargs, look=look, result_at=result_at)
 
 
 class _Look:
@@ -137,8 +144,8 @@ class _Look:
         RuntimeError: an operand can't have the batch's units where it was found to have them.
     """
 
-    def __init__(self, tape: Tape, site: Site, others: list[Tensor], answer: Answer) -> None:
-        units = tape.sums.units
+    def __init__(self, record: BackwardRecord, site: Site, others: list[Tensor], answer: Answer) -> None:
+        units = record.sums.units
         for tensor, place in zip(others, answer.operands, strict=True):
             if place is not None and not place.fits(tensor, units=units):
                 raise RuntimeError(
@@ -152,7 +159,7 @@ class _Look:
 
 
 def _plain(tree: Any) -> Any:
-    return map_tensors(lambda t: t.plain() if isinstance(t, Shared) else t, tree)
+    return map_tensors(lambda t: t.plain() if isinstance(t, TrackedParameter) else t, tree)
 
 
 def _name(func: Any) -> str:
@@ -172,17 +179,19 @@ def _site(func: Any, args: Any, kwargs: Any, others: list[Tensor]) -> Site:
 def _roots(tree: Any) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for tensor in tensors(tree):
-        if isinstance(tensor, Shared):
+        if isinstance(tensor, TrackedParameter):
             found.update(tensor.roots)
     return found
 
 
 def _filled(tree: Any, roots: dict[str, Tensor]) -> Any:
-    """`tree` with every Shared tensor computed anew from `roots`."""
-    return map_tensors(lambda t: t.make(roots) if isinstance(t, Shared) else t, tree)
+    """`tree` with every tracked tensor computed anew from `roots`."""
+    return map_tensors(lambda t: t.make(roots) if isinstance(t, TrackedParameter) else t, tree)
 
 
-def _follow(tape: Tape, site: Site, func: Any, args: Any, kwargs: Any, others: list[Tensor]) -> Any:
+def _follow(
+    record: BackwardRecord, site: Site, func: Any, args: Any, kwargs: Any, others: list[Tensor]
+) -> Any:
     """Note where this use has units; its result is followed."""
     if any(is_total(t) for t in others):
         raise RuntimeError(
@@ -192,8 +201,8 @@ def _follow(tape: Tape, site: Site, func: Any, args: Any, kwargs: Any, others: l
         )
     places = tuple(units_of(t) for t in others)
     if not any(places):
-        result = _stay(tape, func, args, kwargs)
-        tape.sites.note(site, Answer(places, (None,)))
+        result = _stay(record, func, args, kwargs)
+        record.sites.note(site, Answer(places, (None,)))
         return result
     result = func(*_plain(args), **_plain(kwargs))
     place = units_of(result) if isinstance(result, Tensor) else None
@@ -204,23 +213,23 @@ def _follow(tape: Tape, site: Site, func: Any, args: Any, kwargs: Any, others: l
         alone = func(*map_tensors(own_part, _plain(args)), **map_tensors(own_part, _plain(kwargs)))
         if alone.shape != own_part(result).shape:
             raise UnitsMixed(f"{site.operator} can't be run on one unit", place=user_line())
-    shared = [t for t in tensors((args, kwargs)) if isinstance(t, Shared)]
-    computed = {name for t in shared if not isinstance(t.sink(), ParameterSink) for name in t.roots}
-    tape.sites.note(site, Answer(places, (place,)), computed=computed)
+    shared = [t for t in tensors((args, kwargs)) if isinstance(t, TrackedParameter)]
+    computed = {name for t in shared if not isinstance(t.collector(), ParameterCollector) for name in t.roots}
+    record.sites.note(site, Answer(places, (place,)), computed=computed)
     if result.is_floating_point() and not result.requires_grad:
-        result = result + tape.anchor
+        result = result + record.anchor
     return result
 
 
-def _stay(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
-    """No units in sight: the result is Shared as well."""
+def _stay(record: BackwardRecord, func: Any, args: Any, kwargs: Any) -> Any:
+    """No units in sight: the result is tracked as well."""
     roots = _roots((args, kwargs))
-    if _changes_in_place(func) and isinstance(args[0], Shared):
+    if _changes_in_place(func) and isinstance(args[0], TrackedParameter):
         raise RuntimeError(
             f"{_name(func)} changes a value in place that was computed from {', '.join(roots)}: give it a "
             "new value instead (torch.where, torch.cat)"
         )
-    if any(t.requires_grad for t in tensors((args, kwargs)) if not isinstance(t, Shared)):
+    if any(t.requires_grad for t in tensors((args, kwargs)) if not isinstance(t, TrackedParameter)):
         raise RuntimeError(
             f"{_name(func)} brings {', '.join(roots)} together with another parameter that was read outside "
             "of the forward of its module: move both into one module, or freeze one (requires_grad=False)"
@@ -235,82 +244,88 @@ def _stay(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
 
         if not value.is_floating_point():
             return value
-        return Shared.of(value, tape=tape, roots=roots, make=make)
+        return TrackedParameter.of(value, record=record, roots=roots, make=make)
 
     if isinstance(result, Tensor):
         shared = wrap(result, None)
-        if isinstance(shared, Shared):
-            shared.unrepeated = _unrepeated(tape, func, args, kwargs, shared)
+        if isinstance(shared, TrackedParameter):
+            shared.unrepeated = _unrepeated(record, func, args, kwargs, shared)
         return shared
     if isinstance(result, list | tuple) and all(isinstance(r, Tensor) for r in result):
         return type(result)(wrap(value, index) for index, value in enumerate(result))
     return result
 
 
-def _unrepeated(tape: Tape, func: Any, args: Any, kwargs: Any, result: Shared) -> "Shared | None":
+def _unrepeated(
+    record: BackwardRecord, func: Any, args: Any, kwargs: Any, result: TrackedParameter
+) -> "TrackedParameter | None":
     """What `result` repeats, where it is known to: with as many dimensions, of size 1 where it repeats."""
     name, value = _name(func), args[0] if args else None
-    if not isinstance(value, Shared):
+    if not isinstance(value, TrackedParameter):
         return None
     if name in _REPEATING:
         source = value.unrepeated if value.unrepeated is not None else value
         shape = (1,) * (result.ndim - source.ndim) + tuple(source.shape)
         if all(size in (1, now) for size, now in zip(shape, result.shape, strict=True)):
-            found: Shared | None = _stay(tape, torch.reshape, (source, shape), {})
+            found: TrackedParameter | None = _stay(record, torch.reshape, (source, shape), {})
             return found
     if name in _SAME_SHAPE and value.unrepeated is not None:
-        again: Shared | None = _stay(tape, func, (value.unrepeated, *args[1:]), kwargs)
+        again: TrackedParameter | None = _stay(record, func, (value.unrepeated, *args[1:]), kwargs)
         return again
     return None
 
 
-def _rowwise(tape: Tape, value: Shared, *, rank: int, place: UnitDim, size: int) -> Tensor:
+def _rowwise(
+    record: BackwardRecord, value: TrackedParameter, *, rank: int, place: UnitDim, size: int
+) -> Tensor:
     """`value`, of size 1 at `place` among `rank` dimensions, repeated along it; copies keep gradients."""
     one = value.plain().reshape(*(1,) * (rank - value.ndim), *value.shape)
-    sink, units, shape = value.sink(), tape.sums.units, value.shape
-    sink.announce()
+    collector, units, shape = value.collector(), record.sums.units, value.shape
+    collector.expect_use()
 
-    def record(grad: Tensor) -> None:
+    def note(grad: Tensor) -> None:
         with exact_products():
             own = place.split(grad, units=units).sum(dim=place.dim + 1, dtype=torch.float32)
-            sink.add(KeptUse(own.reshape(units, *shape)))
+            collector.add(KeptGradient(own.reshape(units, *shape)))
 
     wanted = [size if dim == place.dim else -1 for dim in range(rank)]
-    return tap(tape, one.expand(wanted), record)
+    return tap(record, one.expand(wanted), note)
 
 
-def _aligned(tape: Tape, value: Shared, *, place: UnitDim) -> Tensor:
+def _aligned(record: BackwardRecord, value: TrackedParameter, *, place: UnitDim) -> Tensor:
     """`value` has an entry of its own for each unit, all computed from parameters that units share."""
-    sink, units = DerivedSink(tape, value.roots, value.make), tape.sums.units
-    sink.announce()
+    collector, units = DerivedCollector(record, value.roots, value.make), record.sums.units
+    collector.expect_use()
 
-    def record(grad: Tensor) -> None:
+    def note(grad: Tensor) -> None:
         own = place.split(grad.float(), units=units)  # (U, …)
         every = torch.arange(units, device=grad.device)
         apart = own.new_zeros(units, *own.shape)
         apart[every, every] = own
-        sink.add(KeptUse(torch.stack([place.join(one) for one in apart])))
+        collector.add(KeptGradient(torch.stack([place.join(one) for one in apart])))
 
-    return tap(tape, value.plain(), record)
+    return tap(record, value.plain(), note)
 
 
-def _meet(tape: Tape, func: Any, args: Any, kwargs: Any, *, look: Look, result_at: UnitDim) -> Any:
-    """Shared values and units in one operator."""
+def _meet(
+    record: BackwardRecord, func: Any, args: Any, kwargs: Any, *, look: Look, result_at: UnitDim
+) -> Any:
+    """tracked values and units in one operator."""
     name = _name(func)
     if name in _BROADCASTING or name in _JOINING:
         everything, along = (args, kwargs), None
         if name in _JOINING:
             along = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-        give_units = spread(tape, everything, look=look, along=along)
+        give_units = spread(record, everything, look=look, along=along)
         if give_units is not None:
             return func(*map_tensors(give_units, args), **map_tensors(give_units, kwargs))
-    return _by_units(tape, func, args, kwargs, look=look, result_at=result_at)
+    return _by_units(record, func, args, kwargs, look=look, result_at=result_at)
 
 
 def spread(
-    tape: Tape, operands: Any, *, look: Look, along: int | None = None
+    record: BackwardRecord, operands: Any, *, look: Look, along: int | None = None
 ) -> Callable[[Tensor], Tensor] | None:
-    """What gives each Shared operand of a broadcast its units; None where the operands don't line up.
+    """What gives each tracked operand of a broadcast its units; None where the operands don't line up.
 
     Args:
         operands: tensors that are broadcast with each other.
@@ -330,34 +345,36 @@ def spread(
         dim = place.dim + tensor.ndim - rank
         return tensor.shape[dim] if dim >= 0 else 1
 
-    whole = [t for t in everything if isinstance(t, Shared)]
+    whole = [t for t in everything if isinstance(t, TrackedParameter)]
     if any(size_of(t) not in (1, size) for t in whole):
         return None
     if along is not None and (along % rank == place.dim or any(t.ndim != rank for t in whole)):
         return None
 
     def give_units(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, Shared):
+        if not isinstance(tensor, TrackedParameter):
             return tensor
         unrepeated = tensor.unrepeated
         if unrepeated is not None and size_of(tensor) != 1 and size_of(unrepeated) == 1:
-            wide = _rowwise(tape, unrepeated, rank=rank, place=place, size=size)
+            wide = _rowwise(record, unrepeated, rank=rank, place=place, size=size)
             return wide.expand([max(a, b) for a, b in zip(wide.shape, tensor.shape, strict=True)])
         if size_of(tensor) == 1:
-            return _rowwise(tape, tensor, rank=rank, place=place, size=size)
-        return _aligned(tape, tensor, place=UnitDim(place.dim + tensor.ndim - rank, place.outer))
+            return _rowwise(record, tensor, rank=rank, place=place, size=size)
+        return _aligned(record, tensor, place=UnitDim(place.dim + tensor.ndim - rank, place.outer))
 
     return give_units
 
 
 class _Hole:
-    """Stands for a Shared tensor among recorded arguments."""
+    """Stands for a tracked tensor among recorded arguments."""
 
-    def __init__(self, value: Shared) -> None:
+    def __init__(self, value: TrackedParameter) -> None:
         self.make = value.make
 
 
-def _by_units(tape: Tape, func: Any, args: Any, kwargs: Any, *, look: Look, result_at: UnitDim) -> Any:
+def _by_units(
+    record: BackwardRecord, func: Any, args: Any, kwargs: Any, *, look: Look, result_at: UnitDim
+) -> Any:
     """Any other operator: record it, and run it again for each unit under torch.func."""
     roots = _roots((args, kwargs))
     result = func(*_plain(args), **_plain(kwargs))
@@ -365,7 +382,7 @@ def _by_units(tape: Tape, func: Any, args: Any, kwargs: Any, *, look: Look, resu
     places: dict[int, UnitDim | None] = {}
 
     def hole(tensor: Tensor) -> Any:
-        if isinstance(tensor, Shared):
+        if isinstance(tensor, TrackedParameter):
             return _Hole(tensor)
         kept = tensor.detach()
         places[id(kept)] = look(tensor)
@@ -377,11 +394,11 @@ def _by_units(tape: Tape, func: Any, args: Any, kwargs: Any, *, look: Look, resu
         with autocast.again():
             return func(*_unhole(own_args, given), **_unhole(own_kwargs, given))
 
-    sinks = {name: ParameterSink(tape, name) for name in roots}
-    for sink in sinks.values():
-        sink.announce()
+    collectors = {name: ParameterCollector(record, name) for name in roots}
+    for collector in collectors.values():
+        collector.expect_use()
 
-    def record(grad: Tensor) -> None:
+    def note(grad: Tensor) -> None:
         found = per_unit_gradients(
             again,
             roots,
@@ -389,12 +406,12 @@ def _by_units(tape: Tape, func: Any, args: Any, kwargs: Any, *, look: Look, resu
             kept_kwargs,
             grads=[(0, grad, result_at)],
             look=lambda tensor: places.get(id(tensor)),
-            units=tape.sums.units,
+            units=record.sums.units,
         )
-        for name, sink in sinks.items():
-            sink.add(KeptUse(found[name]))
+        for name, collector in collectors.items():
+            collector.add(KeptGradient(found[name]))
 
-    return tap(tape, result, record)
+    return tap(record, result, note)
 
 
 def _unhole(tree: Any, given: dict[str, Tensor]) -> Any:

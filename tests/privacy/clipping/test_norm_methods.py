@@ -5,43 +5,43 @@ import torch
 from engines import compare, run, total_norm
 from torch import Tensor, nn
 
-from lightning_dp.privacy.clipping import convolutions, untrusted, uses
+from lightning_dp.privacy.clipping._book_keeping import convolutions, per_unit_gradient, untrusted
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 
 TOLERANCE = 1e-5
-OUTER = pytest.mark.parametrize("way", ["ghost", "direct", "keep"])
+OUTER = pytest.mark.parametrize("method", ["ghost", "direct", "keep"])
 
 
 def _loss(out: Tensor) -> Tensor:
     return (out.flatten(1) * torch.linspace(-1, 1.5, out[0].numel())).tanh().sum(dim=1)
 
 
-def _force(monkeypatch, way: str) -> None:
-    monkeypatch.setattr(uses.OuterUse, "way", lambda self: way)
-    monkeypatch.setattr(convolutions.ConvUse, "way", lambda self: way)
+def _force(monkeypatch, method: str) -> None:
+    monkeypatch.setattr(per_unit_gradient.OuterProductGradient, "method", lambda self: method)
+    monkeypatch.setattr(convolutions.ConvolutionGradient, "method", lambda self: method)
 
 
 @OUTER
 @pytest.mark.parametrize("tokens", [63, 64, 66, 130])
-def test_many_tokens(way, tokens, monkeypatch):
-    _force(monkeypatch, way)
+def test_many_tokens(method, tokens, monkeypatch):
+    _force(monkeypatch, method)
     layer, x = nn.Linear(5, 4), torch.randn(3, tokens, 5)
     assert compare(BookKeeping(), layer, lambda: _loss(layer(x)), units=3) <= TOLERANCE
 
 
 @OUTER
 @pytest.mark.parametrize("shape", [(5, 4), (4, 5)])
-def test_small_chunks(way, shape, monkeypatch):
-    _force(monkeypatch, way)
-    monkeypatch.setattr(uses, "_CHUNK_BYTES", 2 * 4 * 20)
-    monkeypatch.setattr(uses, "_KEPT_BYTES", 2 * 4 * 20)
+def test_small_chunks(method, shape, monkeypatch):
+    _force(monkeypatch, method)
+    monkeypatch.setattr(per_unit_gradient, "_CHUNK_BYTES", 2 * 4 * 20)
+    monkeypatch.setattr(per_unit_gradient, "_KEPT_BYTES", 2 * 4 * 20)
     layer, x = nn.Linear(*shape), torch.randn(7, 6, shape[0])
     assert compare(BookKeeping(), layer, lambda: _loss(layer(x)), units=7) <= TOLERANCE
 
 
 @OUTER
-def test_double_precision(way, monkeypatch):
-    _force(monkeypatch, way)
+def test_double_precision(method, monkeypatch):
+    _force(monkeypatch, method)
     layers = nn.Conv1d(4, 4, 3, padding=1), nn.LayerNorm(4), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)
     model, x = nn.Sequential(*layers).double(), torch.randn(4, 4, 4).double()
     assert compare(BookKeeping(), model, lambda: _loss(model(x).float()), units=4) <= TOLERANCE
@@ -57,9 +57,9 @@ class _Tied(nn.Module):
         return self.head(self.embedding(index).tanh())
 
 
-@pytest.mark.parametrize("chunk", [1, uses._CHUNK_BYTES])
+@pytest.mark.parametrize("chunk", [1, per_unit_gradient._CHUNK_BYTES])
 def test_mixed_uses_of_one_weight(chunk, monkeypatch):
-    monkeypatch.setattr(uses, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(per_unit_gradient, "_CHUNK_BYTES", chunk)
     model, index = _Tied(), torch.randint(0, 6, (8, 5))
     config = {"units": 4, "rows_per_unit": 2}
     assert compare(BookKeeping(), model, lambda: _loss(model(index)), **config) <= TOLERANCE
@@ -84,7 +84,7 @@ def test_a_layer_called_several_times(kind, times):
     assert compare(BookKeeping(), model, lambda: _loss(model(x)), units=3) <= TOLERANCE
 
 
-@pytest.mark.parametrize("way", ["ghost", "direct", "keep"])
+@pytest.mark.parametrize("method", ["ghost", "direct", "keep"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -98,8 +98,8 @@ def test_a_layer_called_several_times(kind, times):
     ids=str,
 )
 @pytest.mark.parametrize("rows_per_unit", [1, 2])
-def test_convolutions(way, options, rows_per_unit, monkeypatch):
-    _force(monkeypatch, way)
+def test_convolutions(method, options, rows_per_unit, monkeypatch):
+    _force(monkeypatch, method)
     layer = nn.Conv2d(4, 8, **options)
     x = torch.randn(10 * rows_per_unit, 4, 5, 6)
     for memory_format in (torch.contiguous_format, torch.channels_last):
@@ -113,9 +113,9 @@ def test_convolutions(way, options, rows_per_unit, monkeypatch):
         assert found <= TOLERANCE
 
 
-@pytest.mark.parametrize("way", ["ghost", "direct", "keep"])
-def test_small_chunks_of_convolutions(way, monkeypatch):
-    _force(monkeypatch, way)
+@pytest.mark.parametrize("method", ["ghost", "direct", "keep"])
+def test_small_chunks_of_convolutions(method, monkeypatch):
+    _force(monkeypatch, method)
     monkeypatch.setattr(convolutions, "_GRAM_BYTES", 1)
     monkeypatch.setattr(convolutions, "_TOGETHER", (2, 1 << 16))
     layer, x = nn.Conv2d(2, 3, 3, padding=1, groups=1), torch.randn(5, 2, 4, 4)
@@ -151,8 +151,8 @@ class _Cancelling(nn.Module):
 
 INDEX = torch.arange(8).remainder(3)
 CANCELLING = [
-    *(("linear", way) for way in ("ghost", "direct", "keep")),
-    *(("convolution", way) for way in ("ghost", "direct", "keep")),
+    *(("linear", method) for method in ("ghost", "direct", "keep")),
+    *(("convolution", method) for method in ("ghost", "direct", "keep")),
     ("lookup", "direct"),
     ("tied", "direct"),
 ]
@@ -181,16 +181,16 @@ def _largest(kind: str, *, rest: float) -> float:
     return max(found)
 
 
-@pytest.mark.parametrize(("kind", "way"), CANCELLING)
+@pytest.mark.parametrize(("kind", "method"), CANCELLING)
 @pytest.mark.parametrize("rest", [0.0, 1.0, 100.0, 1e6])
-def test_tokens_that_cancel_add_no_more_than_the_bound(kind, way, rest, monkeypatch):
+def test_tokens_that_cancel_add_no_more_than_the_bound(kind, method, rest, monkeypatch):
     """What fp32 leaves of 1e8 − 1e8 is no gradient, and a norm of 0 clips nothing."""
-    _force(monkeypatch, way)
+    _force(monkeypatch, method)
     assert _largest(kind, rest=rest) <= 1 + TOLERANCE
 
 
-@pytest.mark.parametrize(("kind", "way"), [("linear", "ghost"), ("convolution", "ghost")])
-def test_planted_trust_in_what_cancelled_exceeds_the_bound(kind, way, monkeypatch):
-    _force(monkeypatch, way)
+@pytest.mark.parametrize(("kind", "method"), [("linear", "ghost"), ("convolution", "ghost")])
+def test_planted_trust_in_what_cancelled_exceeds_the_bound(kind, method, monkeypatch):
+    _force(monkeypatch, method)
     monkeypatch.setattr(untrusted, "_untrusted", lambda uses, squares, sums: torch.zeros(3, 1).bool())
     assert _largest(kind, rest=0.0) > 2

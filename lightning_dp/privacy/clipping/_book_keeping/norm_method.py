@@ -21,7 +21,7 @@ from typing import Literal
 
 import torch
 
-Way = Literal["outer", "ghost", "direct", "keep"]
+NormMethod = Literal["outer", "ghost", "direct", "keep"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,9 @@ def machine(device: torch.device, dtype: torch.dtype) -> Machine:
     )
 
 
-def cheapest(*, units: int, tokens: int, outputs: int, inputs: int, itemsize: int, machine: Machine) -> Way:
+def cheapest(
+    *, units: int, tokens: int, outputs: int, inputs: int, itemsize: int, machine: Machine
+) -> NormMethod:
     """The cheapest way for one layer.
 
     Args:
@@ -73,7 +75,7 @@ def cheapest(*, units: int, tokens: int, outputs: int, inputs: int, itemsize: in
     grams = 16.0 * units * tokens * tokens
     moved = machine.flops_per_byte
     symmetric = 0.625 if tokens >= 64 else 1.0
-    costs: dict[Way, float] = {
+    costs: dict[NormMethod, float] = {
         "ghost": full * tokens * (1 / outputs + 1 / inputs) * machine.small_product * symmetric
         + full
         + (grams + narrow) * moved,
@@ -83,7 +85,7 @@ def cheapest(*, units: int, tokens: int, outputs: int, inputs: int, itemsize: in
     replaced = float(itemsize * units * tokens * (outputs + inputs))
     if gradients <= machine.keep_bytes_ratio * replaced:
         costs["keep"] = full * machine.small_product + 3 * gradients * moved
-    return min(costs, key=lambda way: costs[way])
+    return min(costs, key=lambda method: costs[method])
 
 
 def cheapest_of_convolution(
@@ -96,7 +98,7 @@ def cheapest_of_convolution(
     groups: int,
     bytes_replaced: int,
     machine: Machine,
-) -> Way:
+) -> NormMethod:
     """The cheapest way for one convolution; all counts are of one unit.
 
     Args:
