@@ -3,8 +3,8 @@
 Every module's forward is replaced for the time of the step: parameters are tracked views, as in a step that
 is clipped, and note where they meet units. What can't be followed inside a module (an operator without a
 rule, one that mixes units, a number that Python reads) makes the smallest module around it with units in and
-units out one that is run per unit, provided that this gives what the module gives for the whole batch: units that
-it really mixes are a finding.
+units out one that is run per unit, provided that this gives what the module gives for the whole batch: units
+that it really mixes are a finding.
 """
 
 from collections.abc import Callable
