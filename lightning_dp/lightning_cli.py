@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -115,7 +116,8 @@ def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
     options = {"parser_mode": interpolation.MODE, **strict}
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of how Lightning calls it
-    import_choices()
+    if any(argument.endswith(("help", "-h")) for argument in argv):
+        import_choices()
     before = sys.argv
     # LightningCLI warns about arguments that are handed over otherwise, and a strategy of several processes
     # starts them by this command again.
@@ -132,7 +134,8 @@ def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
                 warnings.filterwarnings("ignore", message=message)
             # Python hides it otherwise from whoever wrote the configuration.
             warnings.filterwarnings("default", message=".* is called .* now", category=DeprecationWarning)
-            return kind(
+            make = partial(
+                kind,
                 LightningModule,
                 LightningDataModule,
                 subclass_mode_model=True,
@@ -141,6 +144,11 @@ def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
                 auto_configure_optimizers=False,
                 parser_kwargs={"prog": "lightning-dp", **options, **dict.fromkeys(_SUBCOMMANDS, options)},
             )
+            try:
+                return make()
+            except ArgumentError:
+                import_choices()  # it may be for a class by its short name, known once it is imported
+                return make()
     except OmegaConfBaseException as error:
         raise ValueError(interpolation.explained(error, subcommand=subcommand)) from error
     except (ArgumentError, ValueError) as error:
