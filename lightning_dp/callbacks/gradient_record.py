@@ -1,4 +1,4 @@
-"""What diagnostics of gradients keep of a fit: shares of ‖g‖², quantiles of each step, and a pool of units."""
+"""What diagnostics of gradients keep: shares of ‖g‖², quantiles of each step, and a pool of units."""
 
 from collections.abc import Callable
 from typing import Any
