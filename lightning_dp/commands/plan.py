@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import math
 from typing import get_args
 
 from lightning_dp.privacy.plan import DeltaRule, PrivacyPlan, delta_of
+from lightning_dp.privacy.private_selection import NumberOfRuns, epsilon_of_best
 from lightning_dp.privacy.units import PrivacyUnit
 
 _EPILOG = """examples:
@@ -13,6 +15,8 @@ _EPILOG = """examples:
   what a given noise costs, per window and per event (one hour lies in 120 windows):
     lightning-dp plan --noise_multiplier 1 --delta 1e-5 --units 8521 --batch 512 --steps 400 \\
         --unit window --windows_per_event 120
+  and what a search would cost that publishes the best of 100 such runs, on average, and nothing else:
+    lightning-dp plan --epsilon 3 --delta 1e-4 --units 498 --batch 62 --steps 500 --best_of 100
 """
 
 
@@ -49,6 +53,14 @@ def main(argv: list[str]) -> int:
         metavar="M",
         help="windows that one time step lies in; also prints the ε of an event",
     )
+    parser.add_argument(
+        "--best_of",
+        type=float,
+        metavar="K",
+        help="also prints the ε of a search whose best run alone is released, where the number of runs is "
+        "drawn at random with this mean and kept secret, settings are drawn at random for each, and scores "
+        "depend on public data or on what a run released",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
 
@@ -67,8 +79,13 @@ def main(argv: list[str]) -> int:
         max_grad_norm=1.0,
         delta=delta_of(arguments.delta, num_units=arguments.units),
     )
+    number = None if arguments.best_of is None else NumberOfRuns.of_mean(arguments.best_of)
     facts = plan.to_dict()
     del facts["max_grad_norm"]  # ε does not depend on it
+    best = math.nan
+    if number is not None:
+        best = epsilon_of_best(plan.events(plan.num_steps), plan.delta, number=number)
+        facts["best_of"] = {"mean": arguments.best_of, "shape": number.shape, "epsilon": best}
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return 0
@@ -81,6 +98,11 @@ def main(argv: list[str]) -> int:
     print(f"num_steps         {plan.num_steps}")
     for name, epsilon in plan.epsilons().items():
         print(f"  ε per {name:<8}  {'undefined' if epsilon is None else f'{epsilon:.6g}'}")
+    if number is not None:
+        print(
+            f"best of {arguments.best_of:g} runs on average: ε = {best:.6g} per {arguments.unit}, "
+            f"{best / plan.epsilon:.3g} times one (truncated negative binomial, η = 0)"
+        )
     if plan.delta > 1 / arguments.units:
         print(f"warning: delta is above 1/{arguments.units}; take a smaller one")
     return 0

@@ -266,6 +266,23 @@ def _is_beyond(epsilon: float) -> bool:
     return _BEYOND < epsilon < math.inf
 
 
+def profile_of(
+    events: Sequence[Event], delta: float
+) -> tuple[Callable[[float], float], Callable[[np.ndarray], np.ndarray]]:
+    """Upper bounds of ε as a function of δ, and of δ as a function of ε ≥ 0, of all `events` together.
+
+    On the grid on which `epsilon_pld` settles at `delta`. Where no grid is tried δ is 1 and ε infinite.
+    """
+    interval, _ = grid_of(events, delta)
+    if not math.isfinite(interval):
+        return lambda _: math.inf, np.ones_like
+    total = _composed_pld(count_releases(events), interval)
+    return (
+        lambda at: float(total.get_epsilon_for_delta(at)),
+        lambda at: np.asarray(total.get_delta_for_epsilon(at), dtype=np.float64),
+    )
+
+
 @lru_cache(maxsize=256)
 def _settled(events: tuple[Event, ...], delta: float) -> tuple[float, float]:
     """ε, and the grid that it was found on."""
