@@ -100,7 +100,7 @@ def test_the_best_gaussian_is_never_worse_than_the_bound(shape: float, sigma: fl
     epsilon=st.floats(0, 3),
 )
 def test_any_two_neighbours_of_few_outcomes_keep_the_bound(shape, mean, weights, epsilon) -> None:
-    """Outcomes in the order of their scores, with exact chances; a neighbour's are e^(−2 … 2) times as likely."""
+    """Outcomes in the order of their scores, exact chances; a neighbour's are e^(−2 … 2) times as likely."""
     number = NumberOfRuns.of_mean(mean, shape=shape)
     one = np.array([weight for weight, _ in weights])
     other = one * np.exp([tilt for _, tilt in weights])
@@ -124,8 +124,8 @@ def test_any_two_neighbours_of_few_outcomes_keep_the_bound(shape, mean, weights,
 
 
 def test_a_hundred_trials_cost_less_than_two_and_a_half() -> None:
-    """At ε = 1, 3 and 8 of one run of 400 sampled steps."""
-    for sigma in (4.0, 1.6, 0.9):
+    """At ε = 4 and 10 of one run of 400 sampled steps."""
+    for sigma in (1.6, 0.9):
         events = [GaussianEvent(noise_multiplier=sigma, sampling_rate=0.06, steps=400)]
         one = epsilon_pld(events, 1e-5)
         best = epsilon_of_best(events, 1e-5, number=NumberOfRuns.of_mean(100))
