@@ -25,15 +25,7 @@ from lightning_dp.privacy.randomness import SecretRandomness
 from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.report import REPORT_NAME, json_ready, write_privacy_report
 from lightning_dp.privacy.report.document import SCHEMA, Composed
-from lightning_dp.privacy.report.facts import (
-    NOT_COVERED,
-    code_facts,
-    compose,
-    curve_of,
-    noise_of,
-    replace_one,
-    unit_in_words,
-)
+from lightning_dp.privacy.report.facts import NOT_COVERED, compose, facts_of_end, noise_of, unit_in_words
 from lightning_dp.privacy.report.readable import remove_readable, write_readable
 from lightning_dp.privacy.report.typed import to_json
 from lightning_dp.privacy.sampling import PoissonLoader
@@ -185,11 +177,16 @@ class FitAccount:
         plan = self.facts.plan
         seq, digest = self.charges.head
         charged = self.charges.charged if charged is None else charged
+        epsilon, end = plan.epsilon_after(charged), {}
+        if status != "running":
+            events = plan.events_of_weights(charged)
+            total = self.charges.total(events, epsilon=epsilon)
+            end = facts_of_end(events, delta=plan.delta, epsilon=epsilon, total=total)
         report = {
             "schema": SCHEMA,
             "kind": "fit",
             "status": status,
-            "epsilon_spent": plan.epsilon_after(charged),
+            "epsilon_spent": epsilon,
             "steps_charged": charged,
             "composition": to_json(self._composition(charged)),
             "mechanisms": self._mechanisms(charged),
@@ -197,9 +194,9 @@ class FitAccount:
             "ledger_seq": seq,
             "ledger_hash": digest,
             "spot_check": self.spot_check.to_dict(),
-            "audit": self.audit.to_dict(plan.epsilon_after(charged)),
+            "audit": self.audit.to_dict(epsilon),
             **self._facts_of_report,
-            **(self._facts_of_end(charged) if status != "running" else {}),
+            **end,
         }
         path = self.folder / REPORT_NAME
         remove_readable(path)  # of an earlier fit into this folder: it claims less from now on
@@ -227,25 +224,12 @@ class FitAccount:
             "not_covered": list(NOT_COVERED),
         }
 
-    def _facts_of_end(self, charged: int) -> dict[str, object]:
-        """What takes a while, so that no fit waits for it before its first step."""
-        plan = self.facts.plan
-        epsilon, events = plan.epsilon_after(charged), plan.events_of_weights(charged)
-        return {
-            "curve": to_json(curve_of(events, delta=plan.delta, epsilon=epsilon)),
-            "replace_one": to_json(replace_one(epsilon, plan.delta)),
-            "total": to_json(self.charges.total(events, epsilon=epsilon)),
-            "code": to_json(code_facts()),
-        }
-
     def _composition(self, steps: int) -> list[Composed]:
         """The same as `_mechanisms`, in words."""
         plan, unit = self.facts.plan, self.facts.unit.name
         own = {"dataset": self.facts.dataset, "unit": unit}
         return [
-            *compose(
-                plan.earlier, released="in earlier fits of these weights", runs=self.before.runs, **own
-            ),
+            *compose(plan.earlier, released="in earlier fits of these weights", runs=self.before.runs, **own),
             *(
                 one
                 for preparation in self.facts.preparations

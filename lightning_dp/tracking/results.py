@@ -21,8 +21,8 @@ from lightning_dp.privacy.ledger import LedgerError
 from lightning_dp.privacy.report import REPORT_NAME
 from lightning_dp.tracking.account import Account, read_account
 from lightning_dp.tracking.figures import quality_against_epsilon
+from lightning_dp.tracking.layout import RESULTS_NAME
 
-RESULTS_NAME = "results.json"
 PRIVATE_PREFIX = "nonprivate/"
 # The task has tables of its own; what a selection came to is an outcome, which may change with the seed.
 _NO_SETTINGS = {"task", "trainable_parameters"}
@@ -186,6 +186,16 @@ def read_result(folder: Path, *, account: Account | None = None) -> RunResult:
         scores=scores,
         baselines=dict(baselines),
     )
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """What results.json of a run says, for a card; {} where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = folder / RESULTS_NAME
+    return _content(path) if path.is_file() else {}
 
 
 _FORMS: dict[str, tuple[type, ...]] = {

@@ -19,7 +19,8 @@ from lightning_dp.privacy.accounting import (
     events_of_counts,
 )
 from lightning_dp.privacy.noise import GaussianNoise, NoiseSource
-from lightning_dp.privacy.report.document import Code, Composed, CurvePoint, Noise, ReplaceOne
+from lightning_dp.privacy.report.document import Code, Composed, CurvePoint, Noise, ReplaceOne, Total
+from lightning_dp.privacy.report.typed import to_json
 from lightning_dp.privacy.secure_noise import SecureGaussianNoise
 
 DELTAS = tuple(10.0**-power for power in range(11, 0, -1))
@@ -41,6 +42,28 @@ ROWS_READ = (
     "The rows that predictions continue or complete: they were read as they are, and none of their readings "
     "is in the file."
 )
+
+
+def facts_of_end(
+    events: Sequence[Event], *, delta: float, epsilon: float, total: Total | None
+) -> dict[str, object]:
+    """JSON of what takes some tenths of a second, so that no run waits for it before its first step.
+
+    Args:
+        events: everything that ε counts.
+        delta, epsilon: the headline.
+        total: of all runs on the account.
+    """
+    return {
+        "curve": to_json(curve_of(events, delta=delta, epsilon=epsilon)),
+        "replace_one": to_json(replace_one(epsilon, delta)),
+        "total": to_json(total),
+        "code": to_json(code_facts()),
+    }
+
+
+OF_END = ("curve", "replace_one", "total", "code")
+"""The fields of `facts_of_end`, which a report of a running run lacks."""
 
 
 def unit_in_words(name: str, description: str) -> str:
