@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from html import escape
 
 from lightning_dp.privacy.report.document import CurvePoint
+from lightning_dp.privacy.report.sections import bound
 
 _WIDTH, _HEIGHT = 640, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 18, 22, 44
@@ -44,11 +45,13 @@ def to_svg(curve: Sequence[CurvePoint], *, delta: float | None) -> str:
     for point in points:
         if point.delta == delta:
             x, y = place(point)
-            side, anchor = (-10, "end") if x > _WIDTH * 0.7 else (10, "start")
+            # ε falls with δ: above it on the right and below it on the left there is room.
+            left = x > _WIDTH * 0.7
+            across, down, anchor = (-10, 20, "end") if left else (10, -9, "start")
             parts.append(f'<circle class="headline" cx="{x:.1f}" cy="{y:.1f}" r="6"/>')
             parts.append(
-                f'<text class="headline" x="{x + side:.1f}" y="{y - 9:.1f}" text-anchor="{anchor}">'
-                f"ε = {point.epsilon:.4g} at δ = {point.delta:.4g}</text>"
+                f'<text class="headline" x="{x + across:.1f}" y="{y + down:.1f}" text-anchor="{anchor}">'
+                f"ε = {bound(point.epsilon)} at δ = {point.delta:.4g}</text>"
             )
     parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">δ</text>')
     parts.append(f'<text x="{_LEFT - 8}" y="12" text-anchor="end">ε</text>')

@@ -14,7 +14,7 @@ from typing import Any, Self, get_type_hints
 from lightning_dp.privacy.accounting import count_releases, event_from_dict
 from lightning_dp.privacy.report.typed import about, read, to_json
 
-SCHEMA = "privacy_report/1"
+SCHEMA = "privacy-report-1"
 """Form of the reports that this version writes; a report without one is of an older version."""
 
 

@@ -6,6 +6,7 @@ Neither of them reads the report itself, so they can't say different things.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from lightning_dp.privacy.report.document import Composed, PrivacyReport
@@ -58,9 +59,9 @@ def headline_of(report: PrivacyReport) -> str:
     """ε, δ and unit in one line.
 
     >>> headline_of(PrivacyReport(epsilon_spent=7.99612, delta=1e-5, unit="window"))
-    'ε = 7.996 at δ = 1e-05 per window'
+    'ε = 7.997 at δ = 1e-05 per window'
     """
-    text = f"ε = {number(report.headline)}"
+    text = f"ε = {bound(report.headline)}"
     if math.isinf(report.headline) or report.delta is None:
         return text
     return f"{text} at δ = {number(report.delta)}" + (f" per {report.unit}" if report.unit else "")
@@ -105,6 +106,20 @@ def number(value: float | None) -> str:
     return "∞" if math.isinf(value) else f"{value:.4g}"
 
 
+def bound(value: float | None) -> str:
+    """An upper bound for people: four digits, never below the value.
+
+    >>> bound(8.00001), bound(8.0), bound(12345.6), bound(math.inf)
+    ('8.001', '8', '12350', '∞')
+    """
+    if value is None or math.isinf(value) or value == 0:
+        return number(value)
+    digits = 3 - math.floor(math.log10(value))
+    # Of the decimal that Python shows, so that 8.0 stays 8 whatever its binary fraction is.
+    rounded = Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_CEILING)
+    return f"{rounded.normalize():f}"
+
+
 def _lines(*pairs: tuple[str, Any]) -> tuple[tuple[str, str], ...]:
     """Those that have a value, as text."""
     return tuple((name, _text(value)) for name, value in pairs if value is not None)
@@ -131,15 +146,15 @@ def _guarantee(report: PrivacyReport) -> Section:
             ("Unit", report.unit_description),
             ("Units in the train set", report.num_units),
             *(
-                (f"ε per {unit}, at the end of the plan", number(epsilon))
+                (f"ε per {unit}, at the end of the plan", bound(epsilon))
                 for unit, epsilon in (report.epsilon_of_unit or {}).items()
             ),
             (
                 "Replacing one unit",
-                replace and f"at most ε = {number(replace.epsilon)} at δ = {number(replace.delta)}",
+                replace and f"at most ε = {bound(replace.epsilon)} at δ = {bound(replace.delta)}",
             ),
             ("Accountant", report.accountant),
-            ("By Rényi composition, as a check", report.epsilon_rdp),
+            ("By Rényi composition, as a check", report.epsilon_rdp and bound(report.epsilon_rdp)),
         ),
     )
 
@@ -147,7 +162,7 @@ def _guarantee(report: PrivacyReport) -> Section:
 def _curve(report: PrivacyReport) -> Section:
     if not report.curve:
         return Section(title="")
-    rows = tuple((number(point.delta), number(point.epsilon)) for point in report.curve)
+    rows = tuple((number(point.delta), bound(point.epsilon)) for point in report.curve)
     return Section(title="ε at other δ", curve=True, table=Table(columns=("δ", "ε"), rows=rows))
 
 
@@ -212,7 +227,7 @@ def _total(report: PrivacyReport) -> Section:
         title="All runs on this data set, when this was written",
         lines=_lines(
             ("Account", f"{total.dataset}, per {total.unit}"),
-            ("ε of everything charged", f"{number(total.epsilon)} at δ = {number(total.delta)}, or less"),
+            ("ε of everything charged", f"{bound(total.epsilon)} at δ = {number(total.delta)}, or less"),
             ("Runs", total.runs),
             ("Up to ledger entry", total.entry),
             ("Limit", "none" if total.limit_epsilon is None else number(total.limit_epsilon)),
@@ -238,11 +253,23 @@ def _checked(report: PrivacyReport) -> Section:
     return Section(
         title="Checks while training, and audit",
         lines=_lines(
-            ("Audit", report.audit),
-            ("Spot check", report.spot_check),
+            *_audit(report.audit),
+            *(
+                (f"Spot check, {name.replace('_', ' ')}", value)
+                for name, value in (report.spot_check or {}).items()
+            ),
             ("Compared, when this was made of the run", report.checks),
         ),
     )
+
+
+def _audit(audit: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
+    """Each figure on a line of its own; those of a second estimator after it."""
+    for name, value in (audit or {}).items():
+        if isinstance(value, Mapping):
+            yield from ((f"{title}, {name.replace('_', ' ')}", one) for title, one in _audit(value))
+        else:
+            yield f"Audit, {name.replace('_', ' ')}", value
 
 
 def _ledger(report: PrivacyReport) -> Section:
