@@ -153,12 +153,27 @@ def _read(path: Path) -> dict[str, Any]:
     import json
 
     try:
-        report = json.loads(path.read_bytes())
-    except ValueError as error:
+        report = json.loads(path.read_bytes(), object_pairs_hook=_once)
+    except _Twice as error:
+        raise ValueError(f"says {error} twice, so that readers may differ in what it claims.") from error
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"is damaged ({type(error).__name__}), so it says nothing.") from error
     if not isinstance(report, dict):
         raise ValueError(f"holds a {type(report).__name__} and no report.")
     return report
+
+
+class _Twice(ValueError):
+    """A field that an object has more than once."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _Twice(name)
+        found[name] = value
+    return found
 
 
 def _check_claim(report: Mapping[str, Any]) -> list[str]:
@@ -200,9 +215,7 @@ def _check_ledger(
             return
         if signer is not None and signer not in compared.examination.keys:
             findings.append(f"{path} was signed by key {signer[:16]}…, which is none of the ledger's.")
-        runs = {str(report.get("run"))}
-        for one in report.get("composition") or ():
-            runs |= set(one["runs"])  # earlier fits of the same weights
+        runs = {str(report.get("run")), *_earlier_runs(report, ledger)}
         events: list[Event] = []
         for key, (_, by_run) in ledger.charges_of(sorted(runs)).items():
             own = [run for run in by_run if run == report.get("run") or list(key) == _account(report)]
@@ -227,6 +240,16 @@ def _check_ledger(
         said.append(
             "The run was charged to another ledger than the one that runs use where nobody names one."
         )
+
+
+def _earlier_runs(report: Mapping[str, Any], ledger: "Ledger") -> set[str]:
+    """Earlier fits of the same weights: those that the report names, and that the run told the ledger of."""
+    runs = {run for one in report.get("composition") or () for run in one["runs"]}
+    for entry in ledger.entries():
+        if entry.run == report.get("run"):
+            for seen in entry.detail.get("facts", {}).get("weights_seen", ()):
+                runs |= set(seen.get("runs", ()))
+    return runs
 
 
 def _account(report: Mapping[str, Any]) -> list[Any]:

@@ -41,7 +41,9 @@ def check_files(folder: Path, report: Mapping[str, Any]) -> list[str]:
     if not isinstance(listed, Mapping):
         return []
     there = _files(folder, listed=listed)
+    links = sorted(path for path in folder.rglob("*") if path.is_symlink())
     return [
+        *(f"{path} is a link, and what this report speaks of are files" for path in links),
         *(
             f"{folder / name} is missing, of which this report speaks"
             for name in sorted(set(listed) - set(there))
