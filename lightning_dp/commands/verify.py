@@ -82,6 +82,7 @@ def _is_run(path: Path) -> bool:
 
 def _examine(path: Path, *, ledger: str | None, with_ledger: bool) -> tuple[list[str], list[str]]:
     """What was checked, and what is wrong."""
+    from lightning_dp.privacy.ledger import LedgerError
     from lightning_dp.privacy.ledger.signed_report import ReportChanged, signature_in_words, signer_of
     from lightning_dp.tracking.account import ledger_at_hand, read_account
     from lightning_dp.tracking.sealed import check_files
@@ -107,7 +108,7 @@ def _examine(path: Path, *, ledger: str | None, with_ledger: bool) -> tuple[list
             said.append(read_account(folder).sentence)
         else:
             said += _check_claim(report)
-    except ValueError as error:
+    except (ValueError, LedgerError) as error:
         findings.append(str(error))
     chosen = ledger_at_hand(folder, ledger)
     if with_ledger:
@@ -229,7 +230,10 @@ def _check_ledger(
     except (KeyError, TypeError, AttributeError) as error:
         findings.append(f"{path} has a field of another form than reports have ({error}).")
         return
-    except (LedgerError, ValueError) as error:
+    except LedgerError as error:
+        findings += [str(error)] if str(error) not in findings else []
+        return
+    except ValueError as error:
         findings.append(f"{path}: {error}.")
         return
     elsewhere = " (not the default one)" if ledger.is_elsewhere else ""
