@@ -317,6 +317,7 @@ class DifferentialPrivacy(Callback):
             pieces=partial(content_pieces, self._fit.loader.dataset, datamodule=datamodule_of(trainer)),
             reserve_steps=self.reserve_steps,
             public_start=self.public_start,
+            noise=self._noise,
             spot_check=self._spot_check,
             audit=self._audit,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_dp.callbacks.audit_canaries import AuditCanaries
 from lightning_dp.callbacks.planned_fit import PlannedFit
@@ -18,11 +19,17 @@ from lightning_dp.fit.facts import FitFacts
 from lightning_dp.privacy.accounting import event_to_dict
 from lightning_dp.privacy.charging import StepCharges
 from lightning_dp.privacy.ledger import Ledger
+from lightning_dp.privacy.noise import NoiseSource
 from lightning_dp.privacy.preflight import Accepted
 from lightning_dp.privacy.randomness import SecretRandomness
 from lightning_dp.privacy.ranks import Ranks
-from lightning_dp.privacy.report import json_ready, write_privacy_report
+from lightning_dp.privacy.report import REPORT_NAME, json_ready, write_privacy_report
+from lightning_dp.privacy.report.document import SCHEMA, Composed
+from lightning_dp.privacy.report.facts import NOT_COVERED, compose, facts_of_end, noise_of, unit_in_words
+from lightning_dp.privacy.report.readable import remove_readable, write_readable
+from lightning_dp.privacy.report.typed import to_json
 from lightning_dp.privacy.sampling import PoissonLoader
+from lightning_dp.privacy.secure_noise import SecureGaussianNoise
 
 
 @final
@@ -38,6 +45,7 @@ class FitAccount:
         before: what the weights had seen.
         folder: of the privacy report.
         ranks: the first one writes.
+        noise: the source that training draws from.
         spot_check, audit: report what they looked at.
     """
 
@@ -48,6 +56,7 @@ class FitAccount:
     before: Before
     folder: Path
     ranks: Ranks
+    noise: NoiseSource
     spot_check: SpotCheck
     audit: AuditCanaries
 
@@ -65,6 +74,7 @@ class FitAccount:
         pieces: Callable[[], Iterator[bytes] | None],
         reserve_steps: int,
         public_start: str | None,
+        noise: NoiseSource,
         spot_check: SpotCheck,
         audit: AuditCanaries,
     ) -> "FitAccount":
@@ -80,7 +90,7 @@ class FitAccount:
             ledger: that pays.
             pieces: what the data is made of, or None where it has no such hook; called once.
             reserve_steps, public_start: see `DifferentialPrivacy`.
-            spot_check, audit: of the fit.
+            noise, spot_check, audit: of the fit.
 
         Raises:
             ValueError: no ε could be stated for these weights.
@@ -127,6 +137,7 @@ class FitAccount:
             before=before,
             folder=folder,
             ranks=fit.ranks,
+            noise=noise,
             spot_check=spot_check,
             audit=audit,
         )
@@ -155,7 +166,7 @@ class FitAccount:
         return charged
 
     def report(self, *, status: str, charged: int | None = None) -> None:
-        """Write the privacy report, on the first rank.
+        """Write the privacy report, on the first rank; at the end with ε(δ) and the pages that show it.
 
         Args:
             status: running, interrupted or finished.
@@ -166,27 +177,76 @@ class FitAccount:
         plan = self.facts.plan
         seq, digest = self.charges.head
         charged = self.charges.charged if charged is None else charged
+        epsilon, end = plan.epsilon_after(charged), {}
+        if status != "running":
+            events = plan.events_of_weights(charged)
+            total = self.charges.total(events, epsilon=epsilon)
+            end = facts_of_end(events, delta=plan.delta, epsilon=epsilon, total=total)
         report = {
+            "schema": SCHEMA,
+            "kind": "fit",
             "status": status,
-            "epsilon_spent": plan.epsilon_after(charged),
+            "epsilon_spent": epsilon,
             "steps_charged": charged,
+            "composition": to_json(self._composition(charged)),
             "mechanisms": self._mechanisms(charged),
             "run": self.run,
             "ledger_seq": seq,
             "ledger_hash": digest,
             "spot_check": self.spot_check.to_dict(),
-            "audit": self.audit.to_dict(plan.epsilon_after(charged)),
+            "audit": self.audit.to_dict(epsilon),
             **self._facts_of_report,
+            **end,
         }
-        write_privacy_report(self.folder, self.charges.signed(report))
+        path = self.folder / REPORT_NAME
+        remove_readable(path)  # of an earlier fit into this folder: it claims less from now on
+        content = self.charges.signed(report)
+        write_privacy_report(self.folder, content)
+        if status != "running":
+            try:
+                write_readable(path, content)
+            except OSError as error:  # the report itself is there, and a fit's end has more to save
+                rank_zero_warn(f"the privacy report could not be shown as HTML and Markdown: {error}")
 
     @cached_property
     def _facts_of_report(self) -> dict[str, object]:
+        unit = self.facts.unit
+        noise = [noise_of(self.noise, of="training")]
+        if self.facts.preparations:
+            noise.append(noise_of(SecureGaussianNoise, of="releases before training"))
         return {
             **self.facts.plan.to_dict(),
+            "dataset": self.facts.dataset,
+            "unit_in_words": unit_in_words(unit.name, unit.description),
+            "noise": to_json(noise),
             "accepted_findings": [one.to_dict() for one in self.accepted],
             "weights_seen": self.before.report,
+            "not_covered": list(NOT_COVERED),
         }
+
+    def _composition(self, steps: int) -> list[Composed]:
+        """The same as `_mechanisms`, in words."""
+        plan, unit = self.facts.plan, self.facts.unit.name
+        own = {"dataset": self.facts.dataset, "unit": unit}
+        return [
+            *compose(plan.earlier, released="in earlier fits of these weights", runs=self.before.runs, **own),
+            *(
+                one
+                for preparation in self.facts.preparations
+                for one in compose(
+                    [preparation.mechanism.event],
+                    released=f"{type(preparation).__name__}, before the first step",
+                    runs=[self.run],
+                    **own,
+                )
+            ),
+            *compose(
+                [plan.event(steps)],
+                released="the sum of a batch's clipped gradients, with noise, at each step",
+                runs=[self.run],
+                **own,
+            ),
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs to find its account; never the state of the noise."""

@@ -16,11 +16,13 @@ class Before:
     Attributes:
         events: what earlier private runs of these weights charged to the fit's own account; the fit's ε
             is that of these and its own together.
+        runs: that charged these.
         report: for the privacy report, JSON-ready but for an infinite ε: every other account with its ε,
             every data set that somebody answers for.
     """
 
     events: tuple[Event, ...] = ()
+    runs: tuple[str, ...] = ()
     report: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -71,13 +73,14 @@ def account_for(
     if not runs:
         return Before(report=report)
     events: tuple[Event, ...] = ()
+    own: tuple[str, ...] = ()
     for (name, its_unit), (delta, charged) in ledger.charges_of(runs).items():
         spent = [event for one in charged.values() for event in one]
         entry: dict[str, Any] = {"dataset": name, "unit": its_unit, "delta": delta, "runs": list(charged)}
         if (name, its_unit) == (dataset, unit):
-            events = tuple(spent)
+            events, own = tuple(spent), tuple(charged)
         report.append({**entry, "epsilon": epsilon_pld(spent, delta)})
-    return Before(events=events, report=report)
+    return Before(events=events, runs=own, report=report)
 
 
 def _paid(origin: Origin, *, ledger: Ledger) -> bool:

@@ -19,7 +19,9 @@ def main(argv: list[str]) -> int:
             "  FOLDER/text_encoder/, or                  what embeds captions or classes, where that is\n"
             "  FOLDER/embedder.safetensors               no part of the UNet\n"
             "and of both:\n"
-            "  FOLDER/privacy.json                       what may be claimed of them\n\n"
+            "  FOLDER/privacy.json                       what may be claimed of them; to be read as\n"
+            "  FOLDER/privacy_report.html, .md           a page\n"
+            "  FOLDER/README.md                          a model card, for you to complete\n\n"
             "Weights are what the run's ε speaks of, so writing and using them costs no further ε. Those of\n"
             "a Stable Diffusion checkpoint are used with the folder that the run was trained on:\n"
             "  pipeline = StableDiffusionPipeline.from_pretrained(CHECKPOINT)\n"
@@ -45,6 +47,8 @@ def main(argv: list[str]) -> int:
     from lightning_dp.privacy.report import write_privacy_report
     from lightning_dp.runs.abilities import WeightExporter
     from lightning_dp.runs.load import load_run
+    from lightning_dp.tracking.cards import CARD, write_model_card
+    from lightning_dp.tracking.results import results_of
     from lightning_dp.tracking.sealed import seal_folder
 
     run = load_run(arguments.run)
@@ -60,6 +64,8 @@ def main(argv: list[str]) -> int:
     write_privacy_report(arguments.output, run.to_dict())  # before what it speaks of
     for line in module.export_weights(arguments.output):
         print(f"weights  {line}")
-    seal_folder(arguments.output, sign=run.account.signed)
+    report = {**run.to_dict(), "kind": "export"}
+    write_model_card(arguments.output / CARD, report, results=results_of(arguments.run), library="diffusers")
+    seal_folder(arguments.output, sign=run.account.signed, kind="export")
     print(f"privacy  {arguments.output / 'privacy.json'}\n{run.account.sentence}")
     return 0

@@ -81,7 +81,9 @@ def write(module: Any, folder: Path, *, config: str) -> None:
     import torch
 
     from lightning_dp.images.export import check_empty
-    from lightning_dp.privacy.report import write_privacy_report
+    from lightning_dp.privacy.report import REPORT_NAME, write_privacy_report
+    from lightning_dp.privacy.report.document import SCHEMA
+    from lightning_dp.privacy.report.readable import write_readable
     from lightning_dp.tracking.account import UNTRAINED
     from lightning_dp.tracking.layout import CHECKPOINT
 
@@ -96,14 +98,16 @@ def write(module: Any, folder: Path, *, config: str) -> None:
     (folder / CHECKPOINT).parent.mkdir(parents=True)
     torch.save(checkpoint, folder / CHECKPOINT)
     (folder / "config.yaml").write_text(config)
-    write_privacy_report(
-        folder,
-        {
-            "status": "finished",
-            "epsilon": 0.0,
-            "epsilon_spent": 0.0,
-            "epsilon_of_unit": {},
-            UNTRAINED: True,
-            "note": "public weights as they are: no private row was read",
-        },
-    )
+    content = {
+        "schema": SCHEMA,
+        "kind": "public weights",
+        "status": "finished",
+        "epsilon": 0.0,
+        "epsilon_spent": 0.0,
+        "epsilon_of_unit": {},
+        UNTRAINED: True,
+        "note": "public weights as they are: no private row was read",
+        "unsigned": "nothing was charged to a ledger",
+    }
+    write_privacy_report(folder, content)
+    write_readable(folder / REPORT_NAME, content)

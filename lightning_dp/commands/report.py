@@ -8,7 +8,14 @@ from pathlib import Path
 from lightning_dp.tracking.gradient_figures import norms_ratio
 from lightning_dp.tracking.gradient_ratios import ratio_tables, read_diagnostics
 from lightning_dp.tracking.paired import TooManyPairs, paired_tests
-from lightning_dp.tracking.results import compare, figure, metrics_in_order, read_results, repeated_seeds
+from lightning_dp.tracking.results import (
+    compare,
+    figure,
+    metrics_in_order,
+    read_results,
+    repeated_seeds,
+    unsigned_reports,
+)
 from lightning_dp.tracking.tables import Table, comparison_tables, latex, markdown, paired_table, shortened
 
 _FORMATS = {"markdown": markdown, "latex": latex}
@@ -57,7 +64,7 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"no run has the metric {name!r}; choose one of {', '.join(metrics) or 'none'}")
     rows = compare(results)
     tables = comparison_tables(rows, only=arguments.columns)
-    sentences = damaged + repeated_seeds(rows)
+    sentences = damaged + unsigned_reports(results) + repeated_seeds(rows)
     try:
         if tests := paired_tests(results, metric=metric):
             tables.append(paired_table(tests, metric=metric))

@@ -83,6 +83,8 @@ def records_of(runs: Sequence[NamedFolder]) -> list[dict[str, Any]]:
             result, report = None, account.report if not isinstance(error, TypeError | AttributeError) else {}
             record = _record(run, None, problem=problem, report=report)
         record["refused"] = refused
+        if signature := account.checks.get("signature"):
+            record["privacy"]["signature"] = signature
         records.append(record)
         if result is not None:
             finished.append(record)

@@ -1,6 +1,6 @@
 """Pays for the votes of one run, one at a time, and never for more than the plan holds."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -9,7 +9,9 @@ import numpy as np
 from lightning_dp.evolution.plan import VotesPlan
 from lightning_dp.privacy.accounting import Event
 from lightning_dp.privacy.ledger import Ledger, LedgerError, identify
+from lightning_dp.privacy.ledger.account import total_for_report
 from lightning_dp.privacy.release import PerUnit, VoteCounts
+from lightning_dp.privacy.report.document import Total
 
 
 class VotesAccount:
@@ -27,6 +29,7 @@ class VotesAccount:
 
     Attributes:
         run: its id.
+        dataset: as the ledger spells it.
         spent: votes charged to the run so far.
         head: (seq, hash) of its last entry.
         identity: what reports say of the ledger and the data's content.
@@ -62,6 +65,8 @@ class VotesAccount:
         # Rows are read after the first vote was charged, so there is nothing yet to compare a content with.
         self.identity = identify(ledger, dataset=dataset, pieces=None)
         self._ledger = ledger
+        self.dataset = ledger.name_of(dataset)
+        self._unit = unit
         self._lease = ledger.open_run(dataset, unit=unit, run=run, parent=parent, plan=planned)
         self.head = self._lease.head
 
@@ -73,6 +78,17 @@ class VotesAccount:
     def signed(self, report: Mapping[str, Any]) -> dict[str, Any]:
         """A report with what it says of the ledger, and the signature of who signs that."""
         return self._ledger.sign_report({**report, **self.identity, "ledger_proof": self._lease.proof})
+
+    def total(self, events: Sequence[Event], *, epsilon: float) -> Total | None:
+        """All runs on the account now, for a report whose own ε counts these events."""
+        return total_for_report(
+            self._ledger,
+            dataset=self.dataset,
+            unit=self._unit,
+            delta=self._plan.delta,
+            events=events,
+            epsilon=epsilon,
+        )
 
     def vote(self, ballots: Callable[[], PerUnit], *, num_options: int) -> np.ndarray:
         """Charge one vote, then read the ballots and return the noisy counts, (num_options,).

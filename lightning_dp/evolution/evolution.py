@@ -30,15 +30,31 @@ from lightning_dp.evolution.task import EvolutionTask
 from lightning_dp.evolution.voting import nearest, per_unit
 from lightning_dp.privacy.accounting import event_to_dict
 from lightning_dp.privacy.ledger import Ledger, LedgerError
+from lightning_dp.privacy.plan import RELATION
 from lightning_dp.privacy.release import PerUnit
 from lightning_dp.privacy.report import (
+    REPORT_NAME,
     json_ready,
     read_privacy_report,
     replace_text,
     write_privacy_report,
 )
+from lightning_dp.privacy.report.document import SCHEMA
+from lightning_dp.privacy.report.facts import (
+    NOT_COVERED,
+    OF_END,
+    compose,
+    facts_of_end,
+    noise_of,
+    unit_in_words,
+)
+from lightning_dp.privacy.report.readable import remove_readable, write_readable
+from lightning_dp.privacy.report.typed import to_json
+from lightning_dp.privacy.secure_noise import SecureGaussianNoise
 from lightning_dp.tracking.folder_lock import make_run_folder
+from lightning_dp.tracking.layout import SAMPLES
 from lightning_dp.tracking.run_folder import environment
+from lightning_dp.tracking.sealed import seal_folder
 
 _LOOKAHEAD = 1
 """Sets the randomness of lookahead before a vote apart from that of the children after it."""
@@ -144,6 +160,8 @@ class PrivateEvolution:
             raise
         self._report(account, status="finished")
         self._finish(population)
+        if (self._folder / SAMPLES.parent / REPORT_NAME).is_file():
+            seal_folder(self._folder / SAMPLES.parent, sign=account.signed, kind="samples")
         self._write_results()
 
     def _evolve(self, state: State, account: VotesAccount) -> Population:
@@ -251,7 +269,10 @@ class PrivateEvolution:
                 owners=rows.owners,
                 num_units=rows.unit.num_units,
             )
-            self._facts = self.plan.to_dict(rows.unit)
+            self._facts = {
+                **self.plan.to_dict(rows.unit),
+                "unit_in_words": unit_in_words(rows.unit.name, rows.unit.description),
+            }
         own = self._electorate
         votes = nearest(
             own.embedded,
@@ -281,18 +302,43 @@ class PrivateEvolution:
     def _report(self, account: VotesAccount, *, status: str, votes: int | None = None) -> None:
         seq, digest = account.head
         charged = account.spent if votes is None else votes
+        epsilon, event = self.plan.epsilon_after(charged), self.plan.event(charged)
         # A process that takes no vote has not read N, but finds it in the report of the one that did.
         facts = self._facts or read_privacy_report(self._folder)
+        composition = compose(
+            [event],
+            released="for every candidate, how many units vote for it, with noise, in each iteration",
+            dataset=account.dataset,
+            unit=self._task.unit_name,
+            runs=[account.run],
+        )
         spent = {
+            "schema": SCHEMA,
+            "kind": "evolution",
             "status": status,
-            "epsilon_spent": self.plan.epsilon_after(charged),
+            "epsilon_spent": epsilon,
+            "delta": self.plan.delta,
+            "unit": self._task.unit_name,
+            "relation": RELATION,
             "steps_charged": charged,
-            "mechanisms": [event_to_dict(self.plan.event(charged))],
+            "composition": to_json(composition),
+            "mechanisms": [event_to_dict(event)],
+            "noise": to_json([noise_of(SecureGaussianNoise, of="votes")]),
+            "dataset": account.dataset,
             "run": account.run,
             "ledger_seq": seq,
             "ledger_hash": digest,
+            "not_covered": list(NOT_COVERED),
         }
-        write_privacy_report(self._folder, account.signed({**facts, **spent}))
+        if status != "running":
+            total = account.total([event], epsilon=epsilon)
+            spent |= facts_of_end([event], delta=self.plan.delta, epsilon=epsilon, total=total)
+        path = self._folder / REPORT_NAME
+        remove_readable(path)  # they claim less from now on
+        content = account.signed({**{n: v for n, v in facts.items() if n not in OF_END}, **spent})
+        write_privacy_report(self._folder, content)
+        if status != "running":
+            write_readable(path, content)
 
     def _log(self, population: Population, account: VotesAccount, *, iteration: int) -> None:
         """One line of metrics.csv, from noisy votes."""

@@ -12,11 +12,15 @@ from torch import Tensor
 
 from lightning_dp.images.data.dataset import to_bytes
 from lightning_dp.images.run import image_data, image_sampler
-from lightning_dp.privacy.report import replace_text, write_privacy_report
+from lightning_dp.privacy.report import read_privacy_report, replace_text, write_privacy_report
+from lightning_dp.privacy.report.document import PrivacyReport
+from lightning_dp.privacy.report.sections import headline_of
 from lightning_dp.runs.abilities import SampleRequest
 from lightning_dp.runs.load import load_run
 from lightning_dp.runs.loaded_run import LoadedRun
-from lightning_dp.tracking.sealed import seal_folder
+from lightning_dp.tracking.cards import CARD, write_data_card
+from lightning_dp.tracking.croissant import NAME as CROISSANT, file_object, image_set, write_croissant
+from lightning_dp.tracking.sealed import seal_folder, sha256_of
 
 Format = Literal["png", "npz"]
 
@@ -159,7 +163,7 @@ def write_finished(request: SampleRequest, *, run: LoadedRun, class_names: Seque
 
 
 def _sealed(folder: Path, number: int, *, run: LoadedRun) -> list[str]:
-    seal_folder(folder, sign=run.account.signed)
+    seal_folder(folder, sign=run.account.signed, kind="samples")
     return [f"images   {folder} ({number})", f"privacy  {folder / 'privacy.json'}", run.account.sentence]
 
 
@@ -201,15 +205,43 @@ def export_images(
     pixels = images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
     if file_format == "npz":
         np.savez_compressed(out / "train.npz", images=pixels, labels=labels)
-        return out
-    digits = len(str(len(pixels) - 1))
-    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-        # A class's name may be anything; a folder's may not.
-        name = class_names[label].replace("/", "_") if label >= 0 else "unlabelled"
-        folder = out / "train" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{number:0{digits}d}.png")
+    else:
+        digits = len(str(len(pixels) - 1))
+        for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+            # A class's name may be anything; a folder's may not.
+            name = class_names[label].replace("/", "_") if label >= 0 else "unlabelled"
+            folder = out / "train" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{number:0{digits}d}.png")
+    if report:
+        _describe(out, report, number=len(images), file_format=file_format)
     return out
+
+
+def _describe(out: Path, report: Mapping[str, Any], *, number: int, file_format: Format) -> None:
+    """The data card and the Croissant metadata of written images."""
+    content = read_privacy_report(out)
+    headline = headline_of(PrivacyReport.of(content))
+    about = f"{number:,} synthetic images, drawn by lightning-dp from what it learnt of the private data."
+    write_data_card(
+        out / CARD,
+        content,
+        title=f"Synthetic images after {report.get('dataset', 'a private data set')}",
+        about=about,
+        files=() if file_format == "npz" else ("train/**/*.png",),
+    )
+    path = out / "train.npz"
+    files = (
+        [file_object(path.name, sha256=sha256_of(path), size=path.stat().st_size)]
+        if file_format == "npz"
+        else [image_set("train/*/*.png")]
+    )
+    write_croissant(
+        out / CROISSANT,
+        name="synthetic images",
+        description=f"{about} {headline}.",
+        distribution=files,
+    )
 
 
 def check_empty(out: Path) -> None:

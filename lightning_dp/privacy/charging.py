@@ -1,13 +1,15 @@
 """Pays for training steps ahead of time, a handful at once, and never for more than the plan holds."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning_dp.privacy.accounting import Event, GaussianEvent
 from lightning_dp.privacy.ledger import Lease, Ledger, LedgerError, identify
+from lightning_dp.privacy.ledger.account import total_for_report
 from lightning_dp.privacy.plan import PrivacyPlan
 from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.release import Mechanism, PerUnit, Value
+from lightning_dp.privacy.report.document import Total
 
 
 class StepCharges:
@@ -65,6 +67,7 @@ class StepCharges:
         self._lease: Lease | None = None
         self._paying: Lease | None = None
         self._ledger = ledger
+        self._dataset = dataset
 
         def open_run() -> tuple[int, tuple[int, str]]:
             charged = self._open(ledger, dataset=dataset, run=run, parent=parent)
@@ -192,6 +195,18 @@ class StepCharges:
     def signed(self, report: Mapping[str, Any]) -> dict[str, Any]:
         """A report with what it says of the ledger, and the signature of who signs that; of rank 0 alone."""
         return self._ledger.sign_report({**report, **self.identity, "ledger_proof": self.proof})
+
+    def total(self, events: Sequence[Event], *, epsilon: float) -> Total | None:
+        """All runs on the account now, for a report whose own ε counts these events; of rank 0 alone."""
+        plan = self._plan
+        return total_for_report(
+            self._ledger,
+            dataset=self._dataset,
+            unit=plan.unit.name,
+            delta=plan.delta,
+            events=events,
+            epsilon=epsilon,
+        )
 
     def _charged(self, events: list[Event]) -> int:
         expected = self._plan.event(1)

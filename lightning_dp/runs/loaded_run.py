@@ -6,12 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lightning_dp.privacy.ledger.signed_report import ReportChanged, signature_in_words
+from lightning_dp.privacy.report import REPORT_NAME, read_privacy_report
 from lightning_dp.runs.abilities import RunModule
 from lightning_dp.runs.configured import class_named, make_parts
 from lightning_dp.tracking.account import Account
-from lightning_dp.tracking.layout import CHECKPOINT
+from lightning_dp.tracking.layout import CHECKPOINT, SAMPLES
 from lightning_dp.tracking.run_config import trusted_classes
-from lightning_dp.tracking.sealed import sha256_of
+from lightning_dp.tracking.sealed import check_files, sha256_of
 
 
 class LoadedRun(ABC):
@@ -183,8 +185,17 @@ class EvolvedRun(LoadedRun):
             num: ≥ 1, at most as many as the run has made; None for all.
 
         Raises:
-            ValueError: there are not so many.
+            ValueError: there are not so many, or they are not those that their report speaks of.
         """
+        folder = self.folder / SAMPLES.parent
+        report = read_privacy_report(folder)
+        wrong = check_files(folder, report)
+        try:
+            signature_in_words(report)
+        except ReportChanged as error:
+            wrong.append(f"{folder / REPORT_NAME} is not the report that was signed: {error}")
+        if report and wrong:
+            raise ValueError(f"{wrong[0]}: put back what the run made, or evolve again.")
         samples, labels = self.task.read_samples(self.folder)
         return _balanced(samples, labels, num=num, folder=self.folder)
 

@@ -14,7 +14,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lightning_dp.privacy.report import json_ready, replace_text
+from lightning_dp.privacy.report import REPORT_NAME, json_ready, replace_text
+from lightning_dp.privacy.report.document import PrivacyReport
+from lightning_dp.privacy.report.facts import ROWS_READ
+from lightning_dp.privacy.report.readable import readable_paths, write_readable
+from lightning_dp.privacy.report.sections import headline_of
 from lightning_dp.protocols import HasTask, StatesFrequency, provides
 from lightning_dp.runs.abilities import SampleRequest
 from lightning_dp.runs.loaded_run import LoadedRun, TrainedRun
@@ -28,6 +32,8 @@ from lightning_dp.timeseries.export import (
 )
 from lightning_dp.timeseries.masks import Synthesis
 from lightning_dp.tracking.account import Account
+from lightning_dp.tracking.cards import card_beside, write_data_card
+from lightning_dp.tracking.croissant import NAME as CROISSANT, columns_of, file_object, write_croissant
 from lightning_dp.tracking.sealed import sha256_of
 
 
@@ -52,12 +58,19 @@ def write_table(module: Any, request: SampleRequest, *, run: LoadedRun) -> list[
         generator.manual_seed(request.seed)
     draw = _synthesis if synthetic else _predictions
     frames, total = draw(request, module=module, data=data, schema=schema_of(data), generator=generator)
-    path = request.output.with_name(f"{request.output.name}.privacy.json")
+    path = request.output.with_name(f"{request.output.name}.{REPORT_NAME}")
     claims = _claims(run.account, synthetic=synthetic)
+    beside = request.output.with_name(f"{request.output.name}.{CROISSANT}")
+    types: dict[str, str] = {}
+    content: dict[str, Any] = {}
 
     def say(complete: Path) -> None:
         """The report, before the table that it speaks of is there."""
+        nonlocal content
+        for stale in (*readable_paths(path), card_beside(path), beside):
+            stale.unlink(missing_ok=True)
         content = {
+            **run.account.to_dict(),
             "file": request.output.name,
             "sha256": sha256_of(complete),
             "rows": table.num_rows,
@@ -80,10 +93,40 @@ def write_table(module: Any, request: SampleRequest, *, run: LoadedRun) -> list[
     ):
         for number, frame in frames:
             table.write(frame)
+            types |= {str(name): _croissant_type(kind) for name, kind in frame.dtypes.items()}
             progress.update(number)
     if not table.num_rows:
         raise ValueError("there is nothing to predict in the chosen windows, so nothing was written.")
+    write_readable(path, content)
+    what = f"{total:,} synthetic series" if synthetic else f"Predictions of {total:,} test windows"
+    about = f"{what} in {table.num_rows:,} rows, drawn by lightning-dp from what it learnt of private data."
+    write_data_card(
+        card_beside(path),
+        content,
+        title=f"{what} after {content.get('dataset', 'a data set')}",
+        about=about,
+        files=[request.output.name],
+        report_name=path.name,
+    )
+    write_croissant(
+        beside,
+        name=request.output.stem,
+        description=f"{about} {headline_of(PrivacyReport.of(content))}.",
+        distribution=[
+            file_object(request.output.name, sha256=content["sha256"], size=request.output.stat().st_size)
+        ],
+        records=columns_of(request.output.name, types),
+    )
     return [f"table    {request.output} ({table.num_rows} rows)", f"privacy  {path}", claims["statement"]]
+
+
+def _croissant_type(kind: Any) -> str:
+    """A column's type as Croissant calls it."""
+    if pd.api.types.is_datetime64_any_dtype(kind):
+        return "sc:DateTime"
+    if pd.api.types.is_integer_dtype(kind):
+        return "sc:Integer"
+    return "sc:Float" if pd.api.types.is_float_dtype(kind) else "sc:Text"
 
 
 def _synthesis(
@@ -192,11 +235,11 @@ def _claims(account: Account, *, synthetic: bool) -> dict[str, Any]:
             " It also holds predictions from rows that were read as they are: no ε covers those rows. None "
             "of their readings is in it: only what was drawn has a value."
         )
-    kept = ("unit", "delta", "relation", "noise_multiplier", "epsilon_of_unit", "run", "ledger_proof")
+    covered = {} if synthetic else {"not_covered": [*(report.get("not_covered") or ()), ROWS_READ]}
     return {
         "statement": statement,
         "epsilon": epsilon,
-        **{name: report[name] for name in kept if name in report},
+        **covered,
         "ledger": [report.get("ledger_seq"), report.get("ledger_hash")],
         "read_rows": not synthetic,
         "checks": account.checks,

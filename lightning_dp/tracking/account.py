@@ -23,9 +23,17 @@ from lightning_dp.privacy.claim import (
     mechanisms_of,
 )
 from lightning_dp.privacy.ledger import Ledger, default_ledger_path
-from lightning_dp.privacy.ledger.signed_report import FIELD
+from lightning_dp.privacy.ledger.signed_report import (
+    FIELD,
+    NOBODY,
+    ReportChanged,
+    signature_in_words,
+    signer_of,
+    with_signature,
+)
 from lightning_dp.privacy.plan import calibrate_noise_multiplier, delta_of
 from lightning_dp.privacy.report import REPORT_NAME, read_privacy_report
+from lightning_dp.privacy.report.document import check_schema_name
 from lightning_dp.tracking.layout import CHECKPOINT
 from lightning_dp.tracking.run_config import read_yaml
 
@@ -42,8 +50,8 @@ class Account:
 
     Attributes:
         report: content of privacy.json; {} where there is none.
-        checks: what it was compared with (mechanisms, checkpoint, config, ledger) → "agrees", or why it was
-            not.
+        checks: what it was compared with (mechanisms, checkpoint, config, ledger, its own signature) →
+            "agrees", or why it was not.
         ledger: the one at hand, whose key signs what is made of the run; None where there is none.
     """
 
@@ -64,14 +72,13 @@ class Account:
 
     def to_dict(self) -> dict[str, Any]:
         """The report with its checks, for a copy beside what it speaks of."""
-        report = {name: value for name, value in self.report.items() if name != FIELD}  # no longer its own
-        return {**report, "checks": self.checks}
+        # A signature is of the report as it was, and no longer of this copy.
+        report = {name: value for name, value in self.report.items() if name not in (FIELD, NOBODY)}
+        return {**report, "checks": self.checks, NOBODY: "a copy of what the run says of itself"}
 
     def signed(self, report: Mapping[str, Any]) -> dict[str, Any]:
         """A report on what was made of the run, signed where the run's ledger is at hand."""
-        if self.ledger is None:
-            return {name: value for name, value in report.items() if name != FIELD}
-        return self.ledger.sign_report(report)
+        return with_signature(report, key=None) if self.ledger is None else self.ledger.sign_report(report)
 
 
 def read_account(folder: Path, *, needs_weights: bool = False) -> Account:
@@ -104,14 +111,17 @@ def _read(folder: Path, *, needs_weights: bool) -> Account:
     report = read_privacy_report(folder)  # last: while a fit runs, it is ahead of the rest
     if not report:
         return Account(report={})
+    _check_form(report)
     if checkpoint is not None:
         _check_weights(folder, checkpoint, report)
     if report.get(UNTRAINED) is True:
         if checkpoint is None or checkpoint.get(UNTRAINED) is not True:
             raise ClaimError("it is the report of public weights, and there are none such beside it")
+        _check_signature(report)
         return Account(report=report, checks={"checkpoint": _AGREES})
     check_report(report)
     if claimed_epsilon(report) == float("inf"):
+        _check_signature(report)
         return Account(report=report, checks={"checkpoint": _AGREES} if checkpoint else {})
     checks = {"mechanisms": _AGREES}
     saved = (checkpoint or {}).get("callbacks", {}).get("DifferentialPrivacy")
@@ -121,7 +131,35 @@ def _read(folder: Path, *, needs_weights: bool) -> Account:
         checks["checkpoint"] = _AGREES
     checks["config"] = _check_config(config, report)
     checks["ledger"] = entries.check(report)
+    # Last: what is wrong with its figures says more than that somebody changed them.
+    checks["signature"] = _check_signature(report, knows=entries if checks["ledger"] == _AGREES else None)
     return Account(report=report, checks=checks, ledger=entries.ledger)
+
+
+def _check_form(report: Mapping[str, Any]) -> None:
+    try:
+        check_schema_name(report)
+    except ValueError as error:
+        raise ClaimError(str(error)) from error
+
+
+def _check_signature(report: Mapping[str, Any], *, knows: "_Entries | None" = None) -> str:
+    """That nobody changed a report after it was signed; "agrees", or why there is no signature.
+
+    Args:
+        report: as it stands in the folder.
+        knows: the ledger that its run was charged to, which knows the keys that sign; None without one.
+    """
+    try:
+        unsigned = signature_in_words(report)
+    except ReportChanged as error:
+        raise ClaimError(f"it is not the report that was signed: {error}") from error
+    signer = None if unsigned else signer_of(report)
+    if knows is not None and signer is not None and not knows.signs(signer):
+        raise ClaimError(
+            f"it was signed by key {signer[:16]}…, which is none of the ledger's that its run was charged to"
+        )
+    return unsigned or _AGREES
 
 
 # --- the checkpoint ---------------------------------------------------------------------------------
@@ -313,6 +351,10 @@ class _Entries:
     def at_hand(cls, config: Mapping[str, Any]) -> "_Entries":
         ledger = _named(config)
         return cls(ledger if ledger is not None and ledger.path.is_file() else None)
+
+    def signs(self, key: str) -> bool:
+        """Whether the ledger has entries by this public key."""
+        return self.ledger is not None and key in self.ledger.replay().keys
 
     def check(self, report: Mapping[str, Any]) -> str:
         """Compare a report with what its run was charged; "agrees", or why there was nothing to compare.

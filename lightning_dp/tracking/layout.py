@@ -4,3 +4,4 @@ from pathlib import Path
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 SAMPLES = Path("samples") / "train.npz"
+RESULTS_NAME = "results.json"

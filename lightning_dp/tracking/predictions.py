@@ -17,7 +17,9 @@ from torch import Tensor
 
 from lightning_dp.privacy.ranks import Ranks
 from lightning_dp.privacy.report import replace_text
+from lightning_dp.privacy.report.document import SCHEMA
 from lightning_dp.tracking.folder_lock import make_run_folder
+from lightning_dp.tracking.sealed import sha256_of
 
 STATEMENT = (
     "contains private inputs: beside what was predicted, the readings that it was predicted from, as they "
@@ -86,7 +88,16 @@ class PredictionWriter(BasePredictionWriter):
         replace_text(
             self._path.with_name(f"{self._path.name}.privacy.json"),
             json.dumps(
-                {"file": self._path.name, "epsilon": "inf", "statement": STATEMENT}, ensure_ascii=False
+                {
+                    "schema": SCHEMA,
+                    "kind": "predictions",
+                    "file": self._path.name,
+                    "sha256": sha256_of(self._path),
+                    "epsilon": "inf",
+                    "statement": STATEMENT,
+                    "unsigned": "nothing is claimed",
+                },
+                ensure_ascii=False,
             )
             + "\n",
         )

@@ -6,7 +6,7 @@ Everything comes from the run folders' `results.json`; nothing is computed from 
 import math
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,8 @@ from lightning_dp.privacy.ledger import LedgerError
 from lightning_dp.privacy.report import REPORT_NAME
 from lightning_dp.tracking.account import Account, read_account
 from lightning_dp.tracking.figures import quality_against_epsilon
+from lightning_dp.tracking.layout import RESULTS_NAME
 
-RESULTS_NAME = "results.json"
 PRIVATE_PREFIX = "nonprivate/"
 # The task has tables of its own; what a selection came to is an outcome, which may change with the seed.
 _NO_SETTINGS = {"task", "trainable_parameters"}
@@ -48,6 +48,7 @@ class RunResult:
         facts: plain names → what was set, such as `task` or `saliency_ratio`.
         scores: metric → value on the test split.
         baselines: baseline → metric → value, on the same test split.
+        signature: of its privacy report: "agrees", or why there is none; "" where nothing is claimed.
     """
 
     folder: Path
@@ -61,6 +62,7 @@ class RunResult:
     facts: dict[str, str | float | int]
     scores: dict[str, float]
     baselines: dict[str, dict[str, float]]
+    signature: str = ""
 
     @property
     def task(self) -> str:
@@ -185,7 +187,18 @@ def read_result(folder: Path, *, account: Account | None = None) -> RunResult:
         facts=content.get("facts") or {},
         scores=scores,
         baselines=dict(baselines),
+        signature=account.checks.get("signature", ""),
     )
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """What results.json of a run says, for a card; {} where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = folder / RESULTS_NAME
+    return _content(path) if path.is_file() else {}
 
 
 _FORMS: dict[str, tuple[type, ...]] = {
@@ -294,6 +307,14 @@ def repeated_seeds(rows: Sequence[Row]) -> list[str]:
         "they differ in something that is not shown: tell them apart with --run.method"
         for row in rows
         if len(set(row.seeds) - {None}) < len([seed for seed in row.seeds if seed is not None])
+    ]
+
+
+def unsigned_reports(results: Sequence[RunResult]) -> list[str]:
+    """A sentence for each reason why privacy reports have no signature, with how many runs it is of."""
+    counts = Counter(result.signature for result in results if result.signature not in ("", "agrees"))
+    return [
+        f"the privacy report of {number} run{'s' * (number != 1)} is {why}" for why, number in counts.items()
     ]
 
 

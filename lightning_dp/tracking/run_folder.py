@@ -5,8 +5,9 @@ RUN/
   config.yaml       everything that was set, resolved; `lightning-dp fit --config RUN/config.yaml` repeats it
   environment.json  versions, git state, machine
   metrics.csv       what was logged, private statistics marked `nonprivate/`
-  privacy.json      ε of every unit, plan, ledger entry; ε = "inf" without privacy
-  checkpoints/last.ckpt
+  privacy.json      ε of every unit, plan, ledger entry, signed; ε = "inf" without privacy
+  privacy_report.html, .md   the same to be read
+  checkpoints/last.ckpt, README.md   the weights and their model card
   results.json      test metrics, baselines, ε, seed and facts, written by `lightning-dp test`
   plots/
 ```
@@ -29,11 +30,20 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_dp.fit.declared_unit import dataset_name
 from lightning_dp.lightning_internals import datamodule_of
-from lightning_dp.privacy.report import read_privacy_report, replace_text, write_privacy_report
-from lightning_dp.protocols import Describes, TakesFacts, provides
+from lightning_dp.privacy.report import (
+    REPORT_NAME,
+    json_ready,
+    read_privacy_report,
+    replace_text,
+    write_privacy_report,
+)
+from lightning_dp.privacy.report.document import SCHEMA
+from lightning_dp.privacy.report.readable import write_readable
+from lightning_dp.protocols import Describes, TakesFacts, is_public, provides
 from lightning_dp.tracking.account import Account, read_account
+from lightning_dp.tracking.cards import CARD, write_model_card
 from lightning_dp.tracking.folder_lock import FolderLock, make_run_folder
-from lightning_dp.tracking.layout import CHECKPOINT
+from lightning_dp.tracking.layout import CHECKPOINT, RESULTS_NAME
 
 EPSILON_OF_TEST = "test/epsilon"
 _PACKAGES = ("torch", "lightning", "opacus", "dp-accounting", "diffusers", "wandb", "numpy")
@@ -127,22 +137,39 @@ class RunFolder(Callback):
         (self.folder / "config.yaml").write_text(self._config)
         (self.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
         if not self._private:
-            write_privacy_report(
-                self.folder,
-                {
-                    "epsilon": float("inf"),
-                    "epsilon_spent": float("inf"),
-                    "noise_multiplier": 0.0,
-                    "epsilon_of_unit": {},
-                    "note": "trained without privacy: nothing about the training data is protected",
-                },
-            )
+            content = {
+                "schema": SCHEMA,
+                "kind": "fit",
+                "epsilon": float("inf"),
+                "epsilon_spent": float("inf"),
+                "noise_multiplier": 0.0,
+                "epsilon_of_unit": {},
+                "note": "trained without privacy: nothing about the training data is protected",
+                "unsigned": "no ledger was asked, as nothing is claimed",
+            }
+            write_privacy_report(self.folder, content)
+            write_readable(self.folder / REPORT_NAME, json_ready(content))
 
     def _set_results_aside(self) -> None:
         """What was measured of the weights that a fit goes on from no longer speaks of the run."""
-        path = self.folder / "results.json"
+        path = self.folder / RESULTS_NAME
         if path.is_file():
             path.replace(path.with_name("results.before_resume.json"))
+        (self.folder / CHECKPOINT.parent / CARD).unlink(missing_ok=True)
+
+    def _write_card(self) -> None:
+        """The model card beside the weights, of a run whose report is written."""
+        report, card = read_privacy_report(self.folder), self.folder / CHECKPOINT.parent / CARD
+        if not report or not (self.folder / CHECKPOINT).is_file():
+            return
+        path = self.folder / RESULTS_NAME
+        write_model_card(
+            card,
+            report,
+            results=json.loads(path.read_text()) if path.is_file() else {},
+            library="lightning-dp",
+            report_name=f"../{REPORT_NAME}",
+        )
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -184,7 +211,8 @@ class RunFolder(Callback):
             return
         self._account = read_account(origin)
         if trainer.is_global_zero and self._account.report and not here:
-            write_privacy_report(self.folder, {**self._account.to_dict(), "weights_of": origin.name})
+            copy = {**self._account.to_dict(), "weights_of": origin.name}
+            write_privacy_report(self.folder, self._account.signed(copy))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plain names for whatever groups and plots runs: dots and nesting get in the way there."""
@@ -206,6 +234,8 @@ class RunFolder(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.save_checkpoint(self.folder / CHECKPOINT)
+        if trainer.is_global_zero:
+            self._write_card()
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """ε stands beside the test metrics wherever they are logged."""
@@ -239,10 +269,12 @@ class RunFolder(Callback):
             "steps": report.get("steps_charged"),
             "ledger": [report.get("ledger_seq"), report.get("ledger_hash")],
             "checks": account.checks,
+            "test_rows_are_public": is_public(datamodule_of(trainer)),
             "metrics": metrics,
         }
         text = json.dumps(_strict(results), indent=2, allow_nan=False)
-        replace_text(self.folder / "results.json", text + "\n")
+        replace_text(self.folder / RESULTS_NAME, text + "\n")
+        self._write_card()
 
 
 def facts_of(trainer: Trainer, module: LightningModule) -> dict[str, str | float | int]:

@@ -48,7 +48,8 @@ def figures_to_send(folder: Path, *, rows_are_public: bool, share_nonprivate: bo
 
 def _publish(logger: DiscreetWandbLogger, trainer: Trainer, *, folder: Path, run: Run) -> None:
     wandb_run: Any = logger.start()
-    report = read_account(folder).report
+    account = read_account(folder)
+    report = account.report
     summary = {
         "epsilon": report.get("epsilon_spent"),
         "delta": report.get("delta"),
@@ -56,6 +57,7 @@ def _publish(logger: DiscreetWandbLogger, trainer: Trainer, *, folder: Path, run
         "noise_multiplier": report.get("noise_multiplier"),
         "ledger_seq": report.get("ledger_seq"),
         "ledger_hash": report.get("ledger_hash"),
+        "report_signature": account.checks.get("signature"),
         **{f"epsilon_of_{unit}": value for unit, value in report.get("epsilon_of_unit", {}).items()},
     }
     wandb_run.summary.update({name: value for name, value in summary.items() if value is not None})

@@ -154,7 +154,8 @@ def test_what_was_compared_stands_in_the_statement(original, ledger_of_run, tmp_
     assert main([*sample, f"--output={tmp_path / 'here.csv'}"]) == 0
     for name, ledger in (("away", "not at hand"), ("here", "agrees")):
         claims = json.loads((tmp_path / f"{name}.csv.privacy.json").read_text())
-        checks = {"mechanisms": "agrees", "checkpoint": "agrees", "config": "agrees", "ledger": ledger}
+        checks = dict.fromkeys(("mechanisms", "checkpoint", "config", "signature"), "agrees")
+        checks["ledger"] = ledger
         assert claims["checks"] == checks
         assert claims["epsilon"] == report_of(original)["epsilon_spent"]
         assert "ε was compared with mechanisms, checkpoint, config" in claims["statement"]
@@ -256,9 +257,27 @@ def test_an_entry_that_the_ledger_of_the_run_does_not_hold_is_refused(run, ledge
         read_account(run)
 
 
-def test_a_report_of_an_older_version_is_read(run):
-    edit(run, mechanisms=None)
-    assert read_account(run).checks["mechanisms"] == "agrees"
+NEW = ("schema", "kind", "composition", "curve", "noise", "total", "code", "replace_one", "not_covered")
+
+
+def older(run: Path) -> None:
+    """The report as versions before the signature wrote it."""
+    edit(run, signature=None, mechanisms=None, **dict.fromkeys(NEW))
+
+
+def test_a_report_of_an_older_version_is_read(run, capsys):
+    older(run)
+    checks = read_account(run).checks
+    assert checks["mechanisms"] == "agrees"
+    assert checks["signature"] == "unsigned (written by an older version)"
+    assert main(["report", str(run)]) == 0
+    assert "unsigned (written by an older version)" in capsys.readouterr().err
+    assert main(["verify", str(run), "--no-ledger"]) == 1  # its pages are of the newer report
+    assert "privacy_report.html does not show" in capsys.readouterr().err
+    for page in run.glob("privacy_report.*"):
+        page.unlink()
+    (run / "checkpoints" / "README.md").unlink()
+    assert main(["verify", str(run), "--no-ledger"]) == 0
     edit(run, weights_seen=[{"dataset": "D", "unit": "user", "delta": 0.01, "runs": ["x"], "epsilon": 3.0}])
     with pytest.raises(ValueError, match="of an older version doesn't list the mechanisms"):
         read_account(run)

@@ -82,7 +82,16 @@ def test_synthetic_series_have_ids_stamps_and_channels(synthetic_run, tmp_path, 
     assert (table.groupby("id")["date"].diff().dropna() == pd.Timedelta("1h")).all()
     assert [path.name for path in sorted(output.parent.iterdir())] == [
         output.name,
-        f"{output.name}.privacy.json",
+        *(
+            f"{output.name}.{beside}"
+            for beside in (
+                "README.md",
+                "croissant.json",
+                "privacy.json",
+                "privacy_report.html",
+                "privacy_report.md",
+            )
+        ),
     ]
 
 

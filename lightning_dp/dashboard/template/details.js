@@ -29,7 +29,7 @@ LightningDP.showDetails = (run) => {
         ...Object.entries(run.of_unit).map(([unit, value]) => [`ε per ${unit}`, value === null ? "undefined" : format.epsilon(value)]),
         ["noise multiplier σ", plan.noise_multiplier], ["clip norm C", plan.max_grad_norm], ["sampling rate q", plan.sampling_rate],
         ["expected batch", plan.expected_batch_size], ["units", plan.num_units], ["steps planned", plan.num_steps], ["steps charged", plan.steps_charged],
-        ["sampling", plan.sampling], ["accountant", plan.accountant],
+        ["sampling", plan.sampling], ["accountant", plan.accountant], ["signature", plan.signature],
         ["ledger entry", run.ledger[0] ? `${run.ledger[0]} ${run.ledger[1].slice(0, 12)}…` : null],
       ])),
       h("section", {}, h("h3", {}, "Setting"), list([["status", run.status], ["seed", run.seed === null ? "unknown" : String(run.seed)], ...Object.entries(run.facts)])),

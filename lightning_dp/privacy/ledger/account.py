@@ -18,10 +18,12 @@ from lightning_dp.privacy.accounting import (
     events_of_counts,
 )
 from lightning_dp.privacy.ledger.budget import budget_of
+from lightning_dp.privacy.ledger.errors import LedgerError
 from lightning_dp.privacy.ledger.ledger import Ledger
 from lightning_dp.privacy.ledger.replay import Replay
 from lightning_dp.privacy.ledger.rows import Entry
 from lightning_dp.privacy.ledger.totals import Totals
+from lightning_dp.privacy.report.document import Total
 
 _EXACT = 2
 """Different mechanisms that a list composes as they are; more are first rounded."""
@@ -65,6 +67,42 @@ def total_of(replay: Replay, key: tuple[str, str], *, totals: Totals) -> dict[st
         "last_charge": account.last_charge,
         "num_runs": len(account.runs),
     }
+
+
+def total_for_report(
+    ledger: Ledger, *, dataset: str, unit: str, delta: float, events: Sequence[Event], epsilon: float
+) -> Total | None:
+    """What all runs on an account cost at this moment, quickly: an upper bound.
+
+    Args:
+        ledger: of the run that reports it.
+        dataset, unit: the account.
+        delta: of the report's ε; the total is stated at the same.
+        events: everything that the report's own ε counts.
+        epsilon: that ε.
+
+    Returns:
+        None where the ledger can't be read.
+    """
+    try:
+        replay = ledger.replay()
+        account = replay.account(dataset, unit)
+    except LedgerError:
+        return None
+    counts = +account.counts
+    total = epsilon
+    if counts != count_releases(events):
+        composed = events_of_counts(_rounded(counts) if len(counts) > _EXACT else counts)
+        total = max(epsilon, epsilon_pld(composed, delta, interval=COARSE_INTERVAL))
+    return Total(
+        dataset=dataset,
+        unit=unit,
+        epsilon=total,
+        delta=delta,
+        runs=len(account.runs),
+        entry=replay.seq,
+        limit_epsilon=account.limit,
+    )
 
 
 def _rounded(counts: Mapping[Event, int]) -> Counter[Event]:

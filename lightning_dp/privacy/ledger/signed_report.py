@@ -14,6 +14,10 @@ from lightning_dp.privacy.ledger.rows import canonical
 from lightning_dp.privacy.report import json_ready
 
 FIELD = "signature"
+NOBODY = "unsigned"
+"""Field of a report that nobody signed, which says why."""
+
+OLD = "unsigned (written by an older version)"
 
 
 class ReportChanged(ValueError):
@@ -21,11 +25,14 @@ class ReportChanged(ValueError):
 
 
 def with_signature(report: Mapping[str, Any], *, key: SigningKey | None) -> dict[str, Any]:
-    """The report as JSON has it, signed anew; without a signature where there is no key."""
+    """The report as JSON has it, signed anew; where there is no key it says so instead."""
     content: dict[str, Any] = json.loads(json.dumps(json_ready(dict(report)), allow_nan=False))
     content.pop(FIELD, None)
+    content.pop(NOBODY, None)
     if key is not None:
         content[FIELD] = {"public_key": key.public, "signature": key.sign(_message(content))}
+    else:
+        content[NOBODY] = "the key of the run's ledger was not at hand"
     return content
 
 
@@ -44,6 +51,21 @@ def signer_of(report: Mapping[str, Any]) -> str | None:
     ):
         raise ReportChanged("something in it was changed after it was signed")
     return str(signature["public_key"])
+
+
+def signature_in_words(report: Mapping[str, Any]) -> str:
+    """ "" for a report that is whole and signed, else why it has no signature: every reader asks this first.
+
+    Raises:
+        ReportChanged: the signature is not that of what the report says, or was taken away.
+    """
+    if signer_of(report) is not None:
+        return ""
+    if "schema" not in report:
+        return OLD
+    if not isinstance(why := report.get(NOBODY), str):
+        raise ReportChanged("its signature is gone, and reports of this form have one or say why not")
+    return f"unsigned ({why})"
 
 
 def _message(content: Mapping[str, Any]) -> str:
