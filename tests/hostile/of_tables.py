@@ -10,7 +10,8 @@ from place import SECRET, Kind, Place, refused
 
 from lightning_dp.timeseries.data.own_table.files import find_files
 from lightning_dp.timeseries.data.own_table.layout import Covariates, Long, Wide
-from lightning_dp.timeseries.data.own_table.reading import Reading, read_stamps
+from lightning_dp.timeseries.data.own_table.reading import Reading
+from lightning_dp.timeseries.data.own_table.stamps import read_stamps
 
 LONG = Long(
     id_column="meter",

@@ -223,7 +223,8 @@ def test_a_wide_csv_of_several_files_with_shared_covariates(tmp_path):
     frame.loc[:9, "y"] = np.nan  # y begins ten hours later
     frame[:100].to_csv(tmp_path / "parts" / "1.csv", index=False)
     frame[100:].to_csv(tmp_path / "parts" / "2.csv", index=False)
-    layout = Wide(time_column="time", covariates=Covariates(numeric={"celsius": (-15, 35)}))
+    covariates = Covariates(numeric={"celsius": (-15, 35)})
+    layout = Wide(time_column="time", id_columns=["x", "y"], covariates=covariates)
     data = table(tmp_path, None, path=tmp_path / "parts" / "*.csv", layout=layout, unit="window")
     data.setup()
     assert data.num_covariates == 7
@@ -310,7 +311,8 @@ def test_a_frequency_counts_its_own_steps(text):
     assert np.diff(frequency.numbers(nanoseconds)).tolist() == [1] * 29
     phase = frequency.phases(nanoseconds)
     assert len(set(phase.tolist())) == 1
-    found = Frequency.of_distance(int(np.diff(nanoseconds)[0]))
+    found, share = Frequency.infer(nanoseconds, np.zeros(30))
+    assert share == 1
     assert (found.nanoseconds, found.months) == (frequency.nanoseconds, frequency.months)
 
 

@@ -1,7 +1,7 @@
 """The user's own table: CSV or Parquet, wide or long, as a datamodule."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,10 +19,11 @@ from lightning_dp.timeseries.data.base import Splits, WindowDataModule
 from lightning_dp.timeseries.data.calendar import NUM_CALENDAR_FEATURES, calendar_features
 from lightning_dp.timeseries.data.own_table.cache import converted, fingerprint, write_private
 from lightning_dp.timeseries.data.own_table.convert import CELLS, INDEX, convert
-from lightning_dp.timeseries.data.own_table.files import find_files
+from lightning_dp.timeseries.data.own_table.files import TableFile, find_files, left_out
 from lightning_dp.timeseries.data.own_table.frequency import Frequency
 from lightning_dp.timeseries.data.own_table.layout import Layout
 from lightning_dp.timeseries.data.own_table.reading import Reading
+from lightning_dp.timeseries.data.own_table.report import TableReport
 from lightning_dp.timeseries.data.own_table.split import ByCustomer, Part, Split
 from lightning_dp.timeseries.data.own_table.store import FileStore
 from lightning_dp.timeseries.data.stretches import stretches
@@ -38,11 +39,31 @@ from lightning_dp.told import told_place
 
 Short = Literal["error", "drop"]
 
-_REPORT = "nonprivate_report.txt"
+_REPORT, _REPORT_JSON = "nonprivate_report.txt", "nonprivate_report.json"
 _NO_FREQUENCY = (
     "Table.reading.frequency is not given, and where a fit is private no customer's readings may set the "
     "clock of all: set it to the step at which readings are known to be taken, such as '15min', 'h' or 'D'."
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Customer:
+    """One customer of a table. Private facts.
+
+    Attributes:
+        id: what they are known by, and split by.
+        spelled: as the table writes it where they first appear.
+        first_stamp, last_stamp: of their readings, as `Table.stamps` gives them; None without a reading.
+        known_until: stamp of their last row, which may hold covariates alone.
+        future_steps: ≥ 0, steps from the last reading to there.
+    """
+
+    id: str
+    spelled: str
+    first_stamp: pd.Timestamp | None
+    last_stamp: pd.Timestamp | None
+    known_until: pd.Timestamp
+    future_steps: int
 
 
 class Table(WindowDataModule):
@@ -176,13 +197,54 @@ class Table(WindowDataModule):
     @cached_property
     def fingerprint(self) -> str:
         """32 hex digits of the files' contents and of how they are read."""
-        files = find_files(self.path, delimiter=self.reading.delimiter)
         identity = {**self.layout.identity(), "reading": asdict(self.reading)}
-        return fingerprint([file.path for file in files], identity=identity)
+        return fingerprint([file.path for file in self._files()], identity=identity)
 
     def report(self) -> str:
         """What was found in the table, one fact a line. Private facts: covered by no ε."""
         return (self._folder / _REPORT).read_text()
+
+    def data_report(self) -> dict[str, Any]:
+        """The same for a run folder: nobody is named. Private facts: covered by no ε."""
+        return self._found().to_dict()
+
+    def customers(self) -> list[Customer]:
+        """Everybody in the table, in the order of `whole_store`. Private facts."""
+        index = self._index
+        found = []
+        for code, name in enumerate(index["ids"].tolist()):
+            first, end, rows = (int(index[key][code]) for key in ("first_rows", "end_rows", "all_rows"))
+            clock = int(index["clock"][code])
+            stamps = self.stamps(np.array([clock + first, clock + end - 1, clock + rows - 1]))
+            found.append(
+                Customer(
+                    id=name,
+                    spelled=str(index["spelled"][code]),
+                    first_stamp=stamps[0] if end else None,
+                    last_stamp=stamps[1] if end else None,
+                    known_until=stamps[2],
+                    future_steps=rows - end,
+                )
+            )
+        return found
+
+    def whole_store(self) -> FileStore:
+        """Every customer's series from the first reading to the last row, whatever the split says.
+
+        Rows after the last reading, with covariates and without a target, are part of it: they are what a
+        forecast continues into (`Customer.future_steps` says how many). Windows of it are no train windows.
+        """
+        index = self._index
+        return self._file_store(
+            np.arange(len(index["ids"])), first_rows=index["first_rows"], end_rows=index["all_rows"]
+        )
+
+    def stamps(self, numbers: np.ndarray) -> pd.DatetimeIndex:
+        """Of steps of the common clock: in the table's own zone where it has one, else as they stand there."""
+        stamps = self._frequency.stamps(numbers)
+        if self._frequency.is_days or not (self.reading.time_zone or self._index["aware"]):
+            return stamps
+        return stamps.tz_localize("UTC").tz_convert(self.reading.time_zone or "UTC")
 
     def prepare_data(self) -> None:
         """Convert the files where that has not been done; what is wrong with them shows before a run."""
@@ -200,6 +262,8 @@ class Table(WindowDataModule):
 
     def read_splits(self) -> Splits:
         _say(f"data report (nonprivate, for this machine only): {self._folder / _REPORT}")
+        for line in self._found().summary():
+            _say(f"  nonprivate: {line}")
         train = self._train_store()
         evaluation = {part: self._windows(part) for part in self.split.parts if part != "train"}
         for part, windows in evaluation.items():
@@ -245,7 +309,10 @@ class Table(WindowDataModule):
         for code, offset in enumerate(index["offsets"].tolist()):
             first, end = int(index["first_rows"][code]), int(index["end_rows"][code])
             values = cells[offset + first : offset + end, : self.num_channels]
-            yield from stretches(np.asarray(values), clock=int(index["clock"][code]) + first)
+            # As windows hold them: the marks of tables that older versions have read stay the same.
+            yield from stretches(
+                np.asarray(values, dtype=np.float32), clock=int(index["clock"][code]) + first
+            )
 
     def privacy_unit(self) -> PrivacyUnit:
         """The customer with all train rows, or one window of it.
@@ -269,14 +336,28 @@ class Table(WindowDataModule):
 
     @cached_property
     def _folder(self) -> Path:
-        files = find_files(self.path, delimiter=self.reading.delimiter)
+        files = self._files()
 
         def make(folder: Path) -> None:
             report = convert(files, layout=self.layout, reading=self.reading, folder=folder)
+            report.left_out = left_out(self.path)
             write_private(folder / _REPORT, report.to_text())
+            write_private(folder / _REPORT_JSON, report.to_json())
 
         root = Path(self.cache_dir).expanduser() if self.cache_dir else cache_folder() / "tables"
         return converted(root, key=self.fingerprint, make=make)
+
+    def _files(self) -> list[TableFile]:
+        reading = self.reading
+        return find_files(
+            self.path,
+            delimiter=reading.delimiter,
+            encoding=reading.encoding,
+            skip_lines=reading.skip_lines,
+        )
+
+    def _found(self) -> TableReport:
+        return TableReport.from_json((self._folder / _REPORT_JSON).read_text())
 
     @cached_property
     def _index(self) -> dict[str, np.ndarray]:
@@ -293,7 +374,7 @@ class Table(WindowDataModule):
         """Features of every step of the clock, and the number of the first of them."""
         index = self._index
         start = int(index["clock"].min())
-        end = int((index["clock"] + index["end_rows"]).max())
+        end = int((index["clock"] + index["all_rows"]).max())
         stamps = self._frequency.stamps(np.arange(start, max(end, start + 1)))
         if self.reading.time_zone is not None and not self._frequency.is_days:
             stamps = stamps.tz_localize("UTC").tz_convert(self.reading.time_zone)
@@ -354,23 +435,34 @@ class Table(WindowDataModule):
         first_rows, end_rows = np.array(begins, dtype=np.int64), np.array(ends, dtype=np.int64)
         if keep is not None:
             codes, first_rows, end_rows = codes[keep], first_rows[keep], end_rows[keep]
+        store = self._file_store(codes, first_rows=first_rows, end_rows=end_rows)
+        return store, index["ids"][codes].tolist()
+
+    def _file_store(self, codes: np.ndarray, *, first_rows: np.ndarray, end_rows: np.ndarray) -> FileStore:
         calendar, calendar_start = self._calendar
-        store = FileStore(
+        return FileStore(
             self._folder / CELLS,
-            offsets=torch.from_numpy(index["offsets"][codes]),
+            offsets=torch.from_numpy(self._index["offsets"][codes]),
             first_rows=torch.from_numpy(first_rows),
             end_rows=torch.from_numpy(end_rows),
-            clock=torch.from_numpy(index["clock"][codes]),
+            clock=torch.from_numpy(self._index["clock"][codes]),
             num_channels=self.num_channels,
             num_numeric=len(self.layout.covariates.numeric),
             category_sizes=self.layout.covariates.sizes,
             calendar=calendar,
             calendar_start=calendar_start,
         )
-        return store, index["ids"][codes].tolist()
 
     def _row(self, stamp: pd.Timestamp, code: int) -> int:
         """The customer's row at or after a border, which is in local time where a zone is given."""
+        aware = bool(self._index["aware"])
+        if self.reading.time_zone is None and aware != (stamp.tz is not None):
+            have, other = ("have an", "none") if aware else ("have no", "one")
+            raise ValueError(
+                f"split: stamps of {self.path} {have} offset from UTC and the border {stamp} has {other}: "
+                f"{'write the border with its offset' if aware else 'leave its offset out'}, or set "
+                "reading.time_zone."
+            )
         if self._frequency.is_days:
             stamp = stamp.tz_localize(None)
         elif stamp.tz is not None or self.reading.time_zone is not None:

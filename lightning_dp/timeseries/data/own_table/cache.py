@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-_FORMAT = 1  # of what is written; a change makes older folders unused
+_FORMAT = 2  # of what is written; a change makes older folders unused
 _CHUNK = 1 << 22
 
 

@@ -54,13 +54,33 @@ class Frequency:
         return cls(nanoseconds=int(step.as_unit("ns").value))
 
     @classmethod
-    def of_distance(cls, nanoseconds: int) -> "Frequency":
-        """The frequency whose neighbouring stamps lie so far apart."""
-        days = nanoseconds / _DAY_NS
+    def infer(cls, stamps: np.ndarray, codes: np.ndarray) -> "tuple[Frequency, float] | None":
+        """The most common distance of neighbouring stamps of a customer; None where nobody has two stamps.
+
+        Months are steps only where stamps show it: at least three months, all on the same day of the month,
+        or all on a month's last day. 28, 30 or 31 days alone are days.
+
+        Args:
+            stamps: (R,) int64 nanoseconds.
+            codes: (R,) whose they are.
+
+        Returns:
+            The frequency, and the share of distances that are one step of it.
+        """
+        order = np.lexsort((stamps, codes))
+        sorted_stamps = stamps[order]
+        distances = np.diff(sorted_stamps)
+        wanted = (np.diff(codes[order]) == 0) & (distances > 0)
+        if not wanted.any():
+            return None
+        values, counts = np.unique(distances[wanted], return_counts=True)
+        common = int(values[counts.argmax()])
+        days = common / _DAY_NS
         for months, low, high in ((1, 28, 31), (3, 90, 92), (12, 365, 366)):
-            if low <= days <= high:
-                return cls(months=months)
-        return cls(nanoseconds=nanoseconds)
+            if low <= days <= high and _at_months(stamps, months=months):
+                steps = np.diff(_months(sorted_stamps))[wanted]
+                return cls(months=months), float((steps == months).mean())
+        return cls(nanoseconds=common), float(counts.max() / counts.sum())
 
     @property
     def is_days(self) -> bool:
@@ -98,20 +118,15 @@ class Frequency:
         return f"{self.months} month(s)" if self.months else str(pd.Timedelta(self.nanoseconds))
 
 
-def most_common_distance(stamps: np.ndarray, codes: np.ndarray) -> int | None:
-    """Nanoseconds between neighbouring stamps of the same customer, the most common one; None without any.
-
-    Args:
-        stamps: (R,) int64 nanoseconds.
-        codes: (R,) whose they are.
-    """
-    order = np.lexsort((stamps, codes))
-    distances = np.diff(stamps[order])[np.diff(codes[order]) == 0]
-    distances = distances[distances > 0]
-    if not len(distances):
-        return None
-    values, counts = np.unique(distances, return_counts=True)
-    return int(values[counts.argmax()])
+def _at_months(stamps: np.ndarray, *, months: int) -> bool:
+    """Whether all stamps lie on one day of the month, or on the last one, in ≥ 3 months that are so far apart."""
+    days = np.unique(stamps // _DAY_NS)
+    month = np.unique(_months(stamps))
+    if len(month) < 3 or (month % months != month[0] % months).any():
+        return False
+    starts = days - _months(days * _DAY_NS).astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
+    nexts = _months((days + 1) * _DAY_NS)
+    return bool((starts == starts[0]).all() or (nexts > _months(days * _DAY_NS)).all())
 
 
 def _months(stamps: np.ndarray) -> np.ndarray:

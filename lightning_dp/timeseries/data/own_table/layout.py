@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lightning_dp.privacy.release import PublicBounds
 from lightning_dp.timeseries.data.own_table.files import Rows, TableFile
-from lightning_dp.timeseries.data.own_table.reading import Reading, read_names, read_numbers
+from lightning_dp.timeseries.data.own_table.ids import read_ids
+from lightning_dp.timeseries.data.own_table.numbers import Marks, read_numbers
+from lightning_dp.timeseries.data.own_table.reading import Reading
+from lightning_dp.timeseries.data.own_table.wide_columns import WideColumns, check_named
 from lightning_dp.told import debugging, told
 
 
@@ -60,7 +64,7 @@ class Covariates:
         """How many covariates the columns become."""
         return len(self.numeric) + sum(self.sizes)
 
-    def read(self, rows: Rows, *, reading: Reading) -> tuple[np.ndarray, int]:
+    def read(self, rows: Rows, *, reading: Reading, marks: Marks | None = None) -> tuple[np.ndarray, int]:
         """(R, columns) float32, numbers in [−1, 1] and categories by number, NaN where missing; and how many
         numbers were clipped.
 
@@ -70,18 +74,18 @@ class Covariates:
         parts = []
         clipped = 0
         if self.numeric:
-            numbers = read_numbers(rows, list(self.numeric), reading=reading)
+            numbers = read_numbers(rows, list(self.numeric), reading=reading, marks=marks)
             for index, pair in enumerate(self.numeric.values()):
                 assert pair is not None
                 scaled = PublicBounds(lower=pair[0], upper=pair[1]).normalise(numbers[:, index])
                 clipped += int((np.abs(scaled) > 1).sum())
                 parts.append(np.clip(scaled, -1, 1))
         for column, categories in self.categorical.items():
-            names = read_names(rows, column).to_pandas()
+            names = _categories(rows, column).to_pandas()
             codes = np.array(
                 names.map({name: code for code, name in enumerate(categories)}), dtype=np.float32
             )
-            missing = names.isin(["", *reading.missing_values]).to_numpy()
+            missing = names.isin(reading.missing_texts).to_numpy()
             unknown = np.isnan(codes) & ~missing
             if unknown.any():
                 row = int(unknown.argmax())
@@ -102,7 +106,7 @@ class Readings:
     Attributes:
         rows: where they are from.
         customers: (R,) names, or None where the columns are the customers.
-        targets: (R, C) float32; or (R, N), one column a customer.
+        targets: (R, C) fp64; or (R, N), one column a customer.
         covariates: (R, columns) float32.
         clipped: how many covariates lay outside of their bounds.
     """
@@ -140,12 +144,16 @@ class Layout(ABC):
         """The customers that are columns of `file`; None where they are named in rows."""
 
     @abstractmethod
-    def names(self, rows: Rows) -> pa.Array | None:
-        """(R,) whose each row is, or None where the columns are the customers.
+    def owned(self, rows: Rows, *, reading: Reading) -> tuple[Rows, pa.Array | None]:
+        """The rows that somebody is named in, and whose each is; None where the columns are the customers.
 
         Raises:
-            ValueError: a row says nobody's.
+            ValueError: a row says nobody's, and `reading` has no rule for it.
         """
+
+    def column_checks(self, file: TableFile) -> WideColumns | None:
+        """What the columns of `file` have to pass to be customers; None where they are none, or are stated."""
+        return None
 
     @abstractmethod
     def identity(self) -> Mapping[str, object]:
@@ -155,15 +163,17 @@ class Layout(ABC):
     def target_columns_of(self, file: TableFile) -> list[str]:
         """The columns that hold measurements."""
 
-    def read(self, file: TableFile, *, reading: Reading) -> Iterator[Readings]:
-        """All cells of `file`, some rows at a time."""
+    def read(self, file: TableFile, *, reading: Reading, marks: Marks | None = None) -> Iterator[Readings]:
+        """All cells of `file`, some rows at a time; what its marks can mean is noted in `marks`."""
         targets = self.target_columns_of(file)
-        for rows in file.read(self.needed_columns(file)):
-            covariates, clipped = self.covariates.read(rows, reading=reading)
+        for every in file.read(self.needed_columns(file)):
+            rows, customers = self.owned(every, reading=reading)
+            covariates, clipped = self.covariates.read(rows, reading=reading, marks=marks)
+            named = self.customers(file) is None
             yield Readings(
                 rows=rows,
-                customers=self.names(rows),
-                targets=read_numbers(rows, targets, reading=reading, named=self.customers(file) is None),
+                customers=customers,
+                targets=read_numbers(rows, targets, reading=reading, named=named, marks=marks),
                 covariates=covariates,
                 clipped=clipped,
             )
@@ -207,15 +217,11 @@ class Long(Layout):
     def target_columns_of(self, file: TableFile) -> list[str]:
         return self.channel_names
 
-    def names(self, rows: Rows) -> pa.Array:
-        names = read_names(rows, self.id_column)
-        empty = np.asarray(names) == ""
-        if empty.any():
-            row = int(empty.argmax())
-            raise ValueError(
-                f"{rows.where(row, self.id_column)} is empty; every reading needs the customer whose it is."
-            )
-        return names
+    def owned(self, rows: Rows, *, reading: Reading) -> tuple[Rows, pa.Array]:
+        ids = read_ids(rows, self.id_column, reading=reading)
+        if not ids.null_count:
+            return rows, ids
+        return rows.only(pc.is_valid(ids).to_numpy(zero_copy_only=False)), ids.drop_null()
 
     def identity(self) -> Mapping[str, object]:
         return {
@@ -236,6 +242,7 @@ class Wide(Layout):
         *,
         time_column: str,
         id_columns: list[str] | None = None,
+        ignored_columns: list[str] | None = None,
         value_name: str = "value",
         covariates: Covariates | None = None,
     ) -> None:
@@ -243,15 +250,18 @@ class Wide(Layout):
 
         Args:
             time_column: of the stamp.
-            id_columns: the customers; None = all columns that are nothing else.
+            id_columns: the customers; None = all columns that are nothing else, of which one without a name,
+                one that counts rows and one that is the sum or the mean of the others are refused.
+            ignored_columns: columns that are nothing of all this, such as a total or a saved index.
             value_name: of what is measured.
             covariates: columns known in advance.
         """
         self.time_column = time_column
         self.id_columns = id_columns
+        self.ignored_columns = list(ignored_columns or [])
         self.channel_names = [value_name]
         self.covariates = covariates or Covariates()
-        _check_distinct([time_column, *(id_columns or []), *self.covariates.columns])
+        _check_distinct([time_column, *(id_columns or []), *self.ignored_columns, *self.covariates.columns])
 
     def needed_columns(self, file: TableFile) -> list[str]:
         needed = [self.time_column, *self.target_columns_of(file), *self.covariates.columns]
@@ -264,20 +274,35 @@ class Wide(Layout):
     def target_columns_of(self, file: TableFile) -> list[str]:
         if self.id_columns is not None:
             return self.id_columns
-        others = {self.time_column, *self.covariates.columns}
-        return [name for name in file.column_names if name not in others]
+        others = {self.time_column, *self.ignored_columns, *self.covariates.columns}
+        customers = [name for name in file.column_names if name not in others]
+        check_named(customers, file=file.path)
+        if not customers:
+            raise ValueError(f"{file.path} has no column of a customer beside {self.time_column!r}.")
+        return customers
 
-    def names(self, rows: Rows) -> None:
-        return None
+    def owned(self, rows: Rows, *, reading: Reading) -> tuple[Rows, None]:
+        return rows, None
+
+    def column_checks(self, file: TableFile) -> WideColumns | None:
+        return WideColumns(self.target_columns_of(file)) if self.id_columns is None else None
 
     def identity(self) -> Mapping[str, object]:
         return {
             "layout": "wide",
             "ids": self.id_columns,
+            "ignored": self.ignored_columns,
             "time": self.time_column,
             "numeric": self.covariates.numeric,
             "categorical": self.covariates.categorical,
         }
+
+
+def _categories(rows: Rows, column: str) -> pa.Array:
+    """(R,) text without surrounding blanks; a missing cell is ''."""
+    array = rows.columns[column]
+    text = array if pa.types.is_string(array.type) else pc.cast(array, pa.string())
+    return pc.fill_null(pc.utf8_trim_whitespace(text), "")
 
 
 def _check_distinct(columns: list[str]) -> None:
@@ -296,4 +321,15 @@ def _check_present(needed: list[str], file: TableFile) -> None:
             shown = f"{len(file.column_names)} columns"
             if debugging():
                 shown = ", ".join(file.column_names[:12])
-            raise ValueError(f"{file.path} has no column {column!r}; it has {shown}.")
+            close = [name for name in file.column_names if _plain(name) == _plain(column)]
+            hint = f"; {close[0]!r} differs in blanks or capitals only" if close else ""
+            if len(file.column_names) == 1 and not close:
+                hint = (
+                    ": set reading.delimiter if its columns are separated otherwise, or reading.skip_lines if "
+                    "its names stand further down"
+                )
+            raise ValueError(f"{file.path} has no column {column!r}; it has {shown}{hint}.")
+
+
+def _plain(name: str) -> str:
+    return "".join(name.split()).casefold().strip("\ufeff\"'")

@@ -4,6 +4,7 @@ That matters: were customers shuffled, one of them more or less would move all o
 """
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, final
@@ -11,6 +12,9 @@ from typing import Literal, final
 import pandas as pd
 
 Part = Literal["train", "val", "test"]
+_ISO = re.compile(
+    r"\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?\s?(Z|[+-]\d\d(:?\d\d)?)?)?", flags=re.ASCII
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,11 @@ class ByTime(Split):
         """
         self.test_from = _stamp("test_from", test_from)
         self.val_from = None if val_from is None else _stamp("val_from", val_from)
+        if self.val_from is not None and (self.val_from.tz is None) != (self.test_from.tz is None):
+            raise ValueError(
+                f"split: val_from={val_from} and test_from={test_from}: one has an offset from UTC and the "
+                "other has none; write both alike."
+            )
         if self.val_from is not None and not self.val_from < self.test_from:
             raise ValueError(f"split: val_from={val_from} must lie before test_from={test_from}.")
 
@@ -135,10 +144,16 @@ class ByCustomerAndTime(Split):
 
 
 def _stamp(field: str, text: str) -> pd.Timestamp:
-    try:
-        stamp = pd.Timestamp(text)
-    except ValueError:
-        stamp = pd.NaT
+    # pandas reads 03.02.2024 as 2 March, wherever it was written.
+    stamp = pd.NaT
+    if _ISO.fullmatch(str(text).strip()):
+        try:
+            stamp = pd.Timestamp(str(text).strip())
+        except ValueError:
+            pass
     if stamp is pd.NaT:
-        raise ValueError(f"split: {field} is {text!r}; write it as 2024-01-31 or 2024-01-31 12:00.")
+        raise ValueError(
+            f"split: {field} is {text!r}; write it as ISO 8601 does, 2024-01-31 or 2024-01-31 12:00, whatever "
+            "reading.time_format is."
+        )
     return stamp

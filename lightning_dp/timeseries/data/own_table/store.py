@@ -16,7 +16,7 @@ from lightning_dp.timeseries.data.series import SeriesStore
 
 @final
 class FileStore(SeriesStore):
-    """Series end to end in one .npy file of (ΣT, C + numeric + categorical columns) float32.
+    """Series end to end in one .npy file of (ΣT, C + numeric + categorical columns) fp64.
 
     The file is mapped for each batch and let go again: memory holds one batch, however large the file, and
     worker processes inherit a path instead of data. Covariates are the calendar, then the numeric columns,
@@ -66,9 +66,10 @@ class FileStore(SeriesStore):
         steps = starts[:, None] + torch.arange(length)  # (B, L)
         rows = steps + self._offsets[series_index, None]
         cells = torch.from_numpy(np.load(self._path, mmap_mode="r")[rows.numpy()])  # (B, L, K)
-        values = cells[..., : self.num_channels].contiguous()
+        values = cells[..., : self.num_channels].float()
         calendar = self._calendar[steps + self.clock[series_index, None] - self._calendar_start]
-        numeric = cells[..., self.num_channels : self.num_channels + self._num_numeric].nan_to_num(nan=0.0)
+        numeric = cells[..., self.num_channels : self.num_channels + self._num_numeric]
+        numeric = numeric.float().nan_to_num(nan=0.0)
         parts = [calendar, numeric]
         for index, size in enumerate(self._category_sizes):
             codes = cells[..., self.num_channels + self._num_numeric + index]  # (B, L), NaN = unknown
@@ -76,6 +77,6 @@ class FileStore(SeriesStore):
         return values, torch.cat(parts, dim=2)
 
     def series(self, index: int) -> np.ndarray:
-        """(T, C) float32, the usable rows of one series; NaN = missing."""
+        """(T, C) fp64, the usable rows of one series as they were written; NaN = missing."""
         first, end = (int(self._offsets[index] + rows[index]) for rows in (self.first_rows, self.end_rows))
         return np.array(np.load(self._path, mmap_mode="r")[first:end, : self.num_channels])
