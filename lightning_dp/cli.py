@@ -18,6 +18,7 @@ from lightning_dp import __version__
 _COMMANDS = {
     "plan": "what a private run would cost, without touching data",
     "check": "what would break a private fit and how each parameter is clipped, without the fit",
+    "data": "check: what is in a table of one's own, without a fit",
     "audit": "attack the training path of a configuration on made-up units: what it gives away at least",
     "demo": "train private and non-private forecasts side by side and compare them",
     "report": "compare the results of several runs",

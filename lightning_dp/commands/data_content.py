@@ -21,19 +21,28 @@ def pieces_at(path: Path) -> Iterable[bytes]:
     )
 
 
-def _of_configuration(path: Path) -> Iterable[bytes]:
+def data_module_of(path: Path) -> Any:
+    """The data module that a configuration's section `data` describes; nothing is read.
+
+    Raises:
+        ValueError: there is no such section.
+    """
     import yaml
     from jsonargparse import ArgumentParser
     from lightning.pytorch import LightningDataModule
 
-    from lightning_dp.protocols import HasContentPieces, provides
-
     content = yaml.safe_load(path.read_text())
     if not isinstance(content, dict) or "data" not in content:
-        raise ValueError(f"--data {path} has no section data.")
+        raise ValueError(f"{path} has no section data.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-    data: Any = parser.instantiate_classes(parser.parse_object({"data": content["data"]})).data
+    return parser.instantiate_classes(parser.parse_object({"data": content["data"]})).data
+
+
+def _of_configuration(path: Path) -> Iterable[bytes]:
+    from lightning_dp.protocols import HasContentPieces, provides
+
+    data = data_module_of(path)
     told: object = data
     if not provides(told, HasContentPieces):
         raise ValueError(f"--data {path} reads {type(data).__name__}, which has no content_pieces().")

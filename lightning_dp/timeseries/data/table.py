@@ -204,9 +204,13 @@ class Table(WindowDataModule):
         """What was found in the table, one fact a line. Private facts: covered by no ε."""
         return (self._folder / _REPORT).read_text()
 
+    def found(self) -> TableReport:
+        """The same as numbers and names. Private facts."""
+        return TableReport.from_json((self._folder / _REPORT_JSON).read_text())
+
     def data_report(self) -> dict[str, Any]:
         """The same for a run folder: nobody is named. Private facts: covered by no ε."""
-        return self._found().to_dict()
+        return self.found().to_dict()
 
     def customers(self) -> list[Customer]:
         """Everybody in the table, in the order of `whole_store`. Private facts."""
@@ -262,7 +266,7 @@ class Table(WindowDataModule):
 
     def read_splits(self) -> Splits:
         _say(f"data report (nonprivate, for this machine only): {self._folder / _REPORT}")
-        for line in self._found().summary():
+        for line in self.found().summary():
             _say(f"  nonprivate: {line}")
         train = self._train_store()
         evaluation = {part: self._windows(part) for part in self.split.parts if part != "train"}
@@ -355,9 +359,6 @@ class Table(WindowDataModule):
             encoding=reading.encoding,
             skip_lines=reading.skip_lines,
         )
-
-    def _found(self) -> TableReport:
-        return TableReport.from_json((self._folder / _REPORT_JSON).read_text())
 
     @cached_property
     def _index(self) -> dict[str, np.ndarray]:

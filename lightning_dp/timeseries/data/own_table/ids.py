@@ -188,10 +188,19 @@ class Directory:
         raise NearlyAlike(
             f"{sum(map(len, groups))} ids differ only by zeros, a '.0', capitals, blanks or the form of their "
             f"letters from another one, such as those at {self._place_of[first]} and "
-            f"{self._place_of[second]}: {shown}set reading.ids to 'number' or 'folded' if they are one "
-            "customer, or to 'text' if they are several; 'lightning-dp data check' lists them.",
+            f"{self._place_of[second]}: {shown}{self._joining(groups)}, and reading.ids to 'text' if they are "
+            "several; 'lightning-dp data check' lists them.",
             groups,
         )
+
+    def _joining(self, groups: list[list[str]]) -> str:
+        """By which rule the spellings of each group are one."""
+        whole = all(_WHOLE.fullmatch(name) for name in self._code_of)
+        if whole:
+            return "set reading.ids to 'number' if they are one customer"
+        if all(len({_folded(name) for name in group}) == 1 for group in groups):
+            return "set reading.ids to 'folded' if they are one customer"
+        return "write each in one way if they are one customer"
 
 
 class Where:

@@ -15,6 +15,7 @@ from lightning_dp.told import told_number, told_place
 _LARGEST = float(np.finfo(np.float32).max)  # windows are fp32
 _TRIED = 1000  # cells that a suggested mark has to read
 _APOSTROPHES = ("'", "’")
+_NUMBER_WITH_MARKS = re.compile(rf"[+-]?\d[\d.,'’_{''.join(BLANKS)}]*[.,'’_{''.join(BLANKS)}][\d.,]*")
 
 
 @dataclass(kw_only=True)
@@ -202,40 +203,32 @@ def _note_marks(
 
 def _hint(array: pa.Array, cell: object, *, reading: Reading) -> str:
     """How else the column can be read, if marks are what is in the way."""
-    if not isinstance(cell, str) or not any(mark in cell for mark in (",", ".", "'", "’", "_", *BLANKS)):
+    if not isinstance(cell, str) or not _NUMBER_WITH_MARKS.fullmatch(cell.strip()):
         return ""
     column = pc.unique(_clean(array, reading=reading)).drop_null().slice(0, _TRIED)
-    fitting = []
-    for decimal, thousands in (
-        (".", ","),
-        (",", "."),
-        (",", ""),
-        (".", "'"),
-        (".", " "),
-        (",", " "),
-        (",", "'"),
-    ):
-        other = Reading(decimal=decimal, thousands=thousands, delimiter="\t")
-        if np.isfinite(_parse(column, reading=other)).all():
-            fitting.append((decimal, thousands))
-    told = [
-        " and ".join(
-            f"reading.{field} to {mark!r}"
-            for field, mark, now in (
-                ("thousands", thousands, reading.thousands),
-                ("decimal", decimal, reading.decimal),
-            )
-            if mark != now and (mark or len(fitting) > 1)
+    used = {mark for text in column.to_pylist() for mark in text if not mark.isalnum() and mark not in "+-"}
+    thousands: dict[str, str] = {}
+    fractions: dict[str, str] = {}
+    for decimal in (".", ","):
+        for mark in ("", *sorted(used - {decimal})):
+            try:
+                other = Reading(decimal=decimal, thousands=mark, delimiter="\t")
+            except ValueError:
+                continue
+            if not np.isfinite(_parse(column, reading=other)).all():
+                continue
+            if mark and (decimal in used or decimal == "." or mark == "."):
+                change = "" if decimal == reading.decimal else f" and reading.decimal to {decimal!r}"
+                thousands.setdefault(mark, f"set reading.thousands to {mark!r}{change}")
+            elif not mark and decimal in used:
+                unset = " and reading.thousands to ''" if decimal == reading.thousands else ""
+                fractions[decimal] = f"set reading.decimal to {decimal!r}{unset}"
+    for mark in thousands.keys() & fractions.keys():
+        return (
+            f"; if {mark!r} marks thousands, {thousands[mark]}; if it marks fractions, {fractions[mark]} and "
+            "reading.thousands to ''"
         )
-        for decimal, thousands in fitting[:2]
-    ]
-    if len(told) == 2 and fitting == [(".", ","), (",", "")]:
-        return f"; if ',' marks thousands, set {told[0]}; if it marks fractions, set {told[1]}"
-    if told and told[0]:
-        return f"; all of its column can be read with {told[0]}"
-    if _NUMBER_WITH_MARKS.fullmatch(cell.strip()):
-        return "; its column mixes '.' and ',' in ways that no reading.decimal and reading.thousands fit"
-    return ""
+    for sentence in (*thousands.values(), *fractions.values()):
+        return f"; {sentence}, by which all of its column can be read"
+    return "; its column mixes marks in ways that no reading.decimal and reading.thousands fit"
 
-
-_NUMBER_WITH_MARKS = re.compile(r"[+-]?\d[\d.,]*")
