@@ -41,7 +41,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--time", default=None, help="column of the stamp")
     parser.add_argument("--target", nargs="+", default=[], help="columns of measurements, or of customers")
     parser.add_argument("--wide", action="store_true", help="one column is one customer")
-    parser.add_argument("--ignore", nargs="+", default=[], help="columns of a wide table that are no customers")
+    parser.add_argument(
+        "--ignore", nargs="+", default=[], help="columns of a wide table that are no customers"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, in which nobody is named")
     parser.add_class_arguments(Reading, "reading")
     arguments = _parsed(parser, argv)

@@ -17,8 +17,8 @@ import pyarrow.parquet as pa_parquet
 from lightning_dp.archives import check_packed, inside
 from lightning_dp.timeseries.data.own_table.text_source import (
     TextSource,
+    first_bytes,
     odd_quotes,
-    open_packed,
     wrong_encoding,
 )
 from lightning_dp.told import debugging, told_error
@@ -84,8 +84,7 @@ class CSVFile(TableFile):
         self._delimiter = delimiter
         self._encoding = encoding
         self._skipped = skip_lines
-        with open_packed(path) as file:
-            start = file.read(_LONGEST_HEADER)
+        start = first_bytes(path, _LONGEST_HEADER)
         if not start.strip():
             raise ValueError(f"{path} is empty; its first line must name the columns.")
         if b"\0" in start.split(b"\n")[0] and "16" not in encoding and "32" not in encoding:
@@ -122,11 +121,7 @@ class CSVFile(TableFile):
                 arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
                 yield Rows(file=self.path, columns=arrays, numbers=numbers, counted="line")
             if line - 1 < source.lines:
-                raise ValueError(
-                    f"{self.path}, line {odd_quotes(self.path)} opens a quote that is not closed there, so that "
-                    f"{source.lines - line + 1} lines would be read as parts of a cell: close it, or take the "
-                    "line breaks out of the cells."
-                )
+                raise self._unclosed(odd_quotes(self.path) or 1)
 
     @contextlib.contextmanager
     def _open(
@@ -167,9 +162,18 @@ class CSVFile(TableFile):
                 raise self._explain(error) from None
             yield batch
 
+    def _unclosed(self, line: int) -> ValueError:
+        return ValueError(
+            f"{self.path}, line {line} opens a quote that is not closed there, so that lines below would be "
+            "read as parts of a cell: close it, or take the line breaks out of the cells."
+        )
+
     def _explain(self, error: pa.ArrowInvalid) -> ValueError:
         row = self._ragged
         if row is not None:
+            odd = odd_quotes(self.path)
+            if 0 < odd <= (row.number or 0):
+                return self._unclosed(odd)
             return ValueError(
                 f"{self.path}, line {row.number} has {row.actual_columns} cells where the header names "
                 f"{row.expected_columns}; mend the line, or set reading.delimiter if columns are not "

@@ -71,9 +71,7 @@ def guess_layout(
                 )
             id_column = candidates[0]
     if wide:
-        return Wide(
-            time_column=time_column, id_columns=list(targets) or None, ignored_columns=list(ignored)
-        )
+        return Wide(time_column=time_column, id_columns=list(targets) or None, ignored_columns=list(ignored))
     assert id_column is not None
     measured = list(targets) or [name for name in numbers if name != id_column]
     if not measured:

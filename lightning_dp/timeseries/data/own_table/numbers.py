@@ -231,4 +231,3 @@ def _hint(array: pa.Array, cell: object, *, reading: Reading) -> str:
     for sentence in (*thousands.values(), *fractions.values()):
         return f"; {sentence}, by which all of its column can be read"
     return "; its column mixes marks in ways that no reading.decimal and reading.thousands fit"
-

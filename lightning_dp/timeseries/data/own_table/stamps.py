@@ -22,31 +22,11 @@ _NS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _NAT = np.iinfo(np.int64).min
 _DAY_NS = 86_400 * 10**9
 _TRIED = 500  # cells that a suggested format has to read
-_FORMATS = [
-    f"{day}{time}"
-    for day in (
-        "%d.%m.%Y",
-        "%d/%m/%Y",
-        "%m/%d/%Y",
-        "%d-%m-%Y",
-        "%m-%d-%Y",
-        "%Y.%m.%d",
-        "%d.%m.%y",
-        "%d/%m/%y",
-    )
-    + ("%m/%d/%y", "%d-%b-%Y", "%d %b %Y", "%b %d, %Y", "%d%b%Y", "%Y%m%d", "%Y-%m-%d")
-    for time in (
-        "",
-        " %H:%M",
-        " %H:%M:%S",
-        " %I:%M %p",
-        " %I:%M:%S %p",
-        ":%H:%M:%S",
-        " %H.%M",
-        " %H%M",
-        "%H%M",
-    )
-] + ["%Y", "%Y%m", "%Y-%m-%d-%H.%M.%S", "%m/%Y", "%Y/%m"]
+_DAYS = ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y.%m.%d", "%d.%m.%y", "%d/%m/%y")
+_NAMED_DAYS = ("%m/%d/%y", "%d-%b-%Y", "%d %b %Y", "%b %d, %Y", "%Y-%m-%d", "%Y%m%d")
+_TIMES = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", ":%H:%M:%S", " %H.%M", " %H%M")
+_OTHERS = ("%Y", "%Y%m", "%Y%m%d%H%M", "%Y%m%d%H%M%S", "%Y-%m-%d-%H.%M.%S", "%m/%Y", "%Y/%m")
+_FORMATS = [*(f"{day}{time}" for day in (*_DAYS, *_NAMED_DAYS) for time in _TIMES), *_OTHERS]
 
 
 @dataclass(kw_only=True)

@@ -42,7 +42,7 @@ class TextSource:
             try:
                 packed = self._file.read(size)
             except (OSError, EOFError) as error:
-                raise ValueError(f"{self.path} can't be unpacked ({told_error(error)}).") from None
+                raise _broken(self.path, error) from None
             self._unpacked += len(packed)
             check_packed(self.path, packed=self.path.stat().st_size, unpacked=self._unpacked)
             data = packed
@@ -84,6 +84,19 @@ def open_packed(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
+def first_bytes(path: Path, size: int) -> bytes:
+    """The first bytes of a file, unpacked."""
+    try:
+        with open_packed(path) as file:
+            return file.read(size)
+    except (OSError, EOFError) as error:
+        raise _broken(path, error) from None
+
+
+def _broken(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} can't be unpacked or read to its end ({told_error(error)}).")
+
+
 def raw_lines(path: Path) -> Iterator[bytes]:
     """Lines as they lie in a file."""
     with open_packed(path) as file:
@@ -98,19 +111,22 @@ def wrong_encoding(path: Path, *, encoding: str) -> ValueError:
         return ValueError(
             f"{path}, line 1 is not text in {encoding.upper()} but in UTF-16: set reading.encoding to 'utf-16'."
         )
-    line = 0
-    for line, content in enumerate(raw_lines(path), start=1):
-        try:
-            content.decode(encoding)
-        except UnicodeError:
-            break
+    line = next((at for at, one in enumerate(raw_lines(path), start=1) if not _is_text(one, encoding)), 1)
     return ValueError(
         f"{path}, line {line} is not text in {encoding.upper()}: set reading.encoding to what it was saved in, "
         "such as 'cp1252' or 'latin-1', or save it in UTF-8."
     )
 
 
+def _is_text(line: bytes, encoding: str) -> bool:
+    try:
+        line.decode(encoding)
+    except UnicodeError:
+        return False
+    return True
+
+
 def odd_quotes(path: Path) -> int:
-    """The first line in which a quote is opened and not closed; 1 where there is none."""
+    """The first line in which a quote is opened and not closed; 0 where there is none."""
     odd = (line for line, content in enumerate(raw_lines(path), start=1) if content.count(b'"') % 2)
-    return next(odd, 1)
+    return next(odd, 0)
