@@ -164,6 +164,13 @@ class Describes(Protocol):
         """Public facts by name, such as the kind of a conditioning."""
 
 
+class ReportsOnData(Protocol):
+    """Asked of the data module by `RunFolder` when a fit starts; what it says stays on this machine."""
+
+    def data_report(self) -> dict[str, Any]:
+        """What was found in the data, as JSON without anybody's name. Private facts: covered by no ε."""
+
+
 # --- modules ----------------------------------------------------------------------------------------
 
 

@@ -13,24 +13,30 @@ examples:
   lightning-dp data check readings.csv
   lightning-dp data check 'readings/*.csv' --id meter --time time --target kwh --reading.decimal ,
   lightning-dp data check load.parquet --wide --time stamp
-  lightning-dp data check my.yaml          # as its section `data` says; the fit then finds the table converted
+  lightning-dp data check my.yaml     # as its section `data` says; a fit then finds the table converted
 """
 
 
 def main(argv: list[str]) -> int:
     """Print what was found; raise ValueError where the table can't be right."""
     # Late: --help of other commands should not wait for it.
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
     from lightning_dp.timeseries.data.own_table.ids import NearlyAlike
     from lightning_dp.timeseries.data.own_table.reading import Reading
 
+    class Raw(DefaultHelpFormatter):
+        """Leaves the lines of the examples as they are."""
+
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return text
+
     parser = ArgumentParser(
         prog="lightning-dp data",
         usage="lightning-dp data check PATH|CONFIG [options]",
-        description="Read a table as a fit would, and tell what is in it: span, customers, frequency, gaps, rounding.",
+        description="Read a table as a fit would, and tell what is in it: span, customers, gaps, rounding.",
         epilog=_EPILOG,
-        formatter_class=_Raw,
+        formatter_class=Raw,
         exit_on_error=False,
     )
     parser.add_argument("action", choices=["check"], help="look at a table")
@@ -113,13 +119,3 @@ def _of_files(arguments: Any, *, reading: Any) -> Any:
         report = convert(files, layout=layout, reading=reading, folder=Path(folder))
     report.left_out = left_out(arguments.path)
     return report
-
-
-def _Raw(**options: Any) -> Any:  # noqa: N802 - a formatter class, made when it is needed
-    from jsonargparse import DefaultHelpFormatter
-
-    class Raw(DefaultHelpFormatter):
-        def _fill_text(self, text: str, width: int, indent: str) -> str:
-            return text
-
-    return Raw(**options)

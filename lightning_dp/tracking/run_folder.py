@@ -4,6 +4,7 @@
 RUN/
   config.yaml       everything that was set, resolved; `lightning-dp fit --config RUN/config.yaml` repeats it
   environment.json  versions, git state, machine
+  nonprivate_data.json  what was found in a table of one's own; for its owner (0600), never sent
   metrics.csv       what was logged, private statistics marked `nonprivate/`
   privacy.json      ε of every unit, plan, ledger entry, signed; ε = "inf" without privacy
   privacy_report.html, .md   the same to be read
@@ -39,7 +40,7 @@ from lightning_dp.privacy.report import (
 )
 from lightning_dp.privacy.report.document import SCHEMA
 from lightning_dp.privacy.report.readable import write_readable
-from lightning_dp.protocols import Describes, TakesFacts, is_public, provides
+from lightning_dp.protocols import Describes, ReportsOnData, TakesFacts, is_public, provides
 from lightning_dp.tracking.account import Account, read_account
 from lightning_dp.tracking.cards import CARD, write_model_card
 from lightning_dp.tracking.folder_lock import FolderLock, make_run_folder
@@ -136,6 +137,9 @@ class RunFolder(Callback):
         self._set_results_aside()
         (self.folder / "config.yaml").write_text(self._config)
         (self.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+        data = datamodule_of(trainer)
+        if provides(data, ReportsOnData):
+            _write_for_owner(self.folder / "nonprivate_data.json", data.data_report())
         if not self._private:
             content = {
                 "schema": SCHEMA,
@@ -283,6 +287,13 @@ def facts_of(trainer: Trainer, module: LightningModule) -> dict[str, str | float
     for part in (datamodule_of(trainer), module):
         facts |= part.facts() if provides(part, Describes) else {}
     return facts
+
+
+def _write_for_owner(path: Path, content: dict[str, Any]) -> None:
+    """JSON that nobody else on this machine can read."""
+    path.unlink(missing_ok=True)  # else an older file keeps its mode
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(json.dumps(_strict(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def _strict(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Kinds of awkward tables: each is read right, value by value, or refused in a sentence with a way that works.
+"""Kinds of awkward tables: each is read right, value by value, or refused in a sentence with a way out.
 
 `docs/results/inputs.md` lists what became of them.
 """
@@ -136,7 +136,7 @@ def of_ids(name: str, cells: list[str], expected: list[str] | None = None, *word
         name=f"id: {name}",
         files={"t.csv": rows(*lines, head="id|time|y")},
         reading={"delimiter": "|", "frequency": "h", **settings},
-        values=None if expected is None else {one: None for one in expected},
+        values=None if expected is None else dict.fromkeys(expected),
         words=words,
     )
 

@@ -1,5 +1,6 @@
 """The user's own table: what works, what stops before training, and what it says."""
 
+import json
 import os
 import re
 import stat
@@ -691,6 +692,14 @@ def test_three_odd_customers_train_from_the_command_line(tmp_path, capsys, ledge
     assert ("three meters", "user") in Ledger(ledger_path).accounts()
     assert not list((tmp_path / "run").rglob("*.npy"))
     assert not list((tmp_path / "run").rglob("nonprivate_report*"))
+    # The run folder has what was found without a name, for its owner alone.
+    found = tmp_path / "run" / "nonprivate_data.json"
+    assert stat.S_IMODE(found.stat().st_mode) == 0o600
+    content = json.loads(found.read_text())
+    assert (content["customers"], content["duplicates"], content["constant"]) == (3, 1, 1)
+    assert "names" not in content
+    assert "covered by no ε" in content["nonprivate"]
+    assert "nonprivate: 673 rows of 3 customers" in out
 
 
 @pytest.mark.parametrize(
@@ -721,6 +730,92 @@ def test_what_can_not_work_stops_before_training(tmp_path, capsys, ledger_path, 
     assert len(error) < 600
     assert not (tmp_path / "run").exists()
     assert not ledger_path.exists()
+
+
+def test_data_check_tells_what_is_in_a_table_and_writes_nothing(tmp_path, capsys, monkeypatch, ledger_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    three().to_csv(tmp_path / "load.csv", index=False)
+    assert main(["data", "check", str(tmp_path / "load.csv")]) == 0
+    out = capsys.readouterr().out
+    assert "columns            id 'meter', time 'time', values ['kwh']" in out
+    assert "customers          3: a, b, c" in out
+    assert "100.00 % of neighbouring stamps" in out
+    assert list((tmp_path / "cache" / "lightning_dp" / "tables").iterdir()) == []
+    assert not ledger_path.exists()
+    assert main(["data", "check", str(tmp_path / "load.csv"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 720
+
+
+def test_data_check_reads_as_a_configuration_says_and_lists_ids_that_are_nearly_alike(tmp_path, capsys):
+    frame = pd.concat([readings("7"), readings("07")])
+    frame.to_csv(tmp_path / "load.csv", index=False, sep=";")
+    config = {
+        "path": str(tmp_path / "load.csv"),
+        "name": "meters",
+        "context_length": 24,
+        "horizon": 24,
+        "cache_dir": str(tmp_path / "cache"),
+        "reading": {"delimiter": ";", "frequency": "h"},
+        "layout": {
+            "class_path": "lightning_dp.timeseries.Long",
+            "init_args": {"id_column": "meter", "time_column": "time", "target_columns": ["kwh"]},
+        },
+    }
+    data = {"data": {"class_path": "lightning_dp.Table", "init_args": config}}
+    (tmp_path / "my.yaml").write_text(json.dumps(data))
+    assert main(["data", "check", str(tmp_path / "my.yaml")]) == 2
+    told = capsys.readouterr()
+    assert "nearly alike: '7' and '07'" in told.out
+    assert "set reading.ids to 'number'" in told.err
+    config["reading"]["ids"] = "text"
+    (tmp_path / "my.yaml").write_text(json.dumps(data))
+    assert main(["data", "check", str(tmp_path / "my.yaml")]) == 0
+    assert "customers          2: 07, 7" in capsys.readouterr().out
+
+
+def test_rows_of_the_future_are_kept_with_their_covariates(tmp_path):
+    layout = Long(
+        id_column="meter",
+        time_column="time",
+        target_columns=["kwh"],
+        covariates=Covariates(numeric={"celsius": (0, 240)}),
+    )
+    frame = three().assign(celsius=lambda rows: rows["kwh"] // 1)
+    frame.loc[(frame["meter"] == "a") & (frame["kwh"] >= 228), "kwh"] = np.nan  # twelve hours ahead
+    data = table(tmp_path, frame, layout=layout)
+    data.setup()
+    a, b, _ = data.customers()
+    assert (a.spelled, a.future_steps, b.future_steps) == ("a", 12, 0)
+    assert (str(a.last_stamp), str(a.known_until)) == ("2024-01-10 11:00:00", "2024-01-10 23:00:00")
+    store = data.whole_store()
+    begin = torch.tensor([228])
+    values, covariates = store.read(torch.tensor([0]), starts=begin, length=12)
+    assert values.isnan().all()
+    torch.testing.assert_close(covariates[0, :, 6], torch.arange(228.0, 240.0) / 120 - 1)
+    assert "future rows        12 after the last reading of 1 customers" in data.report()
+
+
+def test_readings_are_kept_as_they_were_written(tmp_path):
+    frame = three()
+    frame["kwh"] += 123456789.0 + frame["kwh"].round() / 2
+    data = table(tmp_path, frame)
+    data.setup()
+    np.testing.assert_array_equal(data.whole_store().series(0), frame["kwh"][:240].to_numpy()[:, None])
+    assert re.search(r"rounding           [1-9]\d* of 720 readings .*series' range", data.report())
+
+
+@pytest.mark.parametrize(
+    ("zone", "border", "words"),
+    [
+        ("", "2024-01-08T00:00Z", "leave its offset out"),
+        ("Z", "2024-01-08", "write the border with its offset"),
+    ],
+)
+def test_a_border_and_stamps_have_an_offset_both_or_none(tmp_path, zone, border, words):
+    frame = three()
+    frame["time"] = frame["time"].astype(str) + zone
+    with pytest.raises(ValueError, match=words):
+        table(tmp_path, frame, split=ByTime(test_from=border)).setup()
 
 
 def quarter_hourly(customer: str) -> pd.DataFrame:

@@ -244,7 +244,7 @@ class Table(WindowDataModule):
         )
 
     def stamps(self, numbers: np.ndarray) -> pd.DatetimeIndex:
-        """Of steps of the common clock: in the table's own zone where it has one, else as they stand there."""
+        """Of steps of the common clock: in the table's own zone where it has one, else as they stand."""
         stamps = self._frequency.stamps(numbers)
         if self._frequency.is_days or not (self.reading.time_zone or self._index["aware"]):
             return stamps

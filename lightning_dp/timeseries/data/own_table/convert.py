@@ -314,15 +314,16 @@ class _Cells:
             row = place // (len(positions) // len(rows))
             code = int(np.searchsorted(self._extents.offsets, positions[place], "right")) - 1
             name = f" {self._extents.ids[code]!r}" if debugging() else ""
-            place = f"{rows.file}, {rows.counted} {rows.numbers[row]}: its customer{name}"
+            where = f"{rows.file}, {rows.counted} {rows.numbers[row]}: its customer{name}"
             if self._months:
                 raise ValueError(
-                    f"{place} has a second reading in the same month or months: if readings are more often than "
+                    f"{where} has a second reading in the same month or months: if readings are more often "
+                    "than "
                     "that, set reading.frequency to their step, such as 'D' or '28D'; if the row is there "
                     "twice, remove it."
                 )
             raise ValueError(
-                f"{place} has a second reading for the same time: remove it, or set reading.duplicates to "
+                f"{where} has a second reading for the same time: remove it, or set reading.duplicates to "
                 "'first' or 'mean' (not where clocks were set back: there stamps need their offset)."
             )
         self.duplicates += int(again.sum())

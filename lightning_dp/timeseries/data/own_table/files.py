@@ -91,8 +91,8 @@ class CSVFile(TableFile):
             error = wrong_encoding(path, encoding=encoding)
             if "UTF-16" not in str(error):
                 error = ValueError(
-                    f"{path}, line 1 holds a zero byte, which text has none of: it may be in UTF-16, then set "
-                    "reading.encoding to 'utf-16-le'."
+                    f"{path}, line 1 holds a zero byte, which text has none of: it may be in UTF-16, then "
+                    "set reading.encoding to 'utf-16-le'."
                 )
             raise error
         try:

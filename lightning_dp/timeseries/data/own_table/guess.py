@@ -51,8 +51,8 @@ def guess_layout(
         found = [name for name in file.column_names if name != id_column and _are_stamps(rows, name, reading)]
         if len(found) != 1:
             raise ValueError(
-                f"{file.path} has {len(found)} columns that can be read as stamps in its first rows: name the "
-                "one by --time, and how it is written by --reading.time_format."
+                f"{file.path} has {len(found)} columns that can be read as stamps in its first rows: name "
+                "the one by --time, and how it is written by --reading.time_format."
             )
         time_column = found[0]
     others = [name for name in file.column_names if name not in (id_column, time_column, *ignored)]

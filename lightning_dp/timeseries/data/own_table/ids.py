@@ -43,8 +43,8 @@ def read_ids(rows: Rows, column: str, *, reading: Reading) -> pa.Array:
     kind = array.type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         raise ValueError(
-            f"{rows.file}, column {column!r} holds {kind} as ids, which have no spelling to tell people apart "
-            "by: write them as text (UTF-8 or hexadecimal)."
+            f"{rows.file}, column {column!r} holds {kind} as ids, which have no spelling to tell people "
+            "apart by: write them as text (UTF-8 or hexadecimal)."
         )
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         array = _whole(rows, column, array)
@@ -65,7 +65,8 @@ def read_ids(rows: Rows, column: str, *, reading: Reading) -> pa.Array:
         cell = rows.columns[column][row].as_py()
         what = "is empty" if cell is None or not str(cell).strip() else f"holds {told(cell)}, a missing value"
         raise ValueError(
-            f"{rows.where(row, column)} {what}; every reading needs the customer whose it is: mend it, or set "
+            f"{rows.where(row, column)} {what}; every reading needs the customer whose it is: mend it, or "
+            "set "
             "reading.missing_ids to 'drop' to leave such rows out (and reading.missing_values, if that text "
             "is somebody)."
         )
@@ -97,8 +98,8 @@ def canonical(name: str, *, reading: Reading, where: str = "an id") -> str:
         match = _WHOLE.fullmatch(name)
         if match is None:
             raise ValueError(
-                f"{where} is {told(name)}, which is no whole number, as reading.ids says: set it to 'text' or "
-                "'folded'."
+                f"{where} is {told(name)}, which is no whole number, as reading.ids says: set it to 'text' "
+                "or 'folded'."
             )
         return f"{'-' if match[1] == '-' and match[2] != '0' else ''}{match[2]}"
     return _folded(name) if reading.ids == "folded" else name
@@ -186,10 +187,10 @@ class Directory:
         if debugging():
             shown = "; ".join(" and ".join(map(repr, group)) for group in groups[:_SHOWN]) + ": "
         raise NearlyAlike(
-            f"{sum(map(len, groups))} ids differ only by zeros, a '.0', capitals, blanks or the form of their "
-            f"letters from another one, such as those at {self._place_of[first]} and "
-            f"{self._place_of[second]}: {shown}{self._joining(groups)}, and reading.ids to 'text' if they are "
-            "several; 'lightning-dp data check' lists them.",
+            f"{sum(map(len, groups))} ids differ only by zeros, a '.0', capitals, blanks or the form of "
+            f"their letters from another one, such as those at {self._place_of[first]} and "
+            f"{self._place_of[second]}: {shown}{self._joining(groups)}, and reading.ids to 'text' if they "
+            "are several; 'lightning-dp data check' lists them.",
             groups,
         )
 

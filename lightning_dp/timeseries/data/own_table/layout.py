@@ -152,7 +152,7 @@ class Layout(ABC):
         """
 
     def column_checks(self, file: TableFile) -> WideColumns | None:
-        """What the columns of `file` have to pass to be customers; None where they are none, or are stated."""
+        """What the columns of `file` have to pass to be customers; None where they are none, or stated."""
         return None
 
     @abstractmethod
@@ -325,8 +325,8 @@ def _check_present(needed: list[str], file: TableFile) -> None:
             hint = f"; {close[0]!r} differs in blanks or capitals only" if close else ""
             if len(file.column_names) == 1 and not close:
                 hint = (
-                    ": set reading.delimiter if its columns are separated otherwise, or reading.skip_lines if "
-                    "its names stand further down"
+                    ": set reading.delimiter if its columns are separated otherwise, or reading.skip_lines "
+                    "if its names stand further down"
                 )
             raise ValueError(f"{file.path} has no column {column!r}; it has {shown}{hint}.")
 

@@ -89,7 +89,8 @@ def read_numbers(
         cell = rows.columns[columns[column]][row].as_py()
         raise ValueError(
             f"{rows.where(row, columns[column], shown=_shown(columns, column, named=named))} holds "
-            f"{told_number(cell)}, which is no finite number: mend it, or list it in reading.missing_values if "
+            f"{told_number(cell)}, which is no finite number: mend it, or list it in "
+            "reading.missing_values if "
             f"it means that nothing was measured{_hint(arrays[column], cell, reading=reading)}."
         )
     return values
@@ -157,7 +158,7 @@ def _parse(text: pa.Array, *, reading: Reading) -> np.ndarray:
 def _ungrouped(text: pa.Array, *, reading: Reading) -> tuple[pa.Array, pa.Array]:
     """Numbers without marks of thousands, and (R,) bool, True where those marks stand in odd places."""
     assert reading.thousands
-    marks = (reading.thousands,)
+    marks: tuple[str, ...] = (reading.thousands,)
     if reading.thousands in BLANKS:
         marks = BLANKS
     elif reading.thousands in _APOSTROPHES:

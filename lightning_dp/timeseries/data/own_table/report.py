@@ -24,7 +24,7 @@ class TableReport:
         first, last: stamps, in UTC or as the wall clock shows them.
         frequency: of the series.
         frequency_inferred: whether it was read from the data.
-        frequency_share: share of the distances of neighbouring stamps that are one step, where it was inferred.
+        frequency_share: share of the distances of neighbouring stamps that are one step, where inferred.
         steps: of all series from their first to their last stamp.
         gap_steps: of them, steps without any row.
         longest_gap: steps.
@@ -35,7 +35,8 @@ class TableReport:
         constant: "customer/channel" of series that never change.
         empty: customers without any value.
         rows_before: rows without a value before a customer's first reading, which no window holds.
-        future_rows: rows without a value after a customer's last reading, whose covariates a forecast can use.
+        future_rows: rows without a value after a customer's last reading; a forecast can use their
+            covariates.
         future_customers: how many have such rows.
         readings: cells with a value.
         rounded: of them, those that fp32, in which windows are, doesn't give back as they were written.
@@ -119,8 +120,8 @@ class TableReport:
             f"covariates         {self.clipped_covariates} clipped to their bounds, "
             f"{self.missing_covariates} filled from the last known step",
             f"rounding           {self._rounding()}",
-            f"future rows        {self.future_rows} after the last reading of {self.future_customers} customers, "
-            "kept for forecasts",
+            f"future rows        {self.future_rows} after the last reading of {self.future_customers} "
+            "customers, kept for forecasts",
             f"rows left out      {self.rows_of_nobody} of nobody, {self.rows_before} before a first reading",
             f"files left out     {_some(self.left_out)}",
         ]
@@ -132,7 +133,8 @@ class TableReport:
             f"{self.rows} rows of {self.customers} customers, {self.first} to {self.last}, every "
             f"{self.frequency} ({self._origin()})",
             f"{self.gap_steps} steps without a row, the longest gap has {self.longest_gap}; "
-            f"{self.duplicates} duplicates; {self.future_rows} rows after the last reading, kept for forecasts",
+            f"{self.duplicates} duplicates; {self.future_rows} rows after the last reading, kept for "
+            "forecasts",
         ]
         if self.rounded:
             lines.append(f"rounding: {self._rounding()}")

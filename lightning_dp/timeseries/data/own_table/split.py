@@ -3,6 +3,7 @@
 That matters: were customers shuffled, one of them more or less would move all others between the splits.
 """
 
+import contextlib
 import hashlib
 import re
 from abc import ABC, abstractmethod
@@ -147,13 +148,11 @@ def _stamp(field: str, text: str) -> pd.Timestamp:
     # pandas reads 03.02.2024 as 2 March, wherever it was written.
     stamp = pd.NaT
     if _ISO.fullmatch(str(text).strip()):
-        try:
+        with contextlib.suppress(ValueError):
             stamp = pd.Timestamp(str(text).strip())
-        except ValueError:
-            pass
     if stamp is pd.NaT:
         raise ValueError(
-            f"split: {field} is {text!r}; write it as ISO 8601 does, 2024-01-31 or 2024-01-31 12:00, whatever "
-            "reading.time_format is."
+            f"split: {field} is {text!r}; write it as ISO 8601 does, 2024-01-31 or 2024-01-31 12:00, "
+            "whatever reading.time_format is."
         )
     return stamp

@@ -14,7 +14,8 @@ from lightning_dp.timeseries.data.own_table.since import Since, suggestions
 from lightning_dp.told import told
 
 _ISO = (
-    r"^(\d{4}[-/]\d{1,2}([-/]\d{1,2}([T ]\d{1,2}(:\d{2}(:\d{2}([.,]\d{1,9})?)?)?\s?(Z|[+-]\d{2}(:?\d{2})?)?)?)?"
+    r"^(\d{4}[-/]\d{1,2}([-/]\d{1,2}"
+    r"([T ]\d{1,2}(:\d{2}(:\d{2}([.,]\d{1,9})?)?)?\s?(Z|[+-]\d{2}(:?\d{2})?)?)?)?"
     r"|\d{8}(T\d{4}(\d{2})?(Z|[+-]\d{2}(:?\d{2})?)?)?)$"
 )
 _OFFSET = r"[T ]\d.*(Z|[+-]\d\d(:?\d\d)?)$"
@@ -99,7 +100,8 @@ def _stamps(rows: Rows, column: str, array: pa.Array, *, reading: Reading) -> tu
     """(R,) int64 nanoseconds as they stand, in UTC where they have an offset; and (R,) bool, whether so."""
     kind = array.type
     aware = np.zeros(len(array), dtype=bool)
-    since = Since.parse(reading.time_format) if " since " in (reading.time_format or "") else None
+    written = reading.time_format or ""
+    since = Since.parse(written) if " since " in written else None
     if pa.types.is_null(kind):
         array = pa.nulls(len(array), pa.string())
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
@@ -276,7 +278,8 @@ def _advice(array: pa.Array, cell: object, *, reading: Reading) -> str:
             )
     fitting = [one for one in fitting if one != reading.time_format]
     if fitting:
-        return f"set reading.time_format to {' or '.join(repr(one) for one in fitting[:3])}, by which all can be read"
+        formats = " or ".join(map(repr, fitting[:3]))
+        return f"set reading.time_format to {formats}, by which all can be read"
     if any(_fits(one, [str(cell).strip()]) for one in _FORMATS):
         return f"{nothing}, as no reading.time_format that is tried here reads all of its column"
     return nothing

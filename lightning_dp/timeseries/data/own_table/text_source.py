@@ -109,12 +109,13 @@ def wrong_encoding(path: Path, *, encoding: str) -> ValueError:
         mark = file.read(2)
     if mark in _BOMS:
         return ValueError(
-            f"{path}, line 1 is not text in {encoding.upper()} but in UTF-16: set reading.encoding to 'utf-16'."
+            f"{path}, line 1 is not text in {encoding.upper()} but in UTF-16: set reading.encoding to "
+            "'utf-16'."
         )
     line = next((at for at, one in enumerate(raw_lines(path), start=1) if not _is_text(one, encoding)), 1)
     return ValueError(
-        f"{path}, line {line} is not text in {encoding.upper()}: set reading.encoding to what it was saved in, "
-        "such as 'cp1252' or 'latin-1', or save it in UTF-8."
+        f"{path}, line {line} is not text in {encoding.upper()}: set reading.encoding to what it was saved "
+        "in, such as 'cp1252' or 'latin-1', or save it in UTF-8."
     )
 
 
