@@ -40,7 +40,7 @@ def main() -> None:
                 [sys.executable, "-m", "lightning_dp", "data", "check", str(path)],
                 check=True,
                 stdout=subprocess.DEVNULL,
-                env={**os.environ, "LIGHTNING_DP_CACHE": scratch},
+                env={**os.environ, "XDG_CACHE_HOME": scratch},
             )
             usage = resource.getrusage(resource.RUSAGE_CHILDREN)  # the largest child so far
             found[kind] = {

@@ -119,7 +119,7 @@ class Frequency:
 
 
 def _at_months(stamps: np.ndarray, *, months: int) -> bool:
-    """Whether all stamps lie on one day of the month, or on the last one, in ≥ 3 months that are so far apart."""
+    """Whether stamps lie on one day of the month, or all on the last, in ≥ 3 months that are so far apart."""
     days = np.unique(stamps // _DAY_NS)
     month = np.unique(_months(stamps))
     if len(month) < 3 or (month % months != month[0] % months).any():
