@@ -82,8 +82,10 @@ def main(argv: list[str]) -> int:
     }
 
     # Late: --help should not wait for the accountant, nor a folder that can't be right for torch.
+    from lightning_dp.privacy.report import REPORT_NAME, read_privacy_report
     from lightning_dp.runs.abilities import SampleRequest, SampleWriter
     from lightning_dp.runs.load import load_run
+    from lightning_dp.tracking.sealed import seal_folder
 
     run = load_run(folder)
     writer = run.sampler
@@ -107,5 +109,8 @@ def main(argv: list[str]) -> int:
         rank=arguments["rank"],
         options=options,
     )
-    print("\n".join(writer.write_samples(request, run=run)))
+    lines = writer.write_samples(request, run=run)
+    if "files" not in read_privacy_report(output) and (output / REPORT_NAME).is_file():
+        seal_folder(output, sign=run.account.signed, kind="samples")  # of a writer that doesn't itself
+    print("\n".join(lines))
     return 0

@@ -23,6 +23,7 @@ from lightning_dp.privacy.claim import (
     mechanisms_of,
 )
 from lightning_dp.privacy.ledger import Ledger, default_ledger_path
+from lightning_dp.privacy.ledger.keys import key_at_hand
 from lightning_dp.privacy.ledger.signed_report import (
     FIELD,
     NOBODY,
@@ -354,7 +355,10 @@ class _Entries:
 
     def signs(self, key: str) -> bool:
         """Whether the ledger has entries by this public key."""
-        return self.ledger is not None and key in self.ledger.replay().keys
+        if self.ledger is None:
+            return False
+        own = key_at_hand(self.ledger.path)  # usually the one, and quickly found
+        return (own is not None and own.public == key) or key in self.ledger.replay().keys
 
     def check(self, report: Mapping[str, Any]) -> str:
         """Compare a report with what its run was charged; "agrees", or why there was nothing to compare.

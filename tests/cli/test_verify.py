@@ -245,22 +245,26 @@ def test_each_fault_is_named_in_a_sentence(place, capsys, fault):
 def test_any_byte_of_a_report_that_is_changed_is_found(place):
     path = place / "run" / "privacy.json"
     whole = path.read_bytes()
-    for number in range(0, len(whole), max(1, len(whole) // 25)):
+    for number in range(0, len(whole), max(1, len(whole) // 12)):
         path.write_bytes(whole[:number] + bytes([whole[number] ^ 1]) + whole[number + 1 :])
         assert main(["verify", str(path), "--no-ledger"]) == 1, number
 
 
-@pytest.mark.parametrize("reader", ["sample", "test", "report", "dashboard", "load_run", "read_account"])
-@pytest.mark.parametrize("forge", ["words", "stranger", "gone"])
+@pytest.mark.parametrize(
+    ("reader", "forge"),
+    [
+        *((reader, "words") for reader in ("sample", "test", "report", "dashboard", "load_run")),
+        *((reader, "stranger") for reader in ("sample", "read_account")),
+        *((reader, "gone") for reader in ("report", "load_run")),
+    ],
+)
 def test_no_reader_shows_an_epsilon_of_a_report_with_a_wrong_signature(
     place, tmp_path, capsys, reader, forge
 ):
     """ε is as it was, so that nothing but the signature tells."""
     run, out = place / "run", tmp_path / "out"
     if forge == "words":
-        edit(run / "privacy.json", "add or remove one unit", "add or remove one unit ")
         edit(run / "privacy.json", '"unit_declared": true', '"unit_declared": false')
-        edit(run / "privacy.json", "add or remove one unit ", "add or remove one unit")
     elif forge == "stranger":
         write(place, report_of(place), key=stranger(place))
     else:

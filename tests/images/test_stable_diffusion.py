@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from follow_steps import sites_of
+from huggingface_hub import ModelCard
 from image_support import CLASSES, pictures, tiny_module
 from lightning.pytorch import Trainer
 from PIL import Image
@@ -325,7 +326,14 @@ def test_a_run_is_resumed_from_what_trained(run, tmp_path, monkeypatch):
 def test_saved_lora_loads_in_diffusers_and_draws_the_same(run, checkpoint, tmp_path, capsys):
     assert main(["export", str(run), "--output", str(tmp_path / "lora")]) == 0
     assert "pytorch_lora_weights.safetensors (32 layers)" in capsys.readouterr().out
-    assert json.loads((tmp_path / "lora" / "privacy.json").read_text())["epsilon_spent"] < 8
+    report = json.loads((tmp_path / "lora" / "privacy.json").read_text())
+    assert report["epsilon_spent"] < 8
+    assert report["kind"] == "export"
+    assert "pytorch_lora_weights.safetensors" in report["files"]
+    card = ModelCard.load(tmp_path / "lora" / "README.md").data.to_dict()
+    assert (card["library_name"], card["privacy"]["epsilon"]) == ("diffusers", report["epsilon_spent"])
+    assert main(["verify", str(tmp_path / "lora"), "--no-ledger"]) == 0
+    assert "Its pages show what it says." in capsys.readouterr().out
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     module = load_module(run)

@@ -83,6 +83,9 @@ def test_commands_go_by_what_a_module_can_do(tables, tmp_path, capsys, monkeypat
     assert pd.read_csv(out / "rows.csv")["label"].tolist() == [0, 1, 0, 1, 0, 1]
     report = json.loads((out / "privacy.json").read_text())
     assert report["epsilon_spent"] == lightning_dp.load_run(tables, trust=True).epsilon
+    assert (report["kind"], list(report["files"])) == ("samples", ["rows.csv"])
+    assert main(["verify", str(out)]) == 0
+    assert "Its pages show what it says." in capsys.readouterr().out
     for arguments, message in (
         (["sample", str(tables), "--prompt=a cat", f"--output={tmp_path / 'no'}"], "--prompt is no option"),
         (["sample", str(tables), "--rank=2", f"--output={tmp_path / 'no'}"], "rank"),

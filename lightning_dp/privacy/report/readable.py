@@ -41,7 +41,10 @@ def write_readable(report: Path, content: Mapping[str, Any]) -> None:
         ValueError: it is no report.
         OSError: they can't be written; then none of them is there.
     """
-    document = PrivacyReport.of(content)
+    try:
+        document = PrivacyReport.of(content)
+    except ValueError as error:
+        raise ValueError(f"{report} can't be shown to people: {error}.") from error
     try:
         for path, render in zip(readable_paths(report), _ENDINGS.values(), strict=True):
             replace_text(path, render(document))
