@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from lightning_dp import __version__
 
 _COMMANDS = {
+    "init": "a starter project for a table or images of your own: configuration, commands, a first plan",
     "plan": "what a private run would cost, without touching data",
     "check": "what would break a private fit and how each parameter is clipped, without the fit",
     "data": "check: what is in a table of one's own, without a fit",
@@ -26,6 +27,7 @@ _COMMANDS = {
     "workspace": "build the same views in W&B",
     "sweep": "run or launch a sweep of W&B's schema, with or without W&B",
     "sample": "write synthetic series, or predictions, with a privacy report beside them",
+    "forecast": "what follows the last reading of each series, with the input's ids and stamps",
     "export": "write the weights of an image run as diffusers loads them",
     "ledger": "what has been spent on each data set",
     "verify": "check a privacy report against its signature, its ledger and its files",

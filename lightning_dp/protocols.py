@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeGuard, TypeVar, final
 
-import numpy as np
-
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.units import PrivacyUnit
 
@@ -290,8 +288,15 @@ class NamesUnitOfValues(Protocol):
 class LabelsWindows(Protocol):
     """Asked of the data module when predictions of series are written."""
 
-    def window_labels(self, index: int) -> tuple[str, Sequence[Any] | np.ndarray]:
-        """The series' name and the (L,) stamps of test window `index`."""
+    def window_labels(self, index: int) -> tuple[Any, Any]:
+        """The series' name and the (L,) stamps of test window `index`, as the data itself writes them."""
+
+
+class ContinuesSeries(Protocol):
+    """Asked of the data module by `lightning-dp forecast`."""
+
+    def whole_series(self) -> Any:
+        """A `WholeSeries`: all series to their last reading and beyond."""
 
 
 class HasLayout(Protocol):
@@ -470,6 +475,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(protocol=HasDays, of="data"),
     Hook(protocol=NamesUnitOfValues, of="data"),
     Hook(protocol=LabelsWindows, of="data"),
+    Hook(protocol=ContinuesSeries, of="data"),
     Hook(protocol=HasLayout, of="data"),
     Hook(protocol=HasExtraCovariates, of="data"),
     Hook(protocol=StatesFrequency, of="data"),

@@ -1,4 +1,6 @@
 from .abilities import (
+    Forecaster as Forecaster,
+    ForecastRequest as ForecastRequest,
     RunModule as RunModule,
     SampleRequest as SampleRequest,
     SampleWriter as SampleWriter,

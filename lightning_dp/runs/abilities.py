@@ -5,12 +5,14 @@ or a module for another kind of data.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from lightning_dp.runs.loaded_run import LoadedRun
 
 
@@ -77,6 +79,49 @@ class SampleWriter(ABC):
 
         Raises:
             ValueError: the request can't be met; nothing was written.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastRequest:
+    """What `lightning-dp forecast`, or `LoadedRun.forecast`, was asked for.
+
+    Attributes:
+        data: rows to continue: a path, a frame, or None for the run's own data.
+        start: first stamp to predict, for all series; None = after each one's last reading.
+        quantiles: to write, each in (0, 1); None for the usual ones.
+        num_samples: ≥ 1 draws to write instead of quantiles.
+        wide: one row a stamp, rather than one for each quantile or draw.
+        fill_missing: predict what is missing between readings instead of what follows them.
+        seed: of the draws; None for fresh randomness.
+    """
+
+    data: Any = None
+    start: Any = None
+    quantiles: Sequence[float] | None = None
+    num_samples: int | None = None
+    wide: bool = False
+    fill_missing: bool = False
+    seed: int | None = None
+
+
+class Forecaster(ABC):
+    """Continues series, and fills their gaps: what `lightning-dp forecast` and `LoadedRun.forecast` call."""
+
+    @abstractmethod
+    def write_forecast(self, request: ForecastRequest, *, output: Path, run: "LoadedRun") -> list[str]:
+        """Write a table, and what may be claimed of it beside it; a line for each thing to tell the user.
+
+        Raises:
+            ValueError: the request can't be met; nothing was written.
+        """
+
+    @abstractmethod
+    def forecast_frame(self, request: ForecastRequest, *, run: "LoadedRun") -> "DataFrame":
+        """The same table as a frame of pandas.
+
+        Raises:
+            ValueError: the request can't be met.
         """
 
 

@@ -1,19 +1,22 @@
 """A run folder as Python sees it. Opening one reads no row of the data."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_dp.privacy.ledger.signed_report import ReportChanged, signature_in_words
 from lightning_dp.privacy.report import REPORT_NAME, read_privacy_report
-from lightning_dp.runs.abilities import RunModule
+from lightning_dp.runs.abilities import Forecaster, ForecastRequest, RunModule
 from lightning_dp.runs.configured import class_named, make_parts
 from lightning_dp.tracking.account import Account
 from lightning_dp.tracking.layout import CHECKPOINT, SAMPLES
 from lightning_dp.tracking.run_config import trusted_classes
 from lightning_dp.tracking.sealed import check_files, sha256_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class LoadedRun(ABC):
@@ -62,6 +65,65 @@ class LoadedRun(ABC):
 
         Those of a Private Evolution are its finished samples: `sample(num)`.
         """
+
+    def forecast(
+        self,
+        data: Any = None,
+        *,
+        start: Any = None,
+        quantiles: Sequence[float] | None = None,
+        num_samples: int | None = None,
+        wide: bool = False,
+        fill_missing: bool = False,
+        seed: int | None = None,
+    ) -> "DataFrame":
+        """What follows each series' last reading, with the ids and stamps of the input; costs no ε.
+
+            run.forecast("readings.csv", quantiles=[0.1, 0.5, 0.9])   # columns id, time, quantile, values
+
+        The rows that are continued are read, and no ε covers them. Series that can't be forecast are left out
+        with a warning that counts them; the frame's attrs["left_out"] says which and why.
+
+        Args:
+            data: a path of CSV, Parquet or YAML, or a frame, see `lightning-dp forecast --help`; None for the
+                run's own data.
+            start: first stamp to predict, for all series; None = after each one's last reading.
+            quantiles: each in (0, 1); None for .1, .5 and .9.
+            num_samples: ≥ 1 draws instead of quantiles.
+            wide: one row a stamp with a column for each quantile or draw.
+            fill_missing: predict what is missing between readings instead; of a run that imputes.
+            seed: of the draws.
+
+        Raises:
+            ValueError: the run can't forecast, or not these rows.
+        """
+        return self.forecaster.forecast_frame(
+            ForecastRequest(
+                data=data,
+                start=start,
+                quantiles=quantiles,
+                num_samples=num_samples,
+                wide=wide,
+                fill_missing=fill_missing,
+                seed=seed,
+            ),
+            run=self,
+        )
+
+    @property
+    def forecaster(self) -> Forecaster:
+        """What forecasts.
+
+        Raises:
+            ValueError: nothing of this run does.
+        """
+        found = self.sampler
+        if not isinstance(found, Forecaster):
+            raise ValueError(
+                f"{self.folder} holds a {type(found).__name__}, which doesn't forecast: name a run on "
+                "series, or give it the methods of lightning_dp.runs.Forecaster."
+            )
+        return found
 
     def set_sampling(self, *, num_steps: int | None = None, rank: int | None = None) -> None:
         """Sample otherwise than the run did from now on, as `RunModule.set_sampling` says.

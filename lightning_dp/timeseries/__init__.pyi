@@ -4,6 +4,7 @@ from .data.base import WindowDataModule as WindowDataModule
 from .data.ett import ETT as ETT
 from .data.own_table.layout import Covariates as Covariates, Layout as Layout, Long as Long, Wide as Wide
 from .data.own_table.reading import Reading as Reading
+from .data.own_table.single import Single as Single
 from .data.own_table.split import (
     ByCustomer as ByCustomer,
     ByCustomerAndTime as ByCustomerAndTime,

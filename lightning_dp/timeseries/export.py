@@ -41,12 +41,19 @@ class Schema:
     channel_names: Sequence[str]
 
 
-def schema_of(data: Any) -> Schema:
+def schema_of(data: Any, *, labelled: bool = True) -> Schema:
     """The schema of a data module: that of its `layout` where it has one, else columns `id` and `date`.
 
     A wide table, one column a customer, is exported as a long one, one row a reading.
+
+    Args:
+        data: a data module.
+        labelled: whether rows get names and stamps. Numbers of series and steps, which nothing can be joined
+            by, stand in columns `series` and `step` instead.
     """
     layout = data.layout if provides(data, HasLayout) else None
+    if not labelled:
+        return Schema(id_column="series", time_column="step", channel_names=list(data.channel_names))
     return Schema(
         id_column="id" if layout is None else layout.id_column,
         time_column="date" if layout is None else layout.time_column,
@@ -203,7 +210,7 @@ def predict(
                 frame = _frame(
                     draws[row, sample, steps],
                     ids=np.repeat(name, int(steps.sum())),
-                    stamps=np.asarray(stamps)[steps],
+                    stamps=pd.Series(stamps)[steps].array,
                     schema=schema,
                 )
                 frame.insert(2, "sample", sample + 1)
@@ -218,17 +225,21 @@ class WindowLabels:
 
     Args:
         data: a data module that has been set up.
+
+    Attributes:
+        known: whether the data module can tell.
     """
 
     def __init__(self, data: Any) -> None:
         self._data = data
+        self.known = provides(data, LabelsWindows)
 
-    def __call__(self, index: int) -> tuple[str, Sequence[Any] | np.ndarray]:
+    def __call__(self, index: int) -> tuple[Any, Any]:
         """The series' name and the (L,) stamps of window `index`."""
-        if provides(self._data, LabelsWindows):
+        if self.known:
             return self._data.window_labels(index)
         series, first = self._data.test_dataset.locate(index)
-        return str(series), np.arange(first, first + self._data.length)
+        return series, np.arange(first, first + self._data.length)
 
 
 class TableWriter:
@@ -281,7 +292,7 @@ class TableWriter:
             self._temporary.unlink(missing_ok=True)
 
 
-def _frame(windows: np.ndarray, *, ids: np.ndarray, stamps: np.ndarray, schema: Schema) -> pd.DataFrame:
+def _frame(windows: np.ndarray, *, ids: np.ndarray, stamps: Any, schema: Schema) -> pd.DataFrame:
     """(…, C) values as rows, the last dimension as columns."""
     values = windows.reshape(-1, windows.shape[-1])
     channels = {name: values[:, column] for column, name in enumerate(schema.channel_names)}

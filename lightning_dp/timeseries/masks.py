@@ -81,6 +81,11 @@ class Forecast(Mask):
         self._low = _count("horizon", low, least=1)
         self._high = _count("horizon", high, least=low)
 
+    @property
+    def horizon(self) -> int:
+        """The most steps that are predicted."""
+        return self._high
+
     def draw(
         self, num_windows: int, *, length: int, num_channels: int, generator: torch.Generator | None = None
     ) -> Tensor:

@@ -7,7 +7,8 @@ Shapes: B windows, L steps, C channels, F covariates, K noise draws, n samples, 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback
@@ -20,7 +21,7 @@ from lightning_dp.modules.renamed import renamed
 from lightning_dp.nets.denoising_net import DenoisingNet
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.units import PrivacyUnit
-from lightning_dp.runs.abilities import SampleRequest, SampleWriter
+from lightning_dp.runs.abilities import Forecaster, ForecastRequest, SampleRequest, SampleWriter
 from lightning_dp.runs.loaded_run import LoadedRun
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.day_ensemble import DayEnsemble, Ensemble
@@ -31,10 +32,13 @@ from lightning_dp.timeseries.synthesis_report import SynthesisReport
 from lightning_dp.timeseries.window_scores import ALWAYS, WindowScores
 from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 POINTS = ("denoiser", "mean", "median")
 
 
-class TimeSeriesDiffusion(DiffusionModule, SampleWriter):
+class TimeSeriesDiffusion(DiffusionModule, SampleWriter, Forecaster):
     """Diffusion over the target positions of a window, given everything else in it.
 
     Args:
@@ -236,6 +240,18 @@ class TimeSeriesDiffusion(DiffusionModule, SampleWriter):
         from lightning_dp.timeseries.table_samples import write_table  # late: with pandas and pyarrow
 
         return write_table(self, request, run=run)
+
+    def write_forecast(self, request: ForecastRequest, *, output: Path, run: LoadedRun) -> list[str]:
+        """A table of what follows each series' last reading, or of what is missing between readings."""
+        from lightning_dp.timeseries.forecast_table import write_forecast  # late, as above
+
+        return write_forecast(self, request, output=output, run=run)
+
+    def forecast_frame(self, request: ForecastRequest, *, run: LoadedRun) -> "DataFrame":
+        """The same as a frame."""
+        from lightning_dp.timeseries.forecast_table import forecast_frame  # late, as above
+
+        return forecast_frame(self, request, run=run)
 
     def _point_of(self, batch: Batch, samples: Tensor) -> Tensor:
         """The point forecast (B, L, C) that `point` names, of samples (B, n, L, C) of the batch."""

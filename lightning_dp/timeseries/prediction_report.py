@@ -19,13 +19,15 @@ from lightning_dp.tracking.figures import forecast_fan
 from lightning_dp.tracking.logged_metrics import LoggedMetrics
 
 _EXAMPLES = 3
+_MOST_CHANNELS = 8
 
 
 class PredictionReport(Callback):
     """Logs `baseline/NAME/METRIC` at the end of a test and draws `plots/forecast_fan.png`.
 
     For imputations the picture is `plots/imputation_fan.png`. The windows drawn are spread over the first
-    test batch, not chosen. Does nothing for synthesis, or for data that doesn't say how long a day is.
+    test batch, not chosen; all channels are, up to eight. Does nothing for synthesis, or for data that
+    doesn't say how long a day is.
     """
 
     def logged_metrics(self, module: LightningModule, data: Any) -> LoggedMetrics:
@@ -70,19 +72,28 @@ class PredictionReport(Callback):
         samples = sample(shown, num_samples=100).cpu()
         shown = _map(shown, Tensor.cpu)
         forecast = kind_of(shown["target"]) == "forecast"
+        names = list(data.channel_names)
+        hidden = [one.float().mean() for one in shown["target"]]
         baseline = mean_of_days if forecast else day_profile_and_linear
         figure = forecast_fan(
             samples,
             values=shown["values"],
             observed=shown["observed"],
             target=shown["target"],
-            channel_names=data.channel_names,
+            channel_names=names,
             steps_per_day=data.steps_per_day,
             unit=unit_of_values(data),
             baseline=baseline(shown, steps_per_day=data.steps_per_day),
             baseline_name="mean of days" if forecast else "day profile + linear",
-            channels=list(range(min(3, len(data.channel_names)))),
+            channels=list(range(min(_MOST_CHANNELS, len(names)))),
+            example_names=[
+                f"test window {row}" if forecast else f"test window {row}, {share:.0%} to fill in"
+                for row, share in zip(rows.tolist(), hidden, strict=True)
+            ],
             context_hours=48.0 if forecast else None,
+            title=f"the first {_MOST_CHANNELS} of {len(names)} channels"
+            if len(names) > _MOST_CHANNELS
+            else "",
         )
         folder = Path(trainer.default_root_dir) / "plots"
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -19,7 +19,7 @@ from lightning_dp.privacy.report.document import PrivacyReport
 from lightning_dp.privacy.report.facts import ROWS_READ
 from lightning_dp.privacy.report.readable import readable_paths, write_readable
 from lightning_dp.privacy.report.sections import headline_of
-from lightning_dp.protocols import HasTask, StatesFrequency, provides
+from lightning_dp.protocols import HasTask, LabelsWindows, StatesFrequency, provides
 from lightning_dp.runs.abilities import SampleRequest
 from lightning_dp.runs.loaded_run import LoadedRun, TrainedRun
 from lightning_dp.timeseries.export import (
@@ -57,9 +57,61 @@ def write_table(module: Any, request: SampleRequest, *, run: LoadedRun) -> list[
     else:
         generator.manual_seed(request.seed)
     draw = _synthesis if synthetic else _predictions
-    frames, total = draw(request, module=module, data=data, schema=schema_of(data), generator=generator)
+    labelled = synthetic or provides(data, LabelsWindows)
+    frames, total = draw(
+        request, module=module, data=data, schema=schema_of(data, labelled=labelled), generator=generator
+    )
+    lines = write_with_report(
+        request,
+        frames=frames,
+        total=total,
+        unit="series" if synthetic else "windows",
+        what=f"{total:,} synthetic series" if synthetic else f"Predictions of {total:,} test windows",
+        run=run,
+        facts={"kind": "synthesis" if synthetic else "predictions"},
+        claims=claims_of(run.account, reads_rows=not synthetic),
+    )
+    return lines if labelled else [*lines, unlabelled(data)]
+
+
+def unlabelled(data: Any) -> str:
+    """What to tell whoever gets rows without names and stamps."""
+    return (
+        f"{type(data).__name__} has no window_labels, so rows have no ids and stamps: the columns series and "
+        "step number its test series and their steps from 0 on, and join to no table."
+    )
+
+
+def write_with_report(
+    request: SampleRequest,
+    *,
+    frames: Iterator[tuple[int, pd.DataFrame]],
+    total: int,
+    unit: Literal["series", "windows"],
+    what: str,
+    run: TrainedRun,
+    facts: Mapping[str, Any],
+    claims: Mapping[str, Any],
+) -> list[str]:
+    """Write frames to the request's file, and beside it what may be claimed of it.
+
+    Args:
+        request: whose output is a .csv or .parquet file.
+        frames: with how many of `total` each completes.
+        total: windows or series.
+        unit: which of them.
+        what: the table is, in a few words for people.
+        run: that drew them.
+        facts: further ones for the report.
+        claims: see `claims_of`.
+
+    Returns:
+        What to tell the user: a line each.
+
+    Raises:
+        ValueError: there was nothing to write.
+    """
     path = request.output.with_name(f"{request.output.name}.{REPORT_NAME}")
-    claims = _claims(run.account, synthetic=synthetic)
     beside = request.output.with_name(f"{request.output.name}.{CROISSANT}")
     types: dict[str, str] = {}
     content: dict[str, Any] = {}
@@ -74,13 +126,13 @@ def write_table(module: Any, request: SampleRequest, *, run: LoadedRun) -> list[
             "file": request.output.name,
             "sha256": sha256_of(complete),
             "rows": table.num_rows,
-            "series" if synthetic else "windows": total,
+            unit: total,
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": request.seed,
-            "num_steps": module.sampler.num_steps,
+            "num_steps": run.module.sampler.num_steps,
             **({} if request.rank is None else {"rank": request.rank}),
             "checkpoint_sha256": run.weights_sha256,
-            "kind": "synthesis" if synthetic else "predictions",
+            **facts,
             **claims,
         }
         content = run.account.signed(json_ready(content))
@@ -89,7 +141,7 @@ def write_table(module: Any, request: SampleRequest, *, run: LoadedRun) -> list[
 
     with (
         TableWriter(request.output, before=say) as table,
-        tqdm(total=total, unit="series" if synthetic else "window", desc="sampling") as progress,
+        tqdm(total=total, unit=unit.removesuffix("s"), desc="sampling") as progress,
     ):
         for number, frame in frames:
             table.write(frame)
@@ -98,7 +150,6 @@ def write_table(module: Any, request: SampleRequest, *, run: LoadedRun) -> list[
     if not table.num_rows:
         raise ValueError("there is nothing to predict in the chosen windows, so nothing was written.")
     write_readable(path, content)
-    what = f"{total:,} synthetic series" if synthetic else f"Predictions of {total:,} test windows"
     about = f"{what} in {table.num_rows:,} rows, drawn by lightning-dp from what it learnt of private data."
     write_data_card(
         card_beside(path),
@@ -216,8 +267,13 @@ def _predictions(
     return ((int(frame["sample"].iloc[0] == 1), frame) for frame in frames), total
 
 
-def _claims(account: Account, *, synthetic: bool) -> dict[str, Any]:
-    """What may be said of the table: the run's own account, and one sentence for people."""
+def claims_of(account: Account, *, reads_rows: bool) -> dict[str, Any]:
+    """What may be said of a table: the run's own account, and one sentence for people.
+
+    Args:
+        account: of the run.
+        reads_rows: whether it was made of rows of somebody's, as predictions are.
+    """
     report = account.report
     epsilon = report["epsilon_spent"]  # a checked account has one
     if epsilon == "inf":
@@ -230,17 +286,17 @@ def _claims(account: Account, *, synthetic: bool) -> dict[str, Any]:
             f"differential privacy per {report.get('unit')}: this file costs no further ε, however often it "
             f"is made. {account.sentence}"
         )
-    if not synthetic:
+    if reads_rows:
         statement += (
             " It also holds predictions from rows that were read as they are: no ε covers those rows. None "
             "of their readings is in it: only what was drawn has a value."
         )
-    covered = {} if synthetic else {"not_covered": [*(report.get("not_covered") or ()), ROWS_READ]}
+    covered = {} if not reads_rows else {"not_covered": [*(report.get("not_covered") or ()), ROWS_READ]}
     return {
         "statement": statement,
         "epsilon": epsilon,
         **covered,
         "ledger": [report.get("ledger_seq"), report.get("ledger_hash")],
-        "read_rows": not synthetic,
+        "read_rows": reads_rows,
         "checks": account.checks,
     }

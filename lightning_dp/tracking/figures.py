@@ -328,6 +328,17 @@ def _fan(
     axis.plot(
         hours, np.where(target, median, np.nan), color=FORECAST, linewidth=1.9, label="median", zorder=5
     )
+    # A single step has no line through it: bars and markers show it.
+    alone = target & ~np.append(False, target[:-1]) & ~np.append(target[1:], False)
+    if alone.any():
+        at = hours[alone]
+        axis.vlines(at, low[alone], high[alone], color=FORECAST, alpha=0.25, linewidth=2.4, zorder=2)
+        axis.vlines(at, lower[alone], upper[alone], color=FORECAST, alpha=0.5, linewidth=2.4, zorder=2)
+        marker: dict[str, Any] = {"linestyle": "none", "markersize": 3.6, "zorder": 6}
+        if baseline is not None:
+            axis.plot(at, baseline[alone], marker="_", color=BASELINE, **marker)
+        axis.plot(at, truth[alone], marker="x", color=INK, **marker)
+        axis.plot(at, median[alone], marker="o", color=FORECAST, **marker)
     axis.axvline(0, color=MUTED, linewidth=0.8, linestyle=":", zorder=1)
     step = hours[1] - hours[0] if len(hours) > 1 else 1.0
     axis.set_xlim(hours[0], hours[-1] + step)

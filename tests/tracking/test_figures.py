@@ -102,6 +102,18 @@ def test_a_fan_draws_imputations_too(fan):
     assert png(forecast_fan(fan.pop("samples").bfloat16(), **fan))
 
 
+def test_a_single_missing_step_is_seen(fan):
+    """A line through one point is no line: it once left gaps of one step without any visible prediction."""
+    fan["target"] = torch.zeros(B, L, C, dtype=torch.bool)
+    fan["target"][0, [5, 9, 10], 0] = True
+    samples = fan.pop("samples")
+    axis = forecast_fan(samples, **fan, examples=[0], channels=[0], context_hours=None).axes[0]
+    dots = [drawn for drawn in axis.get_lines() if drawn.get_marker() == "o"]
+    assert [len(drawn.get_xdata()) for drawn in dots] == [1]
+    assert dots[0].get_xdata()[0] == 0  # hours from the first missing step
+    assert dots[0].get_ydata()[0] == pytest.approx(float(np.median(samples[0, :, 5, 0].numpy())), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -10,7 +10,7 @@ Values stay in original units.
 
 import hashlib
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from lightning_dp.data_files import data_folder
 from lightning_dp.privacy.units import PrivacyUnit, count_windows_per_event
 from lightning_dp.timeseries.data.base import Splits, WindowDataModule
 from lightning_dp.timeseries.data.calendar import NUM_CALENDAR_FEATURES, calendar_features
+from lightning_dp.timeseries.data.whole_series import ArraySeries
 from lightning_dp.timeseries.data.windows import WindowDataset
 from lightning_dp.timeseries.masks import Mask
 
@@ -29,6 +30,7 @@ ETTName = Literal["ETTh1", "ETTh2", "ETTm1", "ETTm2"]
 
 _CHANNELS = ("HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT")
 _UPSTREAM = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small"
+_STAMPS = "%Y-%m-%d %H:%M:%S"  # as in all four files
 _ROWS_PER_HOUR = {"h": 1, "m": 4}
 _TRAIN_HOURS, _VAL_HOURS, _TEST_HOURS = 8_640, 11_520, 14_400
 # The upstream repository states ETTm2 only by its git object name, SHA-1 of "blob SIZE\0CONTENT".
@@ -151,7 +153,24 @@ class ETT(WindowDataModule):
         # Last, so that a hand-edited file is told which line or column is wrong, not only that one is.
         _check_content(path.read_bytes(), name=self.name, where=str(path))
         self._train_rows = values[:train_end]
+        self._values, self._stamps = values, stamps
         return splits
+
+    def window_labels(self, index: int) -> tuple[str, Any]:
+        """The series and the (L,) stamps of test window `index`, as the file writes them."""
+        _, start = self.test_dataset.locate(index)
+        return self.name, self.whole_series().stamps(0, start=start, length=self.length)
+
+    def whole_series(self) -> ArraySeries:
+        """The one series to the file's end and beyond."""
+        self.setup()
+        return ArraySeries(
+            [self._values],
+            names=[self.name],
+            stamps=self._stamps,
+            covariates=calendar_features(self._stamps),
+            text=_STAMPS,
+        )
 
     def read_metric_scale(self) -> tuple[Tensor, Tensor]:
         """Of the train rows, as in every published result: they are public."""

@@ -4,6 +4,7 @@ Nothing here was fitted to anyone's readings. The equations are in `simulate_hou
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from lightning_dp.timeseries.data.base import Splits, WindowDataModule
 from lightning_dp.timeseries.data.calendar import NUM_CALENDAR_FEATURES, calendar_features
 from lightning_dp.timeseries.data.own_table.layout import Covariates
 from lightning_dp.timeseries.data.train_items import describe_train_items
+from lightning_dp.timeseries.data.whole_series import ArraySeries
 from lightning_dp.timeseries.data.windows import UserWindowDataset, WindowDataset
 from lightning_dp.timeseries.masks import Mask
 
@@ -198,6 +200,10 @@ class HouseholdLoad(WindowDataModule):
         val_start = self.num_train_households
         test_start = val_start + (self.num_households - val_start) // 2
         train = series[order[:val_start]]
+        digits = len(str(self.num_households - 1))
+        names = [f"household-{number:0{digits}d}" for number in range(self.num_households)]
+        self._test_names = [names[number] for number in order[test_start:]]
+        self._whole = ArraySeries(list(series), names=names, stamps=load.stamps, covariates=covariates)
 
         def windows(households: np.ndarray) -> WindowDataset:
             return WindowDataset(
@@ -226,6 +232,17 @@ class HouseholdLoad(WindowDataModule):
             val=windows(order[val_start:test_start]),
             test=windows(order[test_start:]),
         )
+
+    def window_labels(self, index: int) -> tuple[str, Any]:
+        """The household and the (L,) stamps of test window `index`."""
+        household, start = self.test_dataset.locate(index)
+        stamps = self.whole_series().stamps(0, start=start, length=self.length)
+        return self._test_names[household], stamps
+
+    def whole_series(self) -> ArraySeries:
+        """All households to their last reading and beyond."""
+        self.setup()
+        return self._whole
 
     def privacy_unit(self) -> PrivacyUnit:
         """The household with everything it ever reported."""

@@ -9,6 +9,7 @@ scores, not by the train households, whose exact variance a published error woul
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from lightning_dp.timeseries.data.train_items import (
     describe_train_items,
     make_train_items,
 )
+from lightning_dp.timeseries.data.whole_series import ArraySeries
 from lightning_dp.timeseries.data.windows import WindowDataset
 from lightning_dp.timeseries.masks import Mask
 
@@ -32,6 +34,7 @@ LOWER_KWH, UPPER_KWH = 0.0, 4.0
 """Public bounds of a household's half-hour: 4 kWh is 8 kW throughout. A few readings are above."""
 
 _FILE = Path("smartmeter") / "edrp622_halfhourly.npz"
+_STAMPS = "%Y-%m-%dT%H:%M"
 _STEPS_PER_DAY = 48
 _NUM_HOUSEHOLDS, _NUM_TRAIN, _NUM_STEPS = 622, 498, 4_416
 
@@ -113,7 +116,8 @@ class SmartMeter(WindowDataModule):
 
     def read_splits(self) -> Splits:
         (path,) = self.files()
-        kwh, stamps = _read(path)
+        kwh, written, names = _read(path)
+        stamps = pd.DatetimeIndex(written)
         if self.length > len(kwh):
             raise ValueError(
                 f"SmartMeter's windows have {self.length} half-hours and its series {len(kwh)}: shorten "
@@ -122,6 +126,15 @@ class SmartMeter(WindowDataModule):
         calendar = calendar_features(stamps)
         order = np.random.default_rng(0).permutation(_NUM_HOUSEHOLDS)
         val_start = _NUM_TRAIN - self.val_households
+        self._test_households = order[_NUM_TRAIN:]
+        self._names = names
+        self._whole = ArraySeries(
+            list(kwh.T[:, :, None]),
+            names=[] if names is None else names,
+            stamps=stamps,
+            covariates=calendar,
+            text=_STAMPS if written.dtype.kind == "U" else "",
+        )
 
         def store(households: np.ndarray) -> ArrayStore:
             return ArrayStore(
@@ -156,6 +169,26 @@ class SmartMeter(WindowDataModule):
             test=windows(order[_NUM_TRAIN:]),
         )
 
+    def window_labels(self, index: int) -> tuple[Any, Any]:
+        """The household, as the file calls it, and the (L,) stamps of test window `index`."""
+        number, start = self.test_dataset.locate(index)
+        whole = self.whole_series()
+        return whole.names[self._test_households[number]], whole.stamps(0, start=start, length=self.length)
+
+    def whole_series(self) -> ArraySeries:
+        """All households to their last reading and beyond.
+
+        Raises:
+            ValueError: the file doesn't say which household is which.
+        """
+        self.setup()
+        if self._names is None:
+            raise ValueError(
+                f"{self.files()[0]} has no array 'household' with the names of the {_NUM_HOUSEHOLDS} "
+                "households, without which nothing predicted can be said to be theirs: make it again with it."
+            )
+        return self._whole
+
     def privacy_unit(self) -> PrivacyUnit:
         """The household with all its readings, or one window of it."""
         self.setup()
@@ -168,8 +201,8 @@ class SmartMeter(WindowDataModule):
         )
 
 
-def _read(path: Path) -> tuple[np.ndarray, pd.DatetimeIndex]:
-    """(T, N) float32 kWh and T stamps."""
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray, list[Any] | None]:
+    """(T, N) float32 kWh, T stamps as they are written, and N households' names, if the file has them."""
     if not path.exists():
         raise ValueError(
             f"{path} is missing: it can't be downloaded (its terms don't allow passing it on), so make it "
@@ -177,14 +210,16 @@ def _read(path: Path) -> tuple[np.ndarray, pd.DatetimeIndex]:
             "or point LIGHTNING_DP_DATA (or SmartMeter.data_dir) at a folder that holds smartmeter/ with "
             "it."
         )
-    file = load_npz(path, "kwh", "timestamp", fix="it is damaged or another file; make it again.")
+    file = load_npz(
+        path, "kwh", "timestamp", "household", fix="it is damaged or another file; make it again."
+    )
     absent = [name for name in ("kwh", "timestamp") if name not in file]
     if absent:
         raise ValueError(f"{path} has no array {absent[0]!r}: it is not the file that is meant.")
-    kwh, stamps = file["kwh"], pd.DatetimeIndex(file["timestamp"])
+    kwh, stamps = file["kwh"], file["timestamp"]
     if kwh.shape != (_NUM_STEPS, _NUM_HOUSEHOLDS) or len(stamps) != _NUM_STEPS:
         raise ValueError(
             f"{path} has kwh of shape {kwh.shape} and {len(stamps)} stamps where "
             f"({_NUM_STEPS}, {_NUM_HOUSEHOLDS}) is meant: it is damaged or another file."
         )
-    return kwh.astype(np.float32), stamps
+    return kwh.astype(np.float32), stamps, list(file["household"]) if "household" in file else None

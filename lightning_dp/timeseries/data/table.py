@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,8 +24,11 @@ from lightning_dp.timeseries.data.own_table.frequency import Frequency
 from lightning_dp.timeseries.data.own_table.layout import Layout
 from lightning_dp.timeseries.data.own_table.reading import Reading
 from lightning_dp.timeseries.data.own_table.report import TableReport
-from lightning_dp.timeseries.data.own_table.split import ByCustomer, Part, Split
+from lightning_dp.timeseries.data.own_table.single import Single
+from lightning_dp.timeseries.data.own_table.spelling import TableSpelling
+from lightning_dp.timeseries.data.own_table.split import ByCustomer, ByTime, Part, Split
 from lightning_dp.timeseries.data.own_table.store import FileStore
+from lightning_dp.timeseries.data.own_table.table_series import TableSeries, written
 from lightning_dp.timeseries.data.stretches import stretches
 from lightning_dp.timeseries.data.train_items import (
     TrainItem,
@@ -160,6 +163,8 @@ class Table(WindowDataModule):
         self.split = split or ByCustomer()
         if "test" not in self.split.parts:
             raise ValueError("Table.split has no test part; give it a share above 0.")
+        if isinstance(layout, Single):
+            _check_single(unit, self.split)
         self.unit: TrainItem = unit
         self.windows_per_user = windows_per_user
         self.rows_per_unit = windows_per_user if unit == "user" else 1
@@ -318,6 +323,27 @@ class Table(WindowDataModule):
                 np.asarray(values, dtype=np.float32), clock=int(index["clock"][code]) + first
             )
 
+    def window_labels(self, index: int) -> tuple[Any, Any]:
+        """The customer and the (L,) stamps of test window `index`, as the input writes them."""
+        series, start = self.test_dataset.locate(index)
+        code = self._test_codes[series]
+        steps = int(self._index["clock"][code]) + np.arange(start, start + self.length)
+        return self._spelling.id_of(str(self._index["ids"][code])), written(self._spelling, steps)
+
+    def whole_series(self) -> TableSeries:
+        """Every customer up to the last reading and beyond, whatever part of the split they are of."""
+        index = self._index
+        return TableSeries(
+            self._file_store(
+                np.arange(len(index["ids"])), first_rows=index["first_rows"], end_rows=index["end_rows"]
+            ),
+            num_rows=index["all_rows"],
+            names=index["ids"].tolist(),
+            spelling=self._spelling,
+            features=self._features,
+            step_of=partial(self._step_of, field="--from"),
+        )
+
     def privacy_unit(self) -> PrivacyUnit:
         """The customer with all train rows, or one window of it.
 
@@ -376,10 +402,29 @@ class Table(WindowDataModule):
         index = self._index
         start = int(index["clock"].min())
         end = int((index["clock"] + index["all_rows"]).max())
-        stamps = self._frequency.stamps(np.arange(start, max(end, start + 1)))
+        return torch.from_numpy(self._features(np.arange(start, max(end, start + 1)))), start
+
+    def _features(self, steps: np.ndarray) -> np.ndarray:
+        """(S, 6) float32 of steps of the clock."""
+        stamps = self._frequency.stamps(steps)
         if self.reading.time_zone is not None and not self._frequency.is_days:
             stamps = stamps.tz_localize("UTC").tz_convert(self.reading.time_zone)
-        return torch.from_numpy(calendar_features(stamps)), start
+        return calendar_features(stamps)
+
+    @cached_property
+    def _spelling(self) -> TableSpelling:
+        return TableSpelling.learn(
+            self._files(),
+            layout=self.layout,
+            reading=self.reading,
+            frequency=self._frequency,
+        )
+
+    @cached_property
+    def _test_codes(self) -> list[int]:
+        """Of the customers that the test has a series of, in its order."""
+        names = self._index["ids"].tolist()
+        return [code for code, name in enumerate(names) if "test" in self.split.spans(name)]
 
     def _train_store(self) -> FileStore:
         store, names = self._store("train")
@@ -455,13 +500,17 @@ class Table(WindowDataModule):
         )
 
     def _row(self, stamp: pd.Timestamp, code: int) -> int:
-        """The customer's row at or after a border, which is in local time where a zone is given."""
+        """The customer's row at or after a border."""
+        return self._step_of(stamp, field="split: the border") - int(self._index["clock"][code])
+
+    def _step_of(self, stamp: pd.Timestamp, *, field: str) -> int:
+        """The step at or after a stamp, which is in local time where a zone is given."""
         aware = bool(self._index["aware"])
         if self.reading.time_zone is None and aware != (stamp.tz is not None):
             have, other = ("have an", "none") if aware else ("have no", "one")
             raise ValueError(
-                f"split: stamps of {self.path} {have} offset from UTC and the border {stamp} has {other}: "
-                f"{'write the border with its offset' if aware else 'leave its offset out'}, or set "
+                f"{field} {stamp} has {other} where stamps of {self.path} {have} offset from UTC: "
+                f"{'write it with its offset' if aware else 'leave its offset out'}, or set "
                 "reading.time_zone."
             )
         if self._frequency.is_days:
@@ -469,8 +518,20 @@ class Table(WindowDataModule):
         elif stamp.tz is not None or self.reading.time_zone is not None:
             stamp = stamp if stamp.tz is not None else stamp.tz_localize(self.reading.time_zone)
             stamp = stamp.tz_convert(None)
-        number = self._frequency.first_number_from(stamp.as_unit("ns").value)
-        return number - int(self._index["clock"][code])
+        return self._frequency.first_number_from(stamp.as_unit("ns").value)
+
+
+def _check_single(unit: TrainItem, split: Split) -> None:
+    if unit == "user":
+        raise ValueError(
+            "Table.unit is 'user', but a single series has no users to protect: set it to 'window', or to "
+            "'disjoint' for windows that share no step."
+        )
+    if not isinstance(split, ByTime):
+        raise ValueError(
+            f"Table.split is {type(split).__name__}, but a single series can be split by time alone: set it "
+            "to ByTime with test_from."
+        )
 
 
 @rank_zero_only

@@ -122,11 +122,15 @@ class Layout(ABC):
     """Which columns hold what.
 
     Attributes:
+        names_in_rows: whether a column names the customer of each row.
+        id_column: of the customers' names; where no column has them, what a table of predictions calls it.
         time_column: of the stamps.
         covariates: columns known in advance.
         channel_names: C names of what is measured.
     """
 
+    names_in_rows: bool = False
+    id_column: str
     time_column: str
     covariates: Covariates
     channel_names: list[str]
@@ -182,6 +186,8 @@ class Layout(ABC):
 class Long(Layout):
     """One row is one reading of one customer: columns id, time, what was measured, covariates."""
 
+    names_in_rows = True
+
     def __init__(
         self,
         *,
@@ -204,11 +210,11 @@ class Long(Layout):
         self.time_column = time_column
         self.channel_names = list(target_columns)
         self.covariates = covariates or Covariates()
-        _check_distinct([id_column, time_column, *target_columns, *self.covariates.columns])
+        check_distinct([id_column, time_column, *target_columns, *self.covariates.columns])
 
     def needed_columns(self, file: TableFile) -> list[str]:
         needed = [self.id_column, self.time_column, *self.channel_names, *self.covariates.columns]
-        _check_present(needed, file)
+        check_present(needed, file)
         return needed
 
     def customers(self, file: TableFile) -> None:
@@ -261,11 +267,15 @@ class Wide(Layout):
         self.ignored_columns = list(ignored_columns or [])
         self.channel_names = [value_name]
         self.covariates = covariates or Covariates()
-        _check_distinct([time_column, *(id_columns or []), *self.ignored_columns, *self.covariates.columns])
+        check_distinct([time_column, *(id_columns or []), *self.ignored_columns, *self.covariates.columns])
+        taken = {time_column, value_name, *self.covariates.columns}
+        self.id_column = next(
+            name for name in ("customer", "id", "customer_id", "series_id") if name not in taken
+        )
 
     def needed_columns(self, file: TableFile) -> list[str]:
         needed = [self.time_column, *self.target_columns_of(file), *self.covariates.columns]
-        _check_present(needed, file)
+        check_present(needed, file)
         return needed
 
     def customers(self, file: TableFile) -> list[str]:
@@ -305,7 +315,7 @@ def _categories(rows: Rows, column: str) -> pa.Array:
     return pc.fill_null(pc.utf8_trim_whitespace(text), "")
 
 
-def _check_distinct(columns: list[str]) -> None:
+def check_distinct(columns: list[str]) -> None:
     seen: set[str] = set()
     for name in columns:
         if name in seen:
@@ -313,7 +323,7 @@ def _check_distinct(columns: list[str]) -> None:
         seen.add(name)
 
 
-def _check_present(needed: list[str], file: TableFile) -> None:
+def check_present(needed: list[str], file: TableFile) -> None:
     present = set(file.column_names)
     for column in needed:
         if column not in present:

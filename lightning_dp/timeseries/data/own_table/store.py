@@ -21,6 +21,9 @@ class FileStore(SeriesStore):
     The file is mapped for each batch and let go again: memory holds one batch, however large the file, and
     worker processes inherit a path instead of data. Covariates are the calendar, then the numeric columns,
     then one 0-or-1 covariate per category.
+
+    Attributes:
+        num_covariates: F.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class FileStore(SeriesStore):
         self._category_sizes = tuple(category_sizes)
         self._calendar = calendar
         self._calendar_start = calendar_start
+        self.num_covariates = calendar.shape[1] + num_numeric + sum(self._category_sizes)
 
     def read(self, series_index: Tensor, *, starts: Tensor, length: int) -> tuple[Tensor, Tensor]:
         steps = starts[:, None] + torch.arange(length)  # (B, L)
