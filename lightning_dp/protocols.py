@@ -461,6 +461,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(protocol=HasSource, of="data"),
     Hook(protocol=HasTrainDataset, of="data"),
     Hook(protocol=Describes, of="data"),
+    Hook(protocol=ReportsOnData, of="data"),
     Hook(protocol=Describes, of="module"),
     Hook(protocol=ListsPreparations, of="module", near=0.82),
     Hook(protocol=ReadsTrainSet, of="module", near=0.82),
