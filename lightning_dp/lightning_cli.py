@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_dp import interpolation
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
+from lightning_dp.callbacks.rehearsal import Rehearsal
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
 from lightning_dp.choices import did_you_mean, import_choices
 from lightning_dp.protocols import ChecksConfig, provides
@@ -95,6 +96,17 @@ def instantiate_fit(options: list[str]) -> "Cli":
         ValueError: as `run`, or the fit is not private.
     """
     cli = _build(_UnstartedFit, ["fit", *options])
+    assert isinstance(cli, Cli)
+    return cli
+
+
+def instantiate_planned(options: list[str]) -> "Cli":
+    """As `instantiate_fit`, for a fit that need not be private.
+
+    Raises:
+        ValueError: as `run`.
+    """
+    cli = _build(_Planned, ["fit", *options])
     assert isinstance(cli, Cli)
     return cli
 
@@ -238,7 +250,10 @@ class Cli(LightningCLI):
             method=method,
             seed=self.config[self.subcommand].seed_everything,
         )
-        extra = [*([privacy] if privacy is not None else []), folder]
+        self._rehearsal = Rehearsal(self._folder, test=run.test)
+        # After the preflight, and before anything is written.
+        rehearsal = [self._rehearsal] if self.subcommand == "fit" else []
+        extra = [*([privacy] if privacy is not None else []), *rehearsal, folder]
         trainer_config = self.config_init[self.subcommand].trainer
         if trainer_config.default_root_dir is None:
             trainer_config.default_root_dir = str(self._folder)
@@ -273,7 +288,7 @@ class Cli(LightningCLI):
         return super().instantiate_trainer(**options)
 
     def after_fit(self) -> None:
-        if self.config_init[self.subcommand].run.test and not self.trainer.interrupted:
+        if self._rehearsal.test and not self.trainer.interrupted:
             self.trainer.test(self.model, datamodule=self.datamodule)
         publish(self.trainer, folder=self._folder, run=self.config_init[self.subcommand].run)
 
@@ -317,20 +332,19 @@ class _Unstarted(Cli):
         """Nothing runs."""
 
 
-class _UnstartedFit(Cli):
-    """Stops where a private fit would start."""
+class _Planned(Cli):
+    """Stops where a fit would start."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        if config.privacy is None:
-            raise ValueError("privacy is null, so there is nothing to check: set privacy.target_epsilon")
         _settle_accelerator(config.trainer)
         _check_before_data(config)
         _accept_sharing(config)
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         config = self.config_init[self.subcommand]
-        config.trainer.callbacks = [*(config.trainer.callbacks or []), config.privacy]
+        private = [] if config.privacy is None else [config.privacy]
+        config.trainer.callbacks = [*(config.trainer.callbacks or []), *private]
         given = config.trainer.logger
         loggers = [] if given is None or isinstance(given, bool) else given  # else this project's own
         config.trainer.logger = loggers if isinstance(loggers, list | tuple) else [loggers]
@@ -339,6 +353,15 @@ class _UnstartedFit(Cli):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing runs."""
+
+
+class _UnstartedFit(_Planned):
+    """Stops where a private fit would start."""
+
+    def before_instantiate_classes(self) -> None:
+        if self.config[self.subcommand].privacy is None:
+            raise ValueError("privacy is null, so there is nothing to check: set privacy.target_epsilon")
+        super().before_instantiate_classes()
 
 
 def _check_before_data(config: Any) -> None:
