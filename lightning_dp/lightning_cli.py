@@ -23,11 +23,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_dp import interpolation
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
-from lightning_dp.callbacks.rehearsal import Rehearsal
+from lightning_dp.callbacks.rehearsal import Rehearsal, lacks_test
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
 from lightning_dp.choices import did_you_mean, import_choices
+from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.protocols import ChecksConfig, provides
 from lightning_dp.sweeps.yaml_text import yaml_text
+from lightning_dp.tracking.charged_run import is_all_charged
 from lightning_dp.tracking.checkpoint_file import UNREADABLE, WholeCheckpoints, damaged, read_checkpoint
 from lightning_dp.tracking.layout import CHECKPOINT
 from lightning_dp.tracking.local_loggers import RunMetrics, check_loggers
@@ -286,6 +288,32 @@ class Cli(LightningCLI):
             print("privacy: null, so ε = ∞: nothing about the training data is protected")
         trainer_config.callbacks = [*(trainer_config.callbacks or []), *extra]
         return super().instantiate_trainer(**options)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand == "fit" and self._is_all_charged():
+            self._finish_charged_run()
+            return
+        super()._run_subcommand(subcommand)
+
+    def _is_all_charged(self) -> bool:
+        config = self.config_init[self.subcommand]
+        if config.privacy is None or config.ckpt_path is None:
+            return False
+        ledger = Ledger(config.privacy.ledger)
+        steps = self.trainer.max_steps
+        return is_all_charged(Path(config.ckpt_path), ledger=ledger, num_steps=steps)
+
+    def _finish_charged_run(self) -> None:
+        """Go on to the test of a run that was killed when all of its steps were charged."""
+        config = self.config_init[self.subcommand]
+        lacks = lacks_test(self.model, self.datamodule)
+        if self.trainer.is_global_zero:
+            print(f"all {self.trainer.max_steps} steps of this run are charged, so nothing is trained or charged")
+        if config.run.test and not lacks:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=config.ckpt_path)
+        elif lacks and self.trainer.is_global_zero:
+            print(f"the test is left out: {lacks}")
+        publish(self.trainer, folder=self._folder, run=config.run)
 
     def after_fit(self) -> None:
         if self._rehearsal.test and not self.trainer.interrupted:

@@ -110,7 +110,7 @@ def rehearse(trainer: Trainer, module: LightningModule, *, folder: Path, test: b
         ValueError: validation, test or checkpoint would fail, or would not fit on the disk.
     """
     data, left_out = datamodule_of(trainer), []
-    lacks = _lacks_test(module, data) if test else ""
+    lacks = lacks_test(module, data) if test else ""
     if lacks:
         left_out.append(f"the test is left out: {lacks}")
     tests = test and not lacks
@@ -155,7 +155,7 @@ def rehearse(trainer: Trainer, module: LightningModule, *, folder: Path, test: b
     )
 
 
-def _lacks_test(module: LightningModule, data: LightningDataModule | None) -> str:
+def lacks_test(module: LightningModule, data: LightningDataModule | None) -> str:
     """What a test would need and nobody has; "" where nothing is missing."""
     if not is_overridden("test_step", module):
         return f"{type(module).__name__} has no test_step"

@@ -1,5 +1,9 @@
 """A LightningModule and a data module as users write them, knowing nothing of this package."""
 
+import os
+import time
+from pathlib import Path
+
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
@@ -68,3 +72,14 @@ class BrokenValidation(TestedClassifier):
 class Unpicklable(Classifier):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["later"] = lambda: None
+
+
+class SlowTest(TestedClassifier):
+    """Its test lasts until somebody kills it, where the environment names a file to say so in."""
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        place = os.environ.get("SLOW_TEST")
+        if place and not self.trainer.fast_dev_run:
+            Path(place).write_text("the test has begun")
+            time.sleep(600)
+        super().test_step(batch, batch_idx)
