@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentError
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -25,7 +25,8 @@ from lightning_dp import interpolation
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.rehearsal import Rehearsal, lacks_test
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
-from lightning_dp.choices import did_you_mean, import_choices
+from lightning_dp.choices import import_choices
+from lightning_dp.config_errors import check_files, check_nulls, explained
 from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.protocols import ChecksConfig, provides
 from lightning_dp.sweeps.yaml_text import yaml_text
@@ -62,7 +63,7 @@ _ADVICE = (
 
 _FOLDER_FOR_RANKS = "LIGHTNING_DP_RUN_FOLDER"
 
-_NESTED = "Does not validate against any of the Union subtypes"
+_NESTED = "Does not validate against any of the Union subtypes"  # what the parser says of a wrong value
 
 
 def run(argv: list[str]) -> LightningCLI:
@@ -138,6 +139,7 @@ def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
     # Values may be spelled as Python prints them, which is how a W&B agent hands them on.
     # A subcommand that is none is the parser's to refuse.
     subcommand = argv[0] if argv else ""
+    check_files(argv)
     trusted_configs(argv)
     interpolation.read_below(subcommand)
     spelled = [interpolation.lengthen(yaml_text(argument), subcommand=subcommand) for argument in argv]
@@ -167,22 +169,10 @@ def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
         raise ValueError(interpolation.explained(error, subcommand=subcommand)) from error
     except (ArgumentError, ValueError) as error:
         if isinstance(error, ArgumentError) or _NESTED in str(error):
-            raise ValueError(did_you_mean(innermost(str(error)))) from error
+            raise ValueError(explained(str(error), argv=argv)) from error
         raise
     finally:
         sys.argv = before
-
-
-def innermost(message: str) -> str:
-    """The deepest part of a nested parser message: what is wrong, without the ways it might be right."""
-    lines = [line for line in message.splitlines() if line.strip()]
-    noise = ("Given value", "Expected a <class 'NoneType'>", "Subtypes:", "Errors:", _NESTED)
-    keys = [line.strip().rstrip(":") for line in lines if "Parser key" in line or "class_path '" in line]
-    useful = [line for line in lines if not line.strip().lstrip("- ").startswith(noise)]
-    deepest = max(useful, key=lambda line: len(line) - len(line.lstrip(" -")), default=message)
-    where = [key.replace("Parser key ", "").lstrip("- ") for key in keys]
-    text = deepest.strip().lstrip("- ")
-    return ": ".join([*(part for part in where if part not in text), text])
 
 
 class Cli(LightningCLI):
@@ -201,6 +191,8 @@ class Cli(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
+        filled_in = [target.rpartition(".")[2] for target in _LINKS.values()]
+        check_nulls(self.config[self.config.subcommand], argv=sys.argv[1:], filled_in=filled_in)
         model = self.config[self.config.subcommand].model
         for target in _LINKS.values() if model is not None else ():
             part, _, name = target.partition(".init_args.")
@@ -265,9 +257,10 @@ class Cli(LightningCLI):
         if not _has(plugins, CheckpointIO):
             trainer_config.plugins = [*plugins, WholeCheckpoints()]
         extra.append(WandbStart())
-        if not _has(trainer_config.callbacks, WeightsOrigin):
+        callbacks = self._given_callbacks()
+        if not _has(callbacks, WeightsOrigin):
             extra.append(WeightsOrigin())
-        if self.subcommand == "fit" and not _has(trainer_config.callbacks, ModelCheckpoint):
+        if self.subcommand == "fit" and not _has(callbacks, ModelCheckpoint):
             extra.append(
                 ModelCheckpoint(
                     dirpath=self._folder / CHECKPOINT.parent,
@@ -278,15 +271,13 @@ class Cli(LightningCLI):
                     enable_version_counter=False,
                 )
             )
-        if trainer_config.enable_progress_bar is not False and not _has(
-            trainer_config.callbacks, ProgressBar
-        ):
+        if trainer_config.enable_progress_bar is not False and not _has(callbacks, ProgressBar):
             extra.append(StepProgress())
         if self.subcommand == "predict":
             extra.append(PredictionWriter(self._folder))
         if self.subcommand == "fit" and privacy is None and os.environ.get("LOCAL_RANK", "0") == "0":
             print("privacy: null, so ε = ∞: nothing about the training data is protected")
-        trainer_config.callbacks = [*(trainer_config.callbacks or []), *extra]
+        trainer_config.callbacks = [*callbacks, *extra]
         return super().instantiate_trainer(**options)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -308,12 +299,19 @@ class Cli(LightningCLI):
         config = self.config_init[self.subcommand]
         lacks = lacks_test(self.model, self.datamodule)
         if self.trainer.is_global_zero:
-            print(f"all {self.trainer.max_steps} steps of this run are charged, so nothing is trained or charged")
+            print(
+                f"all {self.trainer.max_steps} steps of this run are charged, so nothing is trained or charged"
+            )
         if config.run.test and not lacks:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=config.ckpt_path)
         elif lacks and self.trainer.is_global_zero:
             print(f"the test is left out: {lacks}")
         publish(self.trainer, folder=self._folder, run=config.run)
+
+    def _given_callbacks(self) -> list[Callback]:
+        """Those of the configuration; Lightning takes a single one without a list too."""
+        given = self.config_init[self.subcommand].trainer.callbacks
+        return list(given) if isinstance(given, list | tuple) else [given] if given else []
 
     def after_fit(self) -> None:
         if self._rehearsal.test and not self.trainer.interrupted:
@@ -372,7 +370,7 @@ class _Planned(Cli):
     def instantiate_trainer(self, **options: Any) -> Trainer:
         config = self.config_init[self.subcommand]
         private = [] if config.privacy is None else [config.privacy]
-        config.trainer.callbacks = [*(config.trainer.callbacks or []), *private]
+        config.trainer.callbacks = [*self._given_callbacks(), *private]
         given = config.trainer.logger
         loggers = [] if given is None or isinstance(given, bool) else given  # else this project's own
         config.trainer.logger = loggers if isinstance(loggers, list | tuple) else [loggers]

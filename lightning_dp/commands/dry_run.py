@@ -25,7 +25,9 @@ def main(argv: list[str]) -> int:
     cli = instantiate_planned(argv)
     config: Any = cli.config_init["fit"]
     folder = Path(config.run.dir or "runs")
-    print(f"plan of a fit of {type(cli.model).__name__} on {type(cli.datamodule).__name__}: nothing is charged,")
+    print(
+        f"plan of a fit of {type(cli.model).__name__} on {type(cli.datamodule).__name__}: nothing is charged,"
+    )
     print("written or read of private rows, but for what the data module does when it is set up")
     refused = []
     plan = None

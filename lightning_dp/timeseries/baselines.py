@@ -170,9 +170,7 @@ def evaluate_baselines(datamodule: EvaluationData) -> dict[str, dict[str, float]
     return {name: _computed(*metrics) for name, metrics in scores.items()}
 
 
-def baselines_of_batch(
-    batch: Batch, *, steps_per_day: int
-) -> tuple[dict[str, Callable[..., Tensor]], str]:
+def baselines_of_batch(batch: Batch, *, steps_per_day: int) -> tuple[dict[str, Callable[..., Tensor]], str]:
     """`choose_baselines` for the task and the context of a batch's first window."""
     kind = kind_of(batch["target"])
     known = ~batch["target"].any(dim=2)  # (B, L)

@@ -61,7 +61,9 @@ def test_what_would_fail_after_the_fit_is_refused_before_its_charge(
 )
 def test_a_test_that_nobody_wrote_is_left_out_and_said_so(module, data, lacks, tmp_path, capsys):
     assert main([*own(module, data), f"--run.dir={tmp_path / 'run'}"]) == 0
-    assert f"the test is left out: {module if 'step' in lacks else data} has {lacks}" in capsys.readouterr().out
+    assert (
+        f"the test is left out: {module if 'step' in lacks else data} has {lacks}" in capsys.readouterr().out
+    )
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
@@ -75,7 +77,15 @@ def test_a_rehearsal_reads_no_row_and_leaves_no_trace(tmp_path, capsys, ledger_p
     folder = tmp_path / "run"
     assert main([*own("TestedClassifier"), f"--run.dir={folder}", "--dry-run"]) == 0
     text = capsys.readouterr().out
-    for line in ("ε ", "σ = 1 at q = 0.125", "time ", "memory ", "disk ", "test     test/accuracy", "charged  to"):
+    for line in (
+        "ε ",
+        "σ = 1 at q = 0.125",
+        "time ",
+        "memory ",
+        "disk ",
+        "test     test/accuracy",
+        "charged  to",
+    ):
         assert line in text, text
     assert not folder.exists()
     assert not list(ledger_path.parent.iterdir())

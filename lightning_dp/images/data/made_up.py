@@ -45,5 +45,7 @@ class MadeUpImages(ImageSource):
             source="made-up images",
             users=[f"user {image}" for image in range(number)],
         )
-        table.captions = [f"made up, number {image}" for image in range(number)] if self.has_captions else None
+        table.captions = (
+            [f"made up, number {image}" for image in range(number)] if self.has_captions else None
+        )
         return table
