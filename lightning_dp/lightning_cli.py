@@ -27,8 +27,9 @@ from lightning_dp.callbacks.rehearsal import Rehearsal, lacks_test
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
 from lightning_dp.choices import import_choices
 from lightning_dp.config_errors import check_files, check_nulls, explained
+from lightning_dp.fit.declared_unit import dataset_name
 from lightning_dp.privacy.ledger import Ledger
-from lightning_dp.protocols import ChecksConfig, provides
+from lightning_dp.protocols import ChecksConfig, HasImages, provides
 from lightning_dp.sweeps.yaml_text import yaml_text
 from lightning_dp.tracking.charged_run import is_all_charged
 from lightning_dp.tracking.checkpoint_file import UNREADABLE, WholeCheckpoints, damaged, read_checkpoint
@@ -38,6 +39,7 @@ from lightning_dp.tracking.predictions import PredictionWriter
 from lightning_dp.tracking.progress import StepProgress
 from lightning_dp.tracking.run_config import trusted_classes, trusted_configs
 from lightning_dp.tracking.run_folder import Run, RunFolder, check_unused, new_run_folder
+from lightning_dp.tracking.summary import summary
 from lightning_dp.tracking.wandb_logger import WandbStart, finish_wandb, make_wandb_logger
 from lightning_dp.tracking.wandb_publish import publish
 
@@ -306,7 +308,22 @@ class Cli(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=config.ckpt_path)
         elif lacks and self.trainer.is_global_zero:
             print(f"the test is left out: {lacks}")
+        self._summarise()
         publish(self.trainer, folder=self._folder, run=config.run)
+
+    def _summarise(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        privacy = self.config_init[self.subcommand].privacy
+        lines = summary(
+            self._folder,
+            dataset=dataset_name(
+                None, datamodule=self.datamodule, dataset=None if privacy is None else privacy.dataset
+            ),
+            ledger=Ledger(None if privacy is None else privacy.ledger),
+            draws_images=provides(self.datamodule, HasImages),
+        )
+        print("\n".join(lines), flush=True)
 
     def _given_callbacks(self) -> list[Callback]:
         """Those of the configuration; Lightning takes a single one without a list too."""
@@ -316,6 +333,8 @@ class Cli(LightningCLI):
     def after_fit(self) -> None:
         if self._rehearsal.test and not self.trainer.interrupted:
             self.trainer.test(self.model, datamodule=self.datamodule)
+        if not self.trainer.interrupted:
+            self._summarise()
         publish(self.trainer, folder=self._folder, run=self.config_init[self.subcommand].run)
 
     def _loggers(self, given: Any, run: Run) -> Any:

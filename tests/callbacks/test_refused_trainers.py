@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
+    EarlyStopping,
     BackboneFinetuning,
     BatchSizeFinder,
     GradientAccumulationScheduler,
@@ -19,6 +20,7 @@ from test_differential_privacy import private
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.trainer_checks import check_trainer
 
 N = 100

@@ -198,3 +198,31 @@ def test_images_without_a_test_split_are_refused_before_the_charge(tmp_path, cap
     assert main(fit) == 2
     assert "has no test split" in capsys.readouterr().err
     assert not ledger_path.exists()
+
+
+def test_a_fit_ends_with_what_it_cost_and_what_comes_next(tmp_path, capsys):
+    folder = tmp_path / "run"
+    fit = ["fit", f"--config={RECIPE}", *TINY, f"--run.dir={folder}", "--privacy.delta=1e-2"]
+    assert main([*fit, "--trainer.limit_val_batches=0", "--trainer.limit_test_batches=1"]) == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "per user at δ = 0.01",
+        "undefined per record, window, event: that of a whole user covers",
+        "in all   simulated-30-households",
+        ", best baseline ",
+        "beaten",
+        f"folder   {folder}",
+        f"lightning-dp verify {folder}",
+    ):
+        assert line in printed, printed
+
+
+@pytest.mark.parametrize(("num_rows", "code"), [(1, 2), (64, 0)])
+def test_one_unit_is_refused_and_few_under_much_noise_are_warned_of(num_rows, code, tmp_path, capsys, caplog):
+    fit = [*own("Classifier"), f"--data.num_rows={num_rows}", f"--run.dir={tmp_path / 'run'}"]
+    fit += ["--privacy.expected_batch_size=1", "--privacy.noise_multiplier=9", "--run.test=false"]
+    assert main(fit) == code
+    if code:
+        assert "the train set is a single record" in capsys.readouterr().err
+    else:
+        assert "their gradients would add up to 0.021 of the noise's length" in caplog.text
