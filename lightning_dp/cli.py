@@ -52,7 +52,7 @@ plan and compare
 
 'lightning-dp COMMAND --help' explains a command; start with:
   lightning-dp fit --config conf/experiment/demo_etth1.yaml
-  lightning-dp fit --config conf/experiment/demo_etth1.yaml --dry-run    # what it would cost, and nothing else
+  lightning-dp fit --config conf/experiment/demo_etth1.yaml --dry-run    # what it would cost
 
 A run folder that somebody else made is read as data: of its config.yaml only classes of this package, of
 torch's optimizers, diffusers' schedulers and Lightning are made. --trust (or LIGHTNING_DP_TRUST=1)

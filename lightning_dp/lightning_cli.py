@@ -23,13 +23,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_dp import interpolation
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
-from lightning_dp.callbacks.rehearsal import Rehearsal, lacks_test
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
 from lightning_dp.choices import import_choices
 from lightning_dp.config_errors import check_files, check_nulls, explained
 from lightning_dp.fit.declared_unit import dataset_name
 from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.protocols import ChecksConfig, HasImages, provides
+from lightning_dp.runs.rehearsal import Rehearsal, lacks_test
 from lightning_dp.sweeps.yaml_text import yaml_text
 from lightning_dp.tracking.charged_run import is_all_charged
 from lightning_dp.tracking.checkpoint_file import UNREADABLE, WholeCheckpoints, damaged, read_checkpoint
@@ -302,7 +302,7 @@ class Cli(LightningCLI):
         lacks = lacks_test(self.model, self.datamodule)
         if self.trainer.is_global_zero:
             print(
-                f"all {self.trainer.max_steps} steps of this run are charged, so nothing is trained or charged"
+                f"all {self.trainer.max_steps} steps of this run are charged: nothing is trained or charged"
             )
         if config.run.test and not lacks:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=config.ckpt_path)

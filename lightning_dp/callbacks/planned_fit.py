@@ -123,8 +123,9 @@ def _check_signal(plan: PrivacyPlan, module: LightningModule, *, say: bool) -> N
     if ratio < 1 and say:
         _logger.warning(
             "little can be learnt: %d %ss in a batch under noise of σ = %.3g on %d trained numbers; even if "
-            "all pulled the same way in each of %d steps, their gradients would add up to %.2g of the noise's "
-            "length (√steps · batch / (σ·√numbers)); take more units, a larger ε, more steps or fewer weights",
+            "all pulled the same way in each of %d steps, their gradients would add up to %.2g of the "
+            "noise's length (√steps · batch / (σ·√numbers)); take more units, a larger ε, more steps "
+            "or fewer weights",
             plan.expected_batch_size,
             unit.name,
             plan.noise_multiplier,

@@ -40,9 +40,9 @@ from lightning_dp.privacy.preflight import (
     Moment,
     TrainingStep,
     Trial,
+    answered,
     find_in_layers,
     inspect_step,
-    answered,
     settle,
 )
 from lightning_dp.privacy.preflight.copies import copied as copy_of

@@ -70,7 +70,7 @@ def _plan(cli: Any) -> Any:
 
 def _rehearsed(cli: Any, folder: Path, *, test: bool) -> Any:
     from lightning_dp.callbacks.check import without_fit
-    from lightning_dp.callbacks.rehearsal import rehearse
+    from lightning_dp.runs.rehearsal import rehearse
 
     privacy = cli.config_init["fit"].privacy
     beside = () if privacy is None else (privacy, privacy.clipping_engine)
@@ -83,8 +83,9 @@ def _privacy(plan: Any) -> Iterator[str]:
     for name, value in plan.epsilons().items():
         if name != plan.unit.name:
             yield f"         {'undefined' if value is None else f'{value:.4g}'} per {name}"
-    yield f"steps    {plan.num_steps:,} of about {plan.expected_batch_size:,} units of N = {plan.unit.num_units:,}"
-    yield f"noise    σ = {plan.noise_multiplier:.4g} at q = {plan.sampling_rate:.4g}, C = {plan.max_grad_norm:g}"
+    batch, noise, rate = plan.expected_batch_size, plan.noise_multiplier, plan.sampling_rate
+    yield f"steps    {plan.num_steps:,} of about {batch:,} units of N = {plan.unit.num_units:,}"
+    yield f"noise    σ = {noise:.4g} at q = {rate:.4g}, C = {plan.max_grad_norm:g}"
 
 
 def _afterwards(found: Any, *, cli: Any, folder: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Before the first charge everything is known to finish: a fit is rehearsed on made-up rows, or planned only."""
+"""Before the first charge everything is known to finish: a fit is rehearsed, or only planned."""
 
 import shutil
 from pathlib import Path

@@ -216,7 +216,7 @@ class ImageData(LightningDataModule):
         return made_up
 
     def check_test(self) -> None:
-        """Read the test split, which nothing charges for, so that what is wrong with it shows before a fit."""
+        """Read the test split, which nothing charges for: what is wrong with it shows before a fit."""
         self.setup("test")
 
     @property

@@ -4,10 +4,10 @@ The training step is the preflight's affair. Here a copy of the module runs `Tra
 `Trainer.test` and `Trainer.save_checkpoint`, with Lightning's own loops and whatever reports
 `configure_callbacks` brings along, on made-up rows, in a folder that is thrown away. So what would fail after
 the budget is spent is known before: a baseline that has no room in the context, a test split that is not
-there, a metric that can't be computed, a hyperparameter that no checkpoint can hold, a disk that is too small.
+there, a metric that can't be computed, a hyperparameter that no checkpoint can hold, a disk too small.
 
-Not rehearsed: callbacks of the trainer, which say by their own `setup` what they can't do, and what depends on
-the values of real rows.
+Not rehearsed: callbacks of the trainer, which say by their own `setup` what they can't do, and what depends
+on the values of real rows.
 """
 
 import copy
