@@ -79,7 +79,7 @@ def check_fresh(module: nn.Module, fresh: Sequence[str]) -> None:
         shown = ", ".join([*frozen[:3], *(["…"] if len(frozen) > 3 else [])])
         raise ValueError(
             f"{shown} start{'s' if len(frozen) == 1 else ''} anew (fresh) and the adapter freezes what "
-            "starts at random, so it would never learn: let the adapter train it too (Several, with Matching or "
+            "starts at random, so it would never learn: let the adapter train it (Several, with Matching or "
             "Embedder), or take weights that fit"
         )
 

@@ -18,13 +18,13 @@ IN_FILES = {
     "trainer:\n  max_steps: 3\n  max_steps: 4\n": "max_steps is set a second time .first in line 2",
     "privcy:\n  delta: 1e-5\n": "line 2: there is no 'privcy' in a configuration; did you mean privacy",
     "trainer:\n  max_step: 3\n": "line 2: trainer has no argument 'max_step'; did you mean max_steps",
-    "privacy:\n  target_eps: 3\n": "line 2: .* did you mean target_epsilon",
-    "model:\n  init_args:\n    net:\n      init_args:\n        hiden_size: 3\n": "line 5: .* mean hidden_size",
+    "privacy:\n  target_eps: 3\n": "line 2: .* mean target_epsilon",
+    "model:\n  init_args:\n    net:\n      init_args:\n        hiden_size: 3\n": "line 5: .* hidden_size",
     "trainer:\n  max_steps: many\n": "line 2: trainer.max_steps is many, but it must be a whole number",
     "data:\n  init_args:\n    num_households: many\n": "line 3: data.num_households is many, but it must be",
     "data:\n  init_args:\n    num_households: null\n": "line 3: HouseholdLoad.num_households is null",
     "privacy:\n  delta: small\n": "line 2: privacy.delta is small, but it must be a number",
-    "model:\n  init_args:\n    net:\n      class_path: lightning_dp.nets.SeriesDitt\n": "line 3: .*SeriesDiT[?]",
+    "model:\n  init_args:\n    net:\n      class_path: lightning_dp.nets.SeriesDitt\n": "line 3: .*SeriesDiT",
     "data:\n  class_path: mypackage.MyData\n": "line 1: data: there is no module mypackage here",
 }
 
