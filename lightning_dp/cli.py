@@ -54,6 +54,7 @@ plan and compare
 
 'lightning-dp COMMAND --help' explains a command; start with:
   lightning-dp fit --config conf/experiment/demo_etth1.yaml
+  lightning-dp fit --config conf/experiment/demo_etth1.yaml --dry-run    # what it would cost
 
 A run folder that somebody else made is read as data: of its config.yaml only classes of this package, of
 torch's optimizers, diffusers' schedulers and Lightning are made. --trust (or LIGHTNING_DP_TRUST=1)
@@ -80,6 +81,9 @@ def main(argv: list[str] | None = None) -> int:
         argv = [argument for argument in argv if argument != "--trust"]
         os.environ["LIGHTNING_DP_TRUST"] = "1"  # for the processes of other ranks too
     try:
+        if argv[0] == "fit" and "--dry-run" in argv:
+            options = [argument for argument in argv[1:] if argument != "--dry-run"]
+            return int(importlib.import_module("lightning_dp.commands.dry_run").main(options))
         if argv[0] in _LIGHTNING:
             # Imported late: help and plans should not wait for torch and wandb.
             importlib.import_module("lightning_dp.lightning_cli").run(argv)

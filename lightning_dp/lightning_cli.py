@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentError
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -24,9 +24,14 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_dp import interpolation
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
-from lightning_dp.choices import did_you_mean, import_choices
-from lightning_dp.protocols import ChecksConfig, provides
+from lightning_dp.choices import import_choices
+from lightning_dp.config_errors import check_files, check_nulls, explained
+from lightning_dp.fit.declared_unit import dataset_name
+from lightning_dp.privacy.ledger import Ledger
+from lightning_dp.protocols import ChecksConfig, HasImages, provides
+from lightning_dp.runs.rehearsal import Rehearsal, lacks_test
 from lightning_dp.sweeps.yaml_text import yaml_text
+from lightning_dp.tracking.charged_run import is_all_charged
 from lightning_dp.tracking.checkpoint_file import UNREADABLE, WholeCheckpoints, damaged, read_checkpoint
 from lightning_dp.tracking.layout import CHECKPOINT
 from lightning_dp.tracking.local_loggers import RunMetrics, check_loggers
@@ -34,6 +39,7 @@ from lightning_dp.tracking.predictions import PredictionWriter
 from lightning_dp.tracking.progress import StepProgress
 from lightning_dp.tracking.run_config import trusted_classes, trusted_configs
 from lightning_dp.tracking.run_folder import Run, RunFolder, check_unused, new_run_folder
+from lightning_dp.tracking.summary import summary
 from lightning_dp.tracking.wandb_logger import WandbStart, finish_wandb, make_wandb_logger
 from lightning_dp.tracking.wandb_publish import publish
 
@@ -59,7 +65,7 @@ _ADVICE = (
 
 _FOLDER_FOR_RANKS = "LIGHTNING_DP_RUN_FOLDER"
 
-_NESTED = "Does not validate against any of the Union subtypes"
+_NESTED = "Does not validate against any of the Union subtypes"  # what the parser says of a wrong value
 
 
 def run(argv: list[str]) -> LightningCLI:
@@ -99,6 +105,17 @@ def instantiate_fit(options: list[str]) -> "Cli":
     return cli
 
 
+def instantiate_planned(options: list[str]) -> "Cli":
+    """As `instantiate_fit`, for a fit that need not be private.
+
+    Raises:
+        ValueError: as `run`.
+    """
+    cli = _build(_Planned, ["fit", *options])
+    assert isinstance(cli, Cli)
+    return cli
+
+
 def instantiate_untrained(options: list[str]) -> tuple["Cli", str]:
     """The parts of a fit as `instantiate` makes them, and their configuration as YAML.
 
@@ -124,6 +141,7 @@ def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
     # Values may be spelled as Python prints them, which is how a W&B agent hands them on.
     # A subcommand that is none is the parser's to refuse.
     subcommand = argv[0] if argv else ""
+    check_files(argv)
     trusted_configs(argv)
     interpolation.read_below(subcommand)
     spelled = [interpolation.lengthen(yaml_text(argument), subcommand=subcommand) for argument in argv]
@@ -153,22 +171,10 @@ def _build(kind: type[LightningCLI], argv: list[str]) -> LightningCLI:
         raise ValueError(interpolation.explained(error, subcommand=subcommand)) from error
     except (ArgumentError, ValueError) as error:
         if isinstance(error, ArgumentError) or _NESTED in str(error):
-            raise ValueError(did_you_mean(innermost(str(error)))) from error
+            raise ValueError(explained(str(error), argv=argv)) from error
         raise
     finally:
         sys.argv = before
-
-
-def innermost(message: str) -> str:
-    """The deepest part of a nested parser message: what is wrong, without the ways it might be right."""
-    lines = [line for line in message.splitlines() if line.strip()]
-    noise = ("Given value", "Expected a <class 'NoneType'>", "Subtypes:", "Errors:", _NESTED)
-    keys = [line.strip().rstrip(":") for line in lines if "Parser key" in line or "class_path '" in line]
-    useful = [line for line in lines if not line.strip().lstrip("- ").startswith(noise)]
-    deepest = max(useful, key=lambda line: len(line) - len(line.lstrip(" -")), default=message)
-    where = [key.replace("Parser key ", "").lstrip("- ") for key in keys]
-    text = deepest.strip().lstrip("- ")
-    return ": ".join([*(part for part in where if part not in text), text])
 
 
 class Cli(LightningCLI):
@@ -187,6 +193,8 @@ class Cli(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
+        filled_in = [target.rpartition(".")[2] for target in _LINKS.values()]
+        check_nulls(self.config[self.config.subcommand], argv=sys.argv[1:], filled_in=filled_in)
         model = self.config[self.config.subcommand].model
         for target in _LINKS.values() if model is not None else ():
             part, _, name = target.partition(".init_args.")
@@ -238,7 +246,10 @@ class Cli(LightningCLI):
             method=method,
             seed=self.config[self.subcommand].seed_everything,
         )
-        extra = [*([privacy] if privacy is not None else []), folder]
+        self._rehearsal = Rehearsal(self._folder, test=run.test)
+        # After the preflight, and before anything is written.
+        rehearsal = [self._rehearsal] if self.subcommand == "fit" else []
+        extra = [*([privacy] if privacy is not None else []), *rehearsal, folder]
         trainer_config = self.config_init[self.subcommand].trainer
         if trainer_config.default_root_dir is None:
             trainer_config.default_root_dir = str(self._folder)
@@ -248,9 +259,10 @@ class Cli(LightningCLI):
         if not _has(plugins, CheckpointIO):
             trainer_config.plugins = [*plugins, WholeCheckpoints()]
         extra.append(WandbStart())
-        if not _has(trainer_config.callbacks, WeightsOrigin):
+        callbacks = self._given_callbacks()
+        if not _has(callbacks, WeightsOrigin):
             extra.append(WeightsOrigin())
-        if self.subcommand == "fit" and not _has(trainer_config.callbacks, ModelCheckpoint):
+        if self.subcommand == "fit" and not _has(callbacks, ModelCheckpoint):
             extra.append(
                 ModelCheckpoint(
                     dirpath=self._folder / CHECKPOINT.parent,
@@ -261,20 +273,68 @@ class Cli(LightningCLI):
                     enable_version_counter=False,
                 )
             )
-        if trainer_config.enable_progress_bar is not False and not _has(
-            trainer_config.callbacks, ProgressBar
-        ):
+        if trainer_config.enable_progress_bar is not False and not _has(callbacks, ProgressBar):
             extra.append(StepProgress())
         if self.subcommand == "predict":
             extra.append(PredictionWriter(self._folder))
         if self.subcommand == "fit" and privacy is None and os.environ.get("LOCAL_RANK", "0") == "0":
             print("privacy: null, so ε = ∞: nothing about the training data is protected")
-        trainer_config.callbacks = [*(trainer_config.callbacks or []), *extra]
+        trainer_config.callbacks = [*callbacks, *extra]
         return super().instantiate_trainer(**options)
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand == "fit" and self._is_all_charged():
+            self._finish_charged_run()
+            return
+        super()._run_subcommand(subcommand)
+
+    def _is_all_charged(self) -> bool:
+        config = self.config_init[self.subcommand]
+        if config.privacy is None or config.ckpt_path is None:
+            return False
+        ledger = Ledger(config.privacy.ledger)
+        steps = self.trainer.max_steps
+        return is_all_charged(Path(config.ckpt_path), ledger=ledger, num_steps=steps)
+
+    def _finish_charged_run(self) -> None:
+        """Go on to the test of a run that was killed when all of its steps were charged."""
+        config = self.config_init[self.subcommand]
+        lacks = lacks_test(self.model, self.datamodule)
+        if self.trainer.is_global_zero:
+            print(
+                f"all {self.trainer.max_steps} steps of this run are charged: nothing is trained or charged"
+            )
+        if config.run.test and not lacks:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=config.ckpt_path)
+        elif lacks and self.trainer.is_global_zero:
+            print(f"the test is left out: {lacks}")
+        self._summarise()
+        publish(self.trainer, folder=self._folder, run=config.run)
+
+    def _summarise(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        privacy = self.config_init[self.subcommand].privacy
+        lines = summary(
+            self._folder,
+            dataset=dataset_name(
+                None, datamodule=self.datamodule, dataset=None if privacy is None else privacy.dataset
+            ),
+            ledger=Ledger(None if privacy is None else privacy.ledger),
+            draws_images=provides(self.datamodule, HasImages),
+        )
+        print("\n".join(lines), flush=True)
+
+    def _given_callbacks(self) -> list[Callback]:
+        """Those of the configuration; Lightning takes a single one without a list too."""
+        given = self.config_init[self.subcommand].trainer.callbacks
+        return list(given) if isinstance(given, list | tuple) else [given] if given else []
+
     def after_fit(self) -> None:
-        if self.config_init[self.subcommand].run.test and not self.trainer.interrupted:
+        if self._rehearsal.test and not self.trainer.interrupted:
             self.trainer.test(self.model, datamodule=self.datamodule)
+        if not self.trainer.interrupted:
+            self._summarise()
         publish(self.trainer, folder=self._folder, run=self.config_init[self.subcommand].run)
 
     def _loggers(self, given: Any, run: Run) -> Any:
@@ -317,20 +377,19 @@ class _Unstarted(Cli):
         """Nothing runs."""
 
 
-class _UnstartedFit(Cli):
-    """Stops where a private fit would start."""
+class _Planned(Cli):
+    """Stops where a fit would start."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        if config.privacy is None:
-            raise ValueError("privacy is null, so there is nothing to check: set privacy.target_epsilon")
         _settle_accelerator(config.trainer)
         _check_before_data(config)
         _accept_sharing(config)
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         config = self.config_init[self.subcommand]
-        config.trainer.callbacks = [*(config.trainer.callbacks or []), config.privacy]
+        private = [] if config.privacy is None else [config.privacy]
+        config.trainer.callbacks = [*self._given_callbacks(), *private]
         given = config.trainer.logger
         loggers = [] if given is None or isinstance(given, bool) else given  # else this project's own
         config.trainer.logger = loggers if isinstance(loggers, list | tuple) else [loggers]
@@ -339,6 +398,15 @@ class _UnstartedFit(Cli):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing runs."""
+
+
+class _UnstartedFit(_Planned):
+    """Stops where a private fit would start."""
+
+    def before_instantiate_classes(self) -> None:
+        if self.config[self.subcommand].privacy is None:
+            raise ValueError("privacy is null, so there is nothing to check: set privacy.target_epsilon")
+        super().before_instantiate_classes()
 
 
 def _check_before_data(config: Any) -> None:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
@@ -31,6 +32,7 @@ PRIVATE_ATTRIBUTES = {
     "trainer.fit_loop.epoch_loop": ("_batches_that_stepped",),
     "trainer._callback_connector": ("_attach_model_callbacks",),
     "module": ("_compiler_ctx",),
+    "ModelCheckpoint": ("_every_n_train_steps",),
 }
 """Private attributes by the object that has them, for the contract test."""
 
@@ -160,6 +162,17 @@ def set_up_data(trainer: Trainer, *, stage: Any) -> None:
 def detects_anomalies(trainer: Trainer) -> bool:
     """Whether `Trainer(detect_anomaly=True)` was set."""
     return bool(_of(trainer, "_detect_anomaly"))
+
+
+def steps_between_checkpoints(callback: ModelCheckpoint) -> int:
+    """`ModelCheckpoint(every_n_train_steps=…)`; 0 where it goes by epochs or time."""
+    steps: int = _of(callback, "_every_n_train_steps")
+    return steps
+
+
+def is_rehearsal(trainer: Trainer) -> bool:
+    """Whether this is a trial on made-up rows (`Trainer(fast_dev_run=…)`): reports need one of everything."""
+    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def seconds_between_validations(trainer: Trainer) -> float | None:

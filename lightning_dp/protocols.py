@@ -90,6 +90,20 @@ class MakesUnits(Protocol):
         """A collated batch of `num_units` made-up units, `rows_per_unit` consecutive rows each."""
 
 
+class MakesRehearsal(Protocol):
+    """Asked of the data module by `lightning-dp fit` before the first charge, to try validation and test."""
+
+    def rehearsal_data(self) -> Any:
+        """A data module with the same public facts and splits whose rows are made up; nothing is read."""
+
+
+class ChecksTest(Protocol):
+    """Asked of the data module by `lightning-dp fit` before the first charge, where a test follows."""
+
+    def check_test(self) -> None:
+        """Raise ValueError where the test split can't be read as a whole."""
+
+
 class HasContentPieces(Protocol):
     """Asked by `DifferentialPrivacy` before the first charge, of data module and then train set."""
 
@@ -453,6 +467,8 @@ HOOKS: tuple[Hook, ...] = (
     Hook(protocol=NamesDataset, of="data", near=0.88),
     Hook(protocol=MakesItems, of="data", near=0.82),
     Hook(protocol=MakesUnits, of="data", near=0.82),
+    Hook(protocol=MakesRehearsal, of="data"),
+    Hook(protocol=ChecksTest, of="data"),
     Hook(protocol=HasContentPieces, of="data", near=0.82),
     Hook(protocol=PublicValidation, of="data", near=0.75),
     Hook(protocol=PublicData, of="data"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
 import lightning_dp
@@ -65,7 +66,9 @@ def test_private_names_are_there(name):
 )
 def test_private_attributes_are_there(owner, name):
     trainer, module = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), LightningModule()
-    one = {"trainer": trainer, "module": module}[owner.partition(".")[0]]
+    one = {"trainer": trainer, "module": module, "ModelCheckpoint": ModelCheckpoint()}[
+        owner.partition(".")[0]
+    ]
     for step in owner.split(".")[1:]:
         one = getattr(one, step)
     assert hasattr(one, name)

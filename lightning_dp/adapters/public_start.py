@@ -66,5 +66,23 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, fresh: Seq
     return list(wanted)
 
 
+def check_fresh(module: nn.Module, fresh: Sequence[str]) -> None:
+    """Raise ValueError if parameters that start anew are frozen, and so would stay at random."""
+    frozen = [
+        name.replace(BASE, "")
+        for name, parameter in module.named_parameters()
+        if not parameter.requires_grad
+        and not _is_lora(name)
+        and any(re.search(pattern, name.replace(BASE, "")) for pattern in fresh)
+    ]
+    if frozen:
+        shown = ", ".join([*frozen[:3], *(["…"] if len(frozen) > 3 else [])])
+        raise ValueError(
+            f"{shown} start{'s' if len(frozen) == 1 else ''} anew (fresh) and the adapter freezes what "
+            "starts at random, so it would never learn: let the adapter train it (Several, with Matching or "
+            "Embedder), or take weights that fit"
+        )
+
+
 def _is_lora(name: str) -> bool:
     return ".lora_" in name or name.startswith("lora_")

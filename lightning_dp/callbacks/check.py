@@ -29,7 +29,7 @@ class Refusals:
         try:
             yield
         except ValueError as error:
-            self.sentences.append(" ".join(str(error).split()))
+            self.sentences += [" ".join(line.split()) for line in str(error).splitlines()]
 
 
 def plain_trainer(privacy: Callback) -> Trainer:

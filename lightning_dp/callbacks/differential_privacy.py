@@ -19,13 +19,14 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from lightning_dp.callbacks.audit_canaries import AuditCanaries
+from lightning_dp.callbacks.check import Refusals
 from lightning_dp.callbacks.check_fit import check_fit, preflight_arguments
 from lightning_dp.callbacks.check_report import CheckReport
 from lightning_dp.callbacks.fit_account import FitAccount, make_releases
 from lightning_dp.callbacks.loggers import follow_fit
 from lightning_dp.callbacks.monitors import refuse_a_stop_by_hand
 from lightning_dp.callbacks.planned_fit import PlannedFit, checked_fit, say_memory
-from lightning_dp.callbacks.preflight import run_preflight
+from lightning_dp.callbacks.preflight import refuse_all, run_preflight
 from lightning_dp.callbacks.privacy_settings import check_settings, physical_batch_size_for
 from lightning_dp.callbacks.private_training import PrivateTraining
 from lightning_dp.callbacks.spot_check import SpotCheck
@@ -231,7 +232,10 @@ class DifferentialPrivacy(Callback):
         if stage != "fit":
             return
         ranks = Ranks()
-        loader, self._facts = checked_fit(self, trainer, pl_module, ranks=ranks)
+        refused = Refusals()
+        with refused.kept():
+            loader, self._facts = checked_fit(self, trainer, pl_module, ranks=ranks, attempt=refused.kept)
+        refuse_all(refused.sentences, trainer, pl_module, accept=self.accept)
         self._account, self._out_of_credit = None, False
         if isinstance(trainer.strategy, PrivateDDP):
             trainer.strategy.accept_callback()

@@ -6,11 +6,12 @@ log it. Everything else counts as private: names of metrics don't tell more.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_dp.lightning_internals import datamodule_of
@@ -73,10 +74,10 @@ def find_private_monitors(
     return found
 
 
-def find_private_schedules(trainer: Trainer) -> list[Finding]:
+def find_private_schedules(trainer: Trainer, configs: Iterable[LRSchedulerConfig]) -> list[Finding]:
     """Learning-rate schedules that are fed by a private metric; known once optimizers are."""
     found = []
-    for config in trainer.lr_scheduler_configs:
+    for config in configs:
         if not (config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau)):
             continue
         if config.monitor is None or _is_private(config.monitor, trainer, ()):

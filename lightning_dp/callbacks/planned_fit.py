@@ -1,6 +1,7 @@
 """What `setup` makes of a fit, in one frozen object; nothing private has been read by then."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from lightning_dp.fit.facts import FitFacts, PrivacySettings, unit_of_fit
 from lightning_dp.lightning_internals import datamodule_of, train_loader_of
 from lightning_dp.privacy.distinct_items import check_distinct
 from lightning_dp.privacy.own_generators import find_generators
+from lightning_dp.privacy.plan import PrivacyPlan
 from lightning_dp.privacy.preflight import Accepted, Trial
 from lightning_dp.privacy.preparation import Preparation
 from lightning_dp.privacy.ranks import Ranks
@@ -97,7 +99,40 @@ def checked_fit(
         data=loader.dataset,
         num_steps=trainer.max_steps,
     )
+    _check_signal(facts.plan, module, say=ranks.is_first)
     return loader, facts
+
+
+def _check_signal(plan: PrivacyPlan, module: LightningModule, *, say: bool) -> None:
+    """Refuse what nothing can be learnt from, and warn where noise must outweigh all gradients together.
+
+    A step's mean gradient is at most C long where all of its units pull the same way; its noise is about
+    σ·C·√d / B long, for d trained numbers. Over T steps signals add up to at most T·C and noise to √T of one
+    step's. Where √T·B / (σ·√d) is below 1, the noise is longer than the sum of all signals in the best case.
+    """
+    unit = plan.unit
+    if unit.num_units < 2:
+        raise ValueError(
+            f"the train set is a single {unit.name}, and privacy that hides whether it is there leaves "
+            "nothing of it to learn: let a smaller part be the unit, such as a window of the series "
+            "(data.init_args.unit: window), or give data of more units"
+        )
+    numbers = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    noise = plan.noise_multiplier * math.sqrt(numbers)
+    ratio = math.sqrt(plan.num_steps) * plan.expected_batch_size / noise if noise else math.inf
+    if ratio < 1 and say:
+        _logger.warning(
+            "little can be learnt: %d %ss in a batch under noise of σ = %.3g on %d trained numbers; even if "
+            "all pulled the same way in each of %d steps, their gradients would add up to %.2g of the "
+            "noise's length (√steps · batch / (σ·√numbers)); take more units, a larger ε, more steps "
+            "or fewer weights",
+            plan.expected_batch_size,
+            unit.name,
+            plan.noise_multiplier,
+            numbers,
+            plan.num_steps,
+            ratio,
+        )
 
 
 def _refuse_own_generators(trainer: Trainer, module: LightningModule, loader: DataLoader[Any]) -> None:

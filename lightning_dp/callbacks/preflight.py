@@ -3,8 +3,8 @@
 The step runs on copies of the module, which log nowhere and step nothing; see `privacy.preflight`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lightning_dp.callbacks.loggers import find_outgoing_loggers
 from lightning_dp.callbacks.made_up_units import Source, made_up_units
-from lightning_dp.callbacks.monitors import find_private_monitors
+from lightning_dp.callbacks.monitors import find_private_monitors, find_private_schedules
 from lightning_dp.callbacks.trainer_checks import check_automatic
 from lightning_dp.callbacks.trial_batches import TrialBatch, moved, output_of, untouched
 from lightning_dp.fit.facts import layer_rows_per_unit
@@ -26,6 +26,7 @@ from lightning_dp.lightning_internals import (
     as_written,
     combined_loader,
     compiler_of,
+    configured_optimizers,
     datamodule_of,
     set_combined_loader,
 )
@@ -39,6 +40,7 @@ from lightning_dp.privacy.preflight import (
     Moment,
     TrainingStep,
     Trial,
+    answered,
     find_in_layers,
     inspect_step,
     settle,
@@ -106,6 +108,27 @@ def run_preflight(
     return accepted
 
 
+def refuse_all(
+    sentences: Sequence[str], trainer: Trainer, module: LightningModule, *, accept: Mapping[str, str]
+) -> None:
+    """Raise one ValueError for the settings of a fit that can't be, with what can be told of others already.
+
+    Args:
+        sentences: about settings that can't be; nothing is raised where there are none.
+        trainer: whose callbacks and schedules may go by private metrics.
+        module: of the fit.
+        accept: code → reason.
+    """
+    if not sentences:
+        return
+    found = find_private_monitors(trainer, training_metrics=())
+    with suppress(Exception), undisturbed(trainer):  # optimizers may need more of a fit than there is
+        again = copy_of(module, keep=tuple(filter(None, (trainer, datamodule_of(trainer)))))
+        found += find_private_schedules(trainer, configured_optimizers(again)[1])
+    _, left = answered(found, accept=accept)
+    raise ValueError("\n".join([*sentences, *map(str, left)]))
+
+
 def look(
     trainer: Trainer,
     module: LightningModule,
@@ -142,6 +165,8 @@ def look(
         try:
             copied = _copy(trainer, module, loader=loader, names=names)
         except Exception as error:
+            if _is_our_sentence(error):
+                raise
             found += [*find_in_layers(module), _not_copied(module, error)]
         else:
             check_automatic(copied)  # setup may have changed that
@@ -290,6 +315,15 @@ def silent(module: nn.Module) -> nn.Module:
         child.log, child.log_dict, child.print = nowhere, nowhere, nowhere  # type: ignore[method-assign]
         as_written(child)
     return module
+
+
+def _is_our_sentence(error: Exception) -> bool:
+    """Whether a part of this package refuses its settings: a mistake to mend, and nothing to answer for."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return isinstance(error, ValueError) and raised_in.startswith("lightning_dp.")
 
 
 def _not_copied(module: LightningModule, error: Exception) -> Finding:

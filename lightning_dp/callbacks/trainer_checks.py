@@ -36,17 +36,22 @@ _PRECISION_PLUGINS = (Precision, DoublePrecision, HalfPrecision, MixedPrecision)
 _STRATEGIES = (SingleDeviceStrategy, DDPStrategy, PrivateDDP)  # of one device, but for the last
 
 
-def refuse(setting: str, value: object, why: str, fix: str) -> None:
-    """Raise ValueError about a setting of the trainer."""
-    raise ValueError(f"trainer.{setting}={value!r} can't be used with privacy: {why}; {fix}")
+def refusal(setting: str, value: object, why: str, fix: str) -> str:
+    """A sentence about a setting of the trainer."""
+    return f"trainer.{setting}={value!r} can't be used with privacy: {why}; {fix}"
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Raise ValueError naming the setting, its value and the fix; called before data is set up.
+    """Raise ValueError naming each setting that can't be, its value and the fix, a line each.
 
     `gradient_clip_val` is allowed: Lightning clips after `on_before_optimizer_step`, so it post-processes a
     noisy gradient and bounds nobody's contribution.
     """
+    found: list[str] = []
+
+    def refuse(setting: str, value: object, why: str, fix: str) -> None:
+        found.append(refusal(setting, value, why, fix))
+
     if trainer.accumulate_grad_batches != 1:
         refuse(
             "accumulate_grad_batches",
@@ -56,7 +61,12 @@ def check_trainer(trainer: Trainer) -> None:
         )
     fast_dev_run = getattr(trainer, "fast_dev_run", False)
     if fast_dev_run:
-        refuse("fast_dev_run", fast_dev_run, "it cuts a Poisson batch short", "use trainer.max_steps=1")
+        refuse(
+            "fast_dev_run",
+            fast_dev_run,
+            "it cuts a Poisson batch short",
+            "use 'lightning-dp fit --dry-run' or DifferentialPrivacy.check, which charge nothing",
+        )
     overfit_batches = getattr(trainer, "overfit_batches", 0)
     if overfit_batches:
         refuse("overfit_batches", overfit_batches, "it replaces the Poisson sampler", "remove it")
@@ -81,6 +91,7 @@ def check_trainer(trainer: Trainer) -> None:
             "it keeps parameters or gradients in ways that nothing here can clip",
             "leave it at 'auto' for one device, or set trainer.strategy=private_ddp",
         )
+        raise ValueError("\n".join(found))  # nothing else can be asked of a trainer under a strange strategy
     if detects_anomalies(trainer) or torch.is_anomaly_enabled():
         refuse(
             "detect_anomaly",
@@ -112,21 +123,23 @@ def check_trainer(trainer: Trainer) -> None:
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler | StochasticWeightAveraging):
-            raise ValueError(
+            found.append(
                 f"the callback {type(callback).__name__} can't be used with privacy: it changes what a step "
                 "is; remove it (lightning_dp.EMA averages weights)"
             )
         if isinstance(callback, LearningRateFinder | BatchSizeFinder):
-            raise ValueError(
+            found.append(
                 f"the callback {type(callback).__name__} can't be used with privacy: it trains on private "
                 "rows before the fit and chooses by what it saw; remove it and set the value"
             )
         if isinstance(callback, BaseFinetuning | ModelPruning):
-            raise ValueError(
+            found.append(
                 f"the callback {type(callback).__name__} can't be used with privacy: it freezes, unfreezes "
                 "or replaces parameters in the middle of a fit, and which ones are clipped and noised is "
                 "fixed before; remove it, set requires_grad in __init__, and make each stage a fit of its own"
             )
+    if found:
+        raise ValueError("\n".join(found))
 
 
 def check_length(trainer: Trainer, *, num_units: int, expected_batch_size: int) -> None:
@@ -135,7 +148,7 @@ def check_length(trainer: Trainer, *, num_units: int, expected_batch_size: int) 
     if trainer.max_steps < 1:
         epochs = trainer.max_epochs
         steps = math.ceil((epochs or 0) * per_epoch)
-        refuse(
+        wrong = refusal(
             "max_steps",
             trainer.max_steps,
             "the cost is fixed before training, so the number of steps must be",
@@ -144,18 +157,20 @@ def check_length(trainer: Trainer, *, num_units: int, expected_batch_size: int) 
             if steps > 0
             else "set it to the number of optimizer steps",
         )
+        raise ValueError(wrong)
     by_time = seconds_between_validations(trainer)
     interval = trainer.val_check_interval if by_time is None else f"{by_time} seconds"
     if not (isinstance(interval, int) or interval == 1.0):
         share = interval if isinstance(interval, float) else 1.0
         steps = max(1, round(share * per_epoch))
-        refuse(
+        wrong = refusal(
             "val_check_interval",
             interval,
             "batches are Poisson samples, so that an epoch is a number of steps and not of batches",
             f"an epoch of {num_units} / {expected_batch_size} is {math.ceil(per_epoch)} steps: set an int, "
             f"such as trainer.val_check_interval={steps} with trainer.check_val_every_n_epoch=null",
         )
+        raise ValueError(wrong)
 
 
 def check_parameters(module: nn.Module) -> None:
@@ -244,4 +259,4 @@ def check_optimizers(
             f"the optimizer steps a parameter that is not part of {type(module).__name__}, so its gradient "
             "would not be clipped: register it on the module or leave it out"
         )
-    return settle(find_private_schedules(trainer), accept=accept or {})
+    return settle(find_private_schedules(trainer, trainer.lr_scheduler_configs), accept=accept or {})

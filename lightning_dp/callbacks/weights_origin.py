@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_dp.adapters.public_start import load_weights
+from lightning_dp.adapters.public_start import check_fresh, load_weights
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.weights_seen import Origin, data_of, remember, seen_by, unique
 from lightning_dp.diffusion.base_denoiser import with_current_names
@@ -93,6 +93,7 @@ class WeightsOrigin(Callback):
             for origin in loaded:
                 _check(origin, own=self._own.dataset, ledger=ledger, path=path)
         load_weights(pl_module, with_current_names(checkpoint["state_dict"]), fresh=self.fresh)
+        check_fresh(pl_module, self.fresh)
         remember(pl_module, *loaded)
         self._earlier = unique([*self._earlier, *loaded])
 

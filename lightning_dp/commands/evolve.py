@@ -43,8 +43,8 @@ def main(argv: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from lightning_dp import interpolation
+    from lightning_dp.config_errors import explained
     from lightning_dp.evolution.evolution import PrivateEvolution
-    from lightning_dp.lightning_cli import innermost
     from lightning_dp.tracking.run_config import trusted_configs
     from lightning_dp.tracking.run_folder import new_run_folder
 
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     except OmegaConfBaseException as error:
         raise ValueError(interpolation.explained(error)) from error
     except (ArgumentError, ValueError) as error:
-        raise ValueError(innermost(str(error))) from error
+        raise ValueError(explained(str(error), argv=argv)) from error
     folder = Path(made.run.dir)
     evolution = PrivateEvolution(
         made.task,

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lightning_dp.images.data.dataset import to_bytes
-from lightning_dp.lightning_internals import datamodule_of
+from lightning_dp.lightning_internals import datamodule_of, is_rehearsal
 from lightning_dp.protocols import NamesClasses, provides
 from lightning_dp.tracking.palette import INK
 
@@ -27,6 +27,9 @@ class SampleGrid(Callback):
         module: Any = pl_module
         data = datamodule_of(trainer)
         if not trainer.is_global_zero:
+            return
+        if is_rehearsal(trainer):
+            module.sample(torch.zeros(1, dtype=torch.int64) if module.net.num_classes else torch.tensor([-1]))
             return
         names = list(data.class_names if provides(data, NamesClasses) else ())[: module.net.num_classes]
         folder = Path(trainer.default_root_dir) / "plots"

@@ -132,6 +132,10 @@ class PoissonLoader:
         self._drawn: deque[PhysicalBatch] = deque()
         self._loader: DataLoader[Any] | None = None
 
+    def replaced(self) -> DataLoader[Any]:
+        """The data set and the collation of the loader that this one stands for; nothing is read."""
+        return DataLoader(self.dataset, collate_fn=self._reading.collate_fn)
+
     def __iter__(self) -> Iterator[Any]:
         self.pending.clear()
         if self._loader is None:  # kept from pass to pass, as its workers may be

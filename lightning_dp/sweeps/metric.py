@@ -25,7 +25,10 @@ def metrics_of_fit(*, module: LightningModule, data: LightningDataModule, config
     """
     logged = metrics_of_module(module, data=data)
     own = module.configure_callbacks()
-    given = [*(config.trainer.callbacks or []), *(own if isinstance(own, list | tuple) else [own])]
+    chosen = config.trainer.callbacks or []
+    given: list[Any] = [
+        one for part in (chosen, own) for one in (part if isinstance(part, list | tuple) else [part])
+    ]
     for callback in given:
         logged |= metrics_of_callback(callback, module=module, data=data)
     if config.privacy is not None:

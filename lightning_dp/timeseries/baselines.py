@@ -108,8 +108,35 @@ BASELINES_OF: dict[Kind, dict[str, Callable[..., Tensor]]] = {
 """Those of each kind of task."""
 
 
+_OF_DAYS = (seasonal_naive, mean_of_days)
+
+
+def choose_baselines(
+    kind: Kind, *, context_length: int, steps_per_day: int
+) -> tuple[dict[str, Callable[..., Tensor]], str]:
+    """The baselines of a kind of task that windows of this context have room for.
+
+    Args:
+        kind: of the task.
+        context_length: ≥ 0 known steps of a forecast; of no meaning for other tasks.
+        steps_per_day: ≥ 1.
+
+    Returns:
+        Those that apply, by name, and a sentence that names the others; "" where all do.
+    """
+    own = BASELINES_OF[kind]
+    if kind != "forecast" or context_length >= steps_per_day:
+        return own, ""
+    out = [name for name, baseline in own.items() if baseline in _OF_DAYS]
+    left = {name: baseline for name, baseline in own.items() if name not in out}
+    return left, (
+        f"{' and '.join(out)} are left out: they repeat days of {steps_per_day} steps, and the context has "
+        f"{context_length}"
+    )
+
+
 def evaluate_baselines(datamodule: EvaluationData) -> dict[str, dict[str, float]]:
-    """Score every baseline of the task on all test windows; none exist for synthesis.
+    """Score every baseline of the task that applies on all test windows; none exist for synthesis.
 
     The CRPS of the mean of days is that of the days as samples; the others are point predictions, whose CRPS
     equals their absolute error relative to Σ|y|.
@@ -127,7 +154,7 @@ def evaluate_baselines(datamodule: EvaluationData) -> dict[str, dict[str, float]
     baselines: dict[str, Callable[..., Tensor]] | None = None
     for batch in datamodule.test_dataloader():
         if baselines is None:
-            baselines = BASELINES_OF[kind_of(batch["target"])]
+            baselines, _ = baselines_of_batch(batch, steps_per_day=datamodule.steps_per_day)
             scores = {name: (MSE(), MAE(), R2(len(scale)), CRPS()) for name in baselines}
         mask = scored_positions(batch)
         for name, baseline in baselines.items():
@@ -141,6 +168,14 @@ def evaluate_baselines(datamodule: EvaluationData) -> dict[str, dict[str, float]
                 metric.update(point / scale, batch["values"] / scale, mask)
             crps.update(samples, batch["values"], mask)
     return {name: _computed(*metrics) for name, metrics in scores.items()}
+
+
+def baselines_of_batch(batch: Batch, *, steps_per_day: int) -> tuple[dict[str, Callable[..., Tensor]], str]:
+    """`choose_baselines` for the task and the context of a batch's first window."""
+    kind = kind_of(batch["target"])
+    known = ~batch["target"].any(dim=2)  # (B, L)
+    context = int(known[0].sum()) if len(known) else 0
+    return choose_baselines(kind, context_length=context, steps_per_day=steps_per_day)
 
 
 def _computed(mse: MSE, mae: MAE, r2: R2, crps: CRPS) -> dict[str, float]:

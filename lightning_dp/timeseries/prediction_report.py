@@ -8,9 +8,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_dp.lightning_internals import datamodule_of
+from lightning_dp.lightning_internals import datamodule_of, is_rehearsal
 from lightning_dp.protocols import HasDays, provides, unit_of_values
-from lightning_dp.timeseries.baselines import BASELINES_OF, evaluate_baselines, mean_of_days
+from lightning_dp.timeseries.baselines import (
+    baselines_of_batch,
+    choose_baselines,
+    evaluate_baselines,
+    last_value,
+    mean_of_days,
+)
 from lightning_dp.timeseries.batch import Batch
 from lightning_dp.timeseries.data.base import WindowDataModule
 from lightning_dp.timeseries.imputation_baselines import day_profile_and_linear
@@ -32,7 +38,11 @@ class PredictionReport(Callback):
 
     def logged_metrics(self, module: LightningModule, data: Any) -> LoggedMetrics:
         """The scores of the baselines that belong to the data's task, which data of one's own may not say."""
-        names = BASELINES_OF[data.kind] if isinstance(data, WindowDataModule) else ()
+        names: Any = ()
+        if isinstance(data, WindowDataModule):
+            names, _ = choose_baselines(
+                data.kind, context_length=data.context_length, steps_per_day=data.steps_per_day
+            )
         return LoggedMetrics(
             test=frozenset(_metric(name, score) for name in names for score in ("mse", "mae", "crps"))
         )
@@ -57,6 +67,9 @@ class PredictionReport(Callback):
         if self._batch is None or not provides(data, HasDays):
             return
         known: Any = data
+        _, left_out = baselines_of_batch(self._batch, steps_per_day=data.steps_per_day)
+        if left_out and trainer.is_global_zero and not is_rehearsal(trainer):
+            print(f"baselines: {left_out}", flush=True)
         for name, scores in evaluate_baselines(known).items():
             for metric, value in scores.items():
                 pl_module.log(_metric(name, metric), value)
@@ -69,12 +82,15 @@ class PredictionReport(Callback):
         rows = torch.linspace(0, len(batch["values"]) - 1, _EXAMPLES).long().unique()
         shown = _map(batch, lambda value: value[rows])
         sample: Any = pl_module.sample
-        samples = sample(shown, num_samples=100).cpu()
+        samples = sample(shown, num_samples=2 if is_rehearsal(trainer) else 100).cpu()
         shown = _map(shown, Tensor.cpu)
         forecast = kind_of(shown["target"]) == "forecast"
         names = list(data.channel_names)
         hidden = [one.float().mean() for one in shown["target"]]
-        baseline = mean_of_days if forecast else day_profile_and_linear
+        whole = "mean of days" in baselines_of_batch(shown, steps_per_day=data.steps_per_day)[0]
+        name, baseline = "day profile + linear", day_profile_and_linear
+        if forecast:
+            name, baseline = ("mean of days", mean_of_days) if whole else ("last value", last_value)
         figure = forecast_fan(
             samples,
             values=shown["values"],
@@ -84,7 +100,7 @@ class PredictionReport(Callback):
             steps_per_day=data.steps_per_day,
             unit=unit_of_values(data),
             baseline=baseline(shown, steps_per_day=data.steps_per_day),
-            baseline_name="mean of days" if forecast else "day profile + linear",
+            baseline_name=name,
             channels=list(range(min(_MOST_CHANNELS, len(names)))),
             example_names=[
                 f"test window {row}" if forecast else f"test window {row}, {share:.0%} to fill in"

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
+    EarlyStopping,
     GradientAccumulationScheduler,
     ModelPruning,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import CombinedLoader
@@ -17,6 +20,7 @@ from test_differential_privacy import private
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.trainer_checks import check_trainer
 
 N = 100
@@ -171,3 +175,33 @@ def test_clipping_by_the_trainer_comes_after_the_noise(tmp_path, algorithm):
     size = moved.norm() if algorithm == "norm" else moved.abs().max()
     assert float(size) == pytest.approx(1e-3, rel=1e-2)
     assert moved.count_nonzero() == len(moved), "noise reached every parameter"
+
+
+def test_all_that_a_trainer_has_to_change_is_said_at_once(tmp_path):
+    class Module(BoringModel):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val_loss"}}
+
+    privacy = DifferentialPrivacy(noise_multiplier=1.0, delta=1e-2, expected_batch_size=8)
+    trainer = Trainer(
+        max_epochs=2,
+        accumulate_grad_batches=4,
+        overfit_batches=2,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+        callbacks=[privacy, EarlyStopping(monitor="val_loss")],
+    )
+    with pytest.raises(ValueError, match="accumulate_grad_batches=4") as refused:
+        trainer.fit(Module())
+    text = str(refused.value)
+    for part in (
+        "overfit_batches=2",
+        "2 epochs of 64 / 8 are 16 steps: set trainer.max_steps=16",
+        "EarlyStopping.monitor is 'val_loss'",
+        "ReduceLROnPlateau feeds 'val_loss'",
+    ):
+        assert part in text, text

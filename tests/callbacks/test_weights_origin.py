@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_dp.adapters.biases import Biases
 from lightning_dp.adapters.lora import LoRA
-from lightning_dp.adapters.public_start import load_weights
+from lightning_dp.adapters.public_start import check_fresh, load_weights
 from lightning_dp.callbacks.differential_privacy import DifferentialPrivacy
 from lightning_dp.callbacks.weights_origin import WeightsOrigin
 
@@ -247,3 +247,12 @@ def test_what_is_frozen_is_loaded_too_and_buffers_are_not():
     assert _same(target[0].weight, source[0].weight)
     assert not target[0].weight.requires_grad
     assert float(target.statistics) == 2.0
+
+
+def test_weights_that_start_at_random_and_are_frozen_there_are_refused():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    check_fresh(module, ["^1"])
+    module[1].weight.requires_grad_(False)
+    check_fresh(module, ["^0"])
+    with pytest.raises(ValueError, match=r"1\.weight starts anew .* would never learn"):
+        check_fresh(module, ["^1"])

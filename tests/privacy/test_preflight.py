@@ -302,7 +302,7 @@ class OnlyTheLastUse(BookKeeping):
     """P9, as hooks that overwrite: of a weight used twice, only one use counts."""
 
     def collect(self):
-        for uses in self._taped().uses.values():
+        for uses in self._recording().uses.values():
             del uses[1:]
         return super().collect()
 

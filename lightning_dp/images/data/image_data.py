@@ -1,5 +1,6 @@
 """The data module of the image half: a source, its checks, and the privacy unit."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, cast, get_args
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_dp.images.batch import ImageBatch
 from lightning_dp.images.data.dataset import ImageDataset, to_floats
+from lightning_dp.images.data.made_up import MadeUpImages
 from lightning_dp.images.data.pixels import Mode, OtherModes, OtherSizes, PixelRules, Pixels, Unreadable
 from lightning_dp.images.data.source import ImageSource, Split
 from lightning_dp.nets.tokenizers import Tokenizer
@@ -202,6 +204,24 @@ class ImageData(LightningDataModule):
             cast(ImageBatch, {name: own[unit * rows : (unit + 1) * rows] for name, own in columns.items()})
             for unit in range(num_items)
         ]
+
+    def rehearsal_data(self) -> "ImageData":
+        """The same data module over four made-up images a split; a split that the source lacks is lacking."""
+        made_up = copy.copy(self)
+        made_up.source = MadeUpImages(
+            self.source, size=self.size, channels=self.image_channels, has_test=self._has_test
+        )
+        made_up._train = made_up._test = None
+        made_up.empty_classes, made_up.num_workers = "allow", 0
+        return made_up
+
+    def check_test(self) -> None:
+        """Read the test split, which nothing charges for: what is wrong with it shows before a fit."""
+        self.setup("test")
+
+    @property
+    def _has_test(self) -> bool:
+        return self._test is not None or self.source.open("test") is not None
 
     def content_pieces(self) -> Iterator[bytes]:
         """What the ledger knows the train images by; nothing of sources that are public."""

@@ -111,8 +111,8 @@ def settle(findings: Iterable[Finding], *, accept: Mapping[str, str]) -> list[Ac
             )
         if example is not None:
             lines.append(
-                f"Where it is harmless, say why: privacy.accept.{example}='…'; the reason goes into the "
-                "ledger and the privacy report."
+                f"Where it is harmless, say why: --privacy.accept.{example}='…' on the command line, "
+                f'accept={{"{example}": "…"}} in Python; the reason goes into the ledger and the report.'
             )
         raise ValueError("\n".join(lines))
     return accepted

@@ -13,20 +13,11 @@ from lightning_dp.privacy.preflight.finding import Finding
 def find_in_layers(module: nn.Module) -> list[Finding]:
     """BatchNorm in any dimension, InstanceNorm with running statistics, layers that nothing can clip."""
     found = []
+    norms: dict[str, list[str]] = {}
     for path, layer in module.named_modules():
         name = type(layer).__name__
         if isinstance(layer, _NormBase) and (layer.track_running_stats or "BatchNorm" in name):
-            found.append(
-                Finding(
-                    code="batch-norm",
-                    place=f"'{path}'",
-                    problem=(
-                        f"is a {name}: it mixes the examples of a batch or keeps running statistics of "
-                        "private data, so no clipping makes it private"
-                    ),
-                    fix="replace it by GroupNorm or LayerNorm",
-                )
-            )
+            norms.setdefault(name, []).append(path)
         elif isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():  # type: ignore[misc]
             found.append(
                 Finding(
@@ -56,6 +47,7 @@ def find_in_layers(module: nn.Module) -> list[Finding]:
                     can_be_accepted=False,
                 )
             )
+    found = [*(_batch_norm(name, paths) for name, paths in norms.items()), *found]
     if not any(parameter.requires_grad for parameter in module.parameters()):
         found.append(
             Finding(
@@ -67,6 +59,23 @@ def find_in_layers(module: nn.Module) -> list[Finding]:
             )
         )
     return found
+
+
+def _batch_norm(name: str, paths: list[str]) -> Finding:
+    """One finding for all layers of a kind."""
+    more = f" and {len(paths) - 1} more, to '{paths[-1]}'," if len(paths) > 1 else ""
+    return Finding(
+        code="batch-norm",
+        place=f"'{paths[0]}'{more}",
+        problem=(
+            f"{'is a' if not more else 'are'} {name}: it mixes the examples of a batch or keeps running "
+            "statistics of private data, so no clipping makes it private"
+        ),
+        fix=(
+            "replace it by GroupNorm or LayerNorm; opacus.validators.ModuleValidator.fix(net) does that in "
+            "the whole of a net"
+        ),
+    )
 
 
 def _unclippable(layer: nn.Module) -> tuple[str, str] | None:

@@ -158,6 +158,17 @@ class WindowDataModule(LightningDataModule, ABC):
         split = {name: values.chunk(num_items) for name, values in columns.items()}
         return [cast(Batch, {name: own[item] for name, own in split.items()}) for item in range(num_items)]
 
+    def rehearsal_data(self) -> "WindowDataModule":
+        """Made-up windows with the same public facts, and with a validation split where this has one."""
+        from lightning_dp.timeseries.data.made_up import MadeUpWindows  # late: it is a kind of this
+
+        return MadeUpWindows(self)
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether the splits were read."""
+        return self._splits is not None
+
     def setup(self, stage: str | None = None) -> None:
         """Read and split; cheap to call again."""
         if self._splits is None:
