@@ -10,18 +10,20 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from lightning_dp.archives import parse_json
+from lightning_dp.extras import needed_by
 from lightning_dp.privacy.claim import TOLERANCE, ClaimError
 from lightning_dp.privacy.ledger import LedgerError
 from lightning_dp.privacy.report import REPORT_NAME
 from lightning_dp.tracking.account import Account, read_account
-from lightning_dp.tracking.figures import quality_against_epsilon
 from lightning_dp.tracking.layout import RESULTS_NAME
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PRIVATE_PREFIX = "nonprivate/"
 # The task has tables of its own; what a selection came to is an outcome, which may change with the seed.
@@ -318,7 +320,7 @@ def unsigned_reports(results: Sequence[RunResult]) -> list[str]:
     ]
 
 
-def figure(rows: Sequence[Row], *, metric: str) -> Figure:
+def figure(rows: Sequence[Row], *, metric: str) -> "Figure":
     """`metric` against ε, one line per method with error bars, baselines as horizontal lines.
 
     A baseline of more than 1.3 times the largest result is left out: it would squeeze the rest.
@@ -326,6 +328,9 @@ def figure(rows: Sequence[Row], *, metric: str) -> Figure:
     Raises:
         ValueError: the rows are of several data sets or tasks, or none has the metric.
     """
+    with needed_by("a figure"):
+        from lightning_dp.tracking.figures import quality_against_epsilon
+
     shown = sorted({" · ".join(filter(None, (row.dataset, row.task))) for row in rows})
     if len(shown) != 1:
         raise ValueError(f"one figure shows one data set and task, and these runs are of {', '.join(shown)}")
