@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 
-from lightning_dp.archives import parse_json
+from lightning_dp.archives import inside, parse_json
 from lightning_dp.dashboard.curves import read_curves
 from lightning_dp.dashboard.records import NamedFolder, records_of, stays_inside
 from lightning_dp.extras import needed_by
@@ -226,9 +226,7 @@ def _copy_run(run: NamedFolder, target: Path, *, record: dict[str, Any], left_ou
     record["files"] = [
         name
         for name in _COPIED
-        if name not in left_out
-        and (run.folder / name).is_file()
-        and stays_inside(run.folder / name, run.folder)
+        if name not in left_out and (run.folder / name).is_file() and inside(run.folder / name, run.folder)
     ]
     for name in record["files"]:
         shutil.copyfile(run.folder / name, target / f"{name}.txt")

@@ -19,7 +19,7 @@ from lightning_dp.extras import needed_by
 from lightning_dp.privacy.claim import TOLERANCE, ClaimError
 from lightning_dp.privacy.ledger import LedgerError
 from lightning_dp.privacy.report import REPORT_NAME
-from lightning_dp.tracking.account import Account, read_account
+from lightning_dp.tracking.account import Account, read_account, read_accounts
 from lightning_dp.tracking.layout import RESULTS_NAME
 
 if TYPE_CHECKING:
@@ -111,21 +111,23 @@ def read_results(
     Raises:
         ValueError: a folder does not exist, none holds a result, or a result can't be read.
     """
-    found: list[RunResult] = []
-    problem: Exception | None = None
+    runs: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder; give a run folder or one that holds runs")
-        for run in run_folders(folder):
-            if not (run / RESULTS_NAME).is_file():
-                continue
-            try:
-                found.append(read_result(run))
-            except (ValueError, LedgerError, OSError) as error:
-                problem = error
-                if on_damaged is None:
-                    raise
-                on_damaged(str(error))
+        runs += [run for run in run_folders(folder) if (run / RESULTS_NAME).is_file()]
+    found: list[RunResult] = []
+    problem: Exception | None = None
+    for run, account in zip(runs, read_accounts(runs), strict=True):
+        try:
+            if isinstance(account, Exception):
+                raise account
+            found.append(read_result(run, account=account))
+        except (ValueError, LedgerError, OSError) as error:
+            problem = error
+            if on_damaged is None:
+                raise
+            on_damaged(str(error))
     if not found and problem is not None:
         raise problem
     if not found:
