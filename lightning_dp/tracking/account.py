@@ -446,11 +446,15 @@ def _at_hand(named: str | None) -> Ledger | None:
 
 
 def _keys_of(ledger: Ledger, reports: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Public keys that may have signed these reports: this user's, and where that is not all, the ledger's."""
+    """Public keys that may have signed these reports: the one at hand, else all of the ledger."""
     own = key_at_hand(ledger.path)  # usually the one, and quickly found
     keys = set() if own is None else {own.public}
     signed = [report[FIELD] for report in reports if isinstance(report.get(FIELD), Mapping)]
-    return keys if all(one.get("public_key") in keys for one in signed) else keys | set(ledger.replay().keys)
+    return (
+        keys
+        if all(str(one.get("public_key")) in keys for one in signed)
+        else keys | set(ledger.replay().keys)
+    )
 
 
 def _charges_by_run(ledger: Ledger, runs: Sequence[str]) -> dict[str, tuple[Event, ...]]:
