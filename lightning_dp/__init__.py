@@ -4,8 +4,8 @@ What is listed in `__init__.pyi` is public and is imported when it is first used
 `images`, `nets`, `adapters`, `diffusion`, `callbacks`, `evolution`, `privacy` and `strategies` have more.
 """
 
-import lazy_loader
+from lightning_dp.extras import attach
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from lightning_dp import __version__
+from lightning_dp.extras import missing_extra
 
 _COMMANDS = {
     "init": "a starter project for a table or images of your own: configuration, commands, a first plan",
@@ -94,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lightning-dp {argv[0]}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
+        error = missing_extra(error, what="this command") or error
         if os.environ.get("LIGHTNING_DP_DEBUG") or not _is_users(error):
             raise
         print(f"lightning-dp {argv[0]}: {_sentence(error)}", file=sys.stderr)

@@ -1,5 +1,5 @@
 """Which weights train: the rest of a network stays as it was."""
 
-import lazy_loader
+from lightning_dp.extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

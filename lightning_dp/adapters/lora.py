@@ -14,6 +14,7 @@ from torch import nn
 from lightning_dp.adapters.adapter import Adapter
 from lightning_dp.adapters.fused_lora import FusedLoRA
 from lightning_dp.adapters.roles import fused_layers
+from lightning_dp.extras import needed_by
 
 BASE = "base_layer."
 """What injection puts into the name of a layer's own parameters."""
@@ -146,10 +147,8 @@ class LoRA(Adapter):
         ]
 
     def _inject_by_peft(self, module: nn.Module, paths: Sequence[str]) -> None:
-        try:
+        with needed_by("adapter LoRA"):
             from peft import LoraConfig, inject_adapter_in_model
-        except ImportError as error:
-            raise ValueError("adapter LoRA needs peft: pip install 'lightning-dp[adapters]'") from error
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.scale,  # type: ignore[arg-type]  # a factor; peft types it as whole

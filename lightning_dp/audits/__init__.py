@@ -5,6 +5,6 @@ looks at what each step releases; `white_box` turns that into scores of four adv
 bounds and `written` into files. `membership` sees losses and samples only.
 """
 
-import lazy_loader
+from lightning_dp.extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -8,10 +8,8 @@ from lightning_dp.tracking.run_config import add_trust
 
 def main(argv: list[str]) -> int:
     """Measure run folders one after the other and print their metrics."""
-    try:
-        from lightning_dp.images.evaluation import PARTS, Evaluation, evaluate_run
-    except ImportError as error:
-        raise ValueError(f"evaluate needs {error.name}: pip install 'lightning-dp[images]'") from error
+    from lightning_dp.images.evaluation import PARTS, Evaluation, evaluate_run
+
     parser = argparse.ArgumentParser(
         prog="lightning-dp evaluate",
         description="Sample from finished image runs and measure the samples: distance to the test split "

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lightning_dp.tracking.gradient_figures import norms_ratio
 from lightning_dp.tracking.gradient_ratios import ratio_tables, read_diagnostics
 from lightning_dp.tracking.paired import TooManyPairs, paired_tests
 from lightning_dp.tracking.results import (
@@ -83,6 +82,8 @@ def main(argv: list[str]) -> int:
 
 def _gradients(runs: Sequence[Path], path: Path, *, text: Callable[[Sequence[Table]], str]) -> int:
     """Print ρ of two runs and draw it."""
+    from lightning_dp.tracking.gradient_figures import norms_ratio  # late: tables need no matplotlib
+
     names = [run.resolve().name for run in runs]
     if len(runs) != 2 or names[0] == names[1]:
         raise ValueError(

@@ -23,10 +23,6 @@ ended stays ended, and what was interrupted goes on from its checkpoint.
 def main(argv: list[str]) -> int:
     """Run, check or launch; 1 where a trial failed, 130 where the sweep was interrupted."""
     arguments = _parser().parse_args(argv)
-    try:
-        import optuna  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError("sweeps need optuna: pip install 'lightning-dp[cluster]'") from error
     return int(arguments.command(arguments))
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_dp.archives import inside
 from lightning_dp.privacy.claim import ClaimError
 from lightning_dp.privacy.ledger import LedgerError
-from lightning_dp.tracking.account import Account, read_account
+from lightning_dp.tracking.account import Account, read_accounts
 from lightning_dp.tracking.results import (
     PRIVATE_PREFIX,
     RESULTS_NAME,
@@ -63,13 +64,18 @@ def records_of(runs: Sequence[NamedFolder]) -> list[dict[str, Any]]:
     `refused` is true of runs whose claims can't be believed: what they say is not to be passed on.
     """
     records, finished, results = [], [], []
+    led_out = {run.key: _link_that_leads_out(run.folder) for run in runs}
+    read = [run for run in runs if not led_out[run.key]]
+    accounts = dict(zip([run.key for run in read], read_accounts([run.folder for run in read]), strict=True))
     for run in runs:
         result, problem, account, refused = None, "", Account(report={}), False
         try:
-            for name in READ:
-                if not stays_inside(run.folder / name, run.folder):
-                    raise ValueError(f"{name} is a link that leads out of the run folder")
-            account = read_account(run.folder)
+            if name := led_out[run.key]:
+                raise ValueError(f"{name} is a link that leads out of the run folder")
+            checked = accounts[run.key]
+            if isinstance(checked, Exception):
+                raise checked
+            account = checked
             if (run.folder / RESULTS_NAME).is_file():
                 result = read_result(run.folder, account=account)
             record = _record(run, result, problem="", report=account.report)
@@ -92,6 +98,11 @@ def records_of(runs: Sequence[NamedFolder]) -> list[dict[str, Any]]:
     for record, series in zip(finished, series_names(results), strict=True):
         record["series"] = series
     return records
+
+
+def _link_that_leads_out(folder: Path) -> str:
+    """The first of the files that are read which lies elsewhere, or ""."""
+    return next((name for name in READ if not inside(folder / name, folder)), "")
 
 
 def _record(

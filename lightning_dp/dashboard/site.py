@@ -27,9 +27,10 @@ from typing import Any
 
 import yaml
 
-from lightning_dp.archives import parse_json
+from lightning_dp.archives import inside, parse_json
 from lightning_dp.dashboard.curves import read_curves
 from lightning_dp.dashboard.records import NamedFolder, records_of, stays_inside
+from lightning_dp.extras import needed_by
 from lightning_dp.privacy.ledger import Ledger
 from lightning_dp.privacy.ledger.account import account_of
 from lightning_dp.privacy.report import json_ready, read_privacy_report
@@ -184,13 +185,8 @@ def _write(
 
 
 def _plotly() -> Path:
-    try:
-        library = files("plotly") / "package_data" / "plotly.min.js"
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "the dashboard needs plotly, which is not installed: pip install 'lightning-dp[dashboard]'"
-        ) from error
-    return Path(str(library))
+    with needed_by("the dashboard"):
+        return Path(str(files("plotly") / "package_data" / "plotly.min.js"))
 
 
 def _named(folders: Sequence[Path], *, out: Path) -> list[NamedFolder]:
@@ -230,9 +226,7 @@ def _copy_run(run: NamedFolder, target: Path, *, record: dict[str, Any], left_ou
     record["files"] = [
         name
         for name in _COPIED
-        if name not in left_out
-        and (run.folder / name).is_file()
-        and stays_inside(run.folder / name, run.folder)
+        if name not in left_out and (run.folder / name).is_file() and inside(run.folder / name, run.folder)
     ]
     for name in record["files"]:
         shutil.copyfile(run.folder / name, target / f"{name}.txt")

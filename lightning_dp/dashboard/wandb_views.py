@@ -8,15 +8,10 @@ it, so its section is closed and says so. Building a view asks no server; `save`
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_dp.tracking.results import better, metric_label
+import wandb_workspaces.reports.v2 as reports
+import wandb_workspaces.workspaces as workspaces
 
-try:
-    import wandb_workspaces.reports.v2 as reports
-    import wandb_workspaces.workspaces as workspaces
-except ModuleNotFoundError as error:
-    raise ValueError(
-        "W&B views need wandb-workspaces, which is not installed: pip install 'lightning-dp[dashboard]'"
-    ) from error
+from lightning_dp.tracking.results import better, metric_label
 
 TITLE = "Quality against ε"
 _EPSILON = reports.SummaryMetric("epsilon")

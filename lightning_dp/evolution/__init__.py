@@ -1,5 +1,5 @@
 """Private Evolution: synthetic data by noisy votes, without training."""
 
-import lazy_loader
+from lightning_dp.extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

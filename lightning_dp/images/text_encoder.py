@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_dp.extras import needed_by
 from lightning_dp.images.diffusers_files import load_weights
 
 _AT_ONCE = 64
@@ -40,11 +41,9 @@ class TextEncoder(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        try:
+        with needed_by("a text encoder"):
             from transformers import CLIPTextModel, CLIPTokenizer
             from transformers.utils import logging
-        except ImportError as error:
-            raise ValueError("text encoders need transformers: pip install 'lightning-dp[images]'") from error
         vocabulary = folder / "tokenizer"
         if not any((vocabulary / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             raise ValueError(

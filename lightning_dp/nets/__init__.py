@@ -1,5 +1,5 @@
 """Denoising networks, and how a condition enters them."""
 
-import lazy_loader
+from lightning_dp.extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,5 +1,5 @@
 """Finished runs: their account, their module and data, and samples of them."""
 
-import lazy_loader
+from lightning_dp.extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
+from lightning_dp.extras import needed_by
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
@@ -90,10 +92,8 @@ def launch(
     """
     if agents < 1:
         raise ValueError(f"--agents is {agents}; it must be at least 1")
-    try:
+    with needed_by("launching a sweep"):
         import submitit
-    except ModuleNotFoundError as error:
-        raise ValueError("launching needs submitit: pip install 'lightning-dp[cluster]'") from error
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     except RuntimeError as error:

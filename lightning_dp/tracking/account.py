@@ -6,9 +6,11 @@ of the ledger's entries, as far as these are at hand. Who edits all of them alik
 by `lightning-dp verify`, which checks signatures as well.
 """
 
+import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from lightning_dp.privacy.claim import (
     delta_of_report,
     mechanisms_of,
 )
-from lightning_dp.privacy.ledger import Ledger, default_ledger_path
+from lightning_dp.privacy.ledger import Ledger, LedgerError, default_ledger_path
 from lightning_dp.privacy.ledger.keys import key_at_hand
 from lightning_dp.privacy.ledger.signed_report import (
     FIELD,
@@ -35,6 +37,7 @@ from lightning_dp.privacy.ledger.signed_report import (
 from lightning_dp.privacy.plan import calibrate_noise_multiplier, delta_of
 from lightning_dp.privacy.report import REPORT_NAME, read_privacy_report
 from lightning_dp.privacy.report.document import check_schema_name
+from lightning_dp.tracking.checked_before import CheckedBefore, Passed, key_of, read_report_bytes
 from lightning_dp.tracking.layout import CHECKPOINT
 from lightning_dp.tracking.run_config import read_yaml
 
@@ -105,9 +108,91 @@ def read_account(folder: Path, *, needs_weights: bool = False) -> Account:
     raise AssertionError
 
 
+def read_accounts(
+    folders: Sequence[Path], *, before: CheckedBefore | None = None
+) -> list[Account | Exception]:
+    """The checked accounts of many run folders, or why one can't be read or believed.
+
+    Each ledger is read once, after the folders.
+
+    Args:
+        folders: of the runs.
+        before: folders whose own files passed before are not checked again; None takes the user's own file.
+    """
+    before = CheckedBefore() if before is None else before
+    found: list[Account | Exception] = []
+    of_ledger: dict[Path, dict[int, Account]] = defaultdict(dict)
+    for number, folder in enumerate(folders):
+        try:
+            account = _read_files(folder, needs_weights=False, before=before)
+        except Exception as error:  # one damaged run of many, whatever it breaks
+            found.append(_again(folder) if isinstance(error, ClaimError) else error)
+            continue
+        found.append(account)
+        if account.ledger is not None:
+            of_ledger[account.ledger.path][number] = account
+    for accounts in of_ledger.values():
+        for number, outcome in zip(accounts, _compared(list(accounts.values())), strict=True):
+            found[number] = _again(folders[number]) if isinstance(outcome, ClaimError) else outcome
+    before.save()
+    return found
+
+
+def _again(folder: Path) -> Account | Exception:
+    """The account by itself: a fit may have written while many were read."""
+    try:
+        return read_account(folder)
+    except Exception as error:
+        return error
+
+
+def _compared(accounts: Sequence[Account]) -> list[Account | Exception]:
+    """Accounts of one ledger, compared with it."""
+    ledger = accounts[0].ledger
+    assert ledger is not None
+    reports = [account.report for account in accounts]
+    try:
+        charged = _charges_by_run(ledger, [str(report.get("run")) for report in reports])
+        held = ledger.holds([(_seq(report), str(report.get("ledger_hash"))) for report in reports])
+        keys = _keys_of(ledger, reports)
+    except LedgerError as error:
+        return [error] * len(accounts)
+    found: list[Account | Exception] = []
+    for account, is_held in zip(accounts, held, strict=True):
+        events = charged.get(str(account.report.get("run")))
+        try:
+            outcome = _check_charges(account.report, events=events, is_held=is_held)
+            # Last: what is wrong with its figures says more than that somebody changed them.
+            signature = _check_signature(account.report, keys=keys if outcome == _AGREES else None)
+            own = {"ledger": outcome, "signature": signature}
+            found.append(replace(account, checks={**account.checks, **own}))
+        except ClaimError as error:
+            found.append(error)
+    return found
+
+
 def _read(folder: Path, *, needs_weights: bool) -> Account:
+    account = _read_files(folder, needs_weights=needs_weights)
+    if account.ledger is None:
+        return account
+    (compared,) = _compared([account])
+    if isinstance(compared, Exception):
+        raise compared
+    return compared
+
+
+def _read_files(folder: Path, *, needs_weights: bool, before: CheckedBefore | None = None) -> Account:
+    """The account, compared with all but the ledger, which it holds where there is one to compare with."""
+    if before is not None:
+        content = read_report_bytes(folder)
+        key = key_of(folder, report=content)
+        passed = before.find(key)
+        if passed is not None:
+            known = json.loads(content)
+            _check_form(known)
+            return _with_ledger(known, passed.checks, _at_hand(passed.ledger))
     config = _config(folder)
-    entries = _Entries.at_hand(config)
+    named = _named(config)
     checkpoint = _checkpoint(folder / CHECKPOINT, needed=needs_weights)
     report = read_privacy_report(folder)  # last: while a fit runs, it is ahead of the rest
     if not report:
@@ -131,10 +216,17 @@ def _read(folder: Path, *, needs_weights: bool) -> Account:
         _check_checkpoint(saved, report, global_step=int(checkpoint.get("global_step", 0)))
         checks["checkpoint"] = _AGREES
     checks["config"] = _check_config(config, report)
-    checks["ledger"] = entries.check(report)
-    # Last: what is wrong with its figures says more than that somebody changed them.
-    checks["signature"] = _check_signature(report, knows=entries if checks["ledger"] == _AGREES else None)
-    return Account(report=report, checks=checks, ledger=entries.ledger)
+    # What was read may have been written to since it was hashed.
+    if before is not None and read_report_bytes(folder) == content and key_of(folder, report=content) == key:
+        before.keep(key, Passed(checks=checks, ledger=named))
+    return _with_ledger(report, checks, _at_hand(named))
+
+
+def _with_ledger(report: dict[str, Any], checks: Mapping[str, str], ledger: Ledger | None) -> Account:
+    if ledger is not None:
+        return Account(report=report, checks=dict(checks), ledger=ledger)
+    own = {"ledger": "not at hand", "signature": _check_signature(report)}
+    return Account(report=report, checks={**checks, **own})
 
 
 def _check_form(report: Mapping[str, Any]) -> None:
@@ -144,19 +236,19 @@ def _check_form(report: Mapping[str, Any]) -> None:
         raise ClaimError(str(error)) from error
 
 
-def _check_signature(report: Mapping[str, Any], *, knows: "_Entries | None" = None) -> str:
+def _check_signature(report: Mapping[str, Any], *, keys: Collection[str] | None = None) -> str:
     """That nobody changed a report after it was signed; "agrees", or why there is no signature.
 
     Args:
         report: as it stands in the folder.
-        knows: the ledger that its run was charged to, which knows the keys that sign; None without one.
+        keys: that sign in the ledger that its run was charged to; None without one.
     """
     try:
         unsigned = signature_in_words(report)
     except ReportChanged as error:
         raise ClaimError(f"it is not the report that was signed: {error}") from error
     signer = None if unsigned else signer_of(report)
-    if knows is not None and signer is not None and not knows.signs(signer):
+    if keys is not None and signer is not None and signer not in keys:
         raise ClaimError(
             f"it was signed by key {signer[:16]}…, which is none of the ledger's that its run was charged to"
         )
@@ -330,57 +422,63 @@ def _check_noise(report: Mapping[str, Any], *, target: float) -> None:
 
 def ledger_at_hand(folder: Path, named: str | None) -> Ledger | None:
     """The ledger of this name, else that of a run folder's configuration, else the default one."""
-    return Ledger(named) if named is not None else _named(_config(folder))
+    return Ledger(named) if named is not None else _ledger(_named(_config(folder)))
 
 
-def _named(config: Mapping[str, Any]) -> Ledger | None:
+def _named(config: Mapping[str, Any]) -> str | None:
+    """The ledger that a configuration names."""
     privacy = config.get("privacy")
     named = privacy.get("ledger") if isinstance(privacy, Mapping) else None
+    return named if isinstance(named, str) else None
+
+
+def _ledger(named: str | None) -> Ledger | None:
     try:
-        return Ledger(Path(named).expanduser() if isinstance(named, str) else default_ledger_path())
+        return Ledger(Path(named).expanduser() if named is not None else default_ledger_path())
     except RuntimeError:  # nobody knows where this user's home is
         return None
 
 
-class _Entries:
+def _at_hand(named: str | None) -> Ledger | None:
     """The ledger that a run's configuration names, if it lies on this machine."""
+    ledger = _ledger(named)
+    return ledger if ledger is not None and ledger.path.is_file() else None
 
-    def __init__(self, ledger: Ledger | None) -> None:
-        self.ledger = ledger
 
-    @classmethod
-    def at_hand(cls, config: Mapping[str, Any]) -> "_Entries":
-        ledger = _named(config)
-        return cls(ledger if ledger is not None and ledger.path.is_file() else None)
+def _keys_of(ledger: Ledger, reports: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Public keys that may have signed these reports: the one at hand, else all of the ledger."""
+    own = key_at_hand(ledger.path)  # usually the one, and quickly found
+    keys = set() if own is None else {own.public}
+    signed = [report[FIELD] for report in reports if isinstance(report.get(FIELD), Mapping)]
+    return (
+        keys
+        if all(str(one.get("public_key")) in keys for one in signed)
+        else keys | set(ledger.replay().keys)
+    )
 
-    def signs(self, key: str) -> bool:
-        """Whether the ledger has entries by this public key."""
-        if self.ledger is None:
-            return False
-        own = key_at_hand(self.ledger.path)  # usually the one, and quickly found
-        return (own is not None and own.public == key) or key in self.ledger.replay().keys
 
-    def check(self, report: Mapping[str, Any]) -> str:
-        """Compare a report with what its run was charged; "agrees", or why there was nothing to compare.
+def _charges_by_run(ledger: Ledger, runs: Sequence[str]) -> dict[str, tuple[Event, ...]]:
+    """Run → everything that it was charged, in all accounts; without runs that were charged nothing."""
+    found: dict[str, tuple[Event, ...]] = {}
+    for _, by_run in ledger.charges_of(set(runs)).values():
+        for run, events in by_run.items():
+            found[run] = (*found.get(run, ()), *events)
+    return found
 
-        Raises:
-            LedgerError: the ledger can't vouch.
-        """
-        run = report.get("run")
-        if self.ledger is None:
-            return "not at hand"
-        charges = self.ledger.charges_of([str(run)])
-        if not charges:
-            return "the one at hand knows nothing of this run"
-        if not self.ledger.contains(_seq(report), str(report.get("ledger_hash"))):
-            raise ClaimError(
-                f"its ledger entry {report.get('ledger_seq')} is not in the ledger, which knows its run {run}"
-            )
-        events = tuple(event for _, by_run in charges.values() for one in by_run.values() for event in one)
-        check_at_least(
-            claimed_epsilon(report),
-            events=events,
-            delta=delta_of_report(report),
-            what="what the ledger was charged for this run",
+
+def _check_charges(report: Mapping[str, Any], *, events: tuple[Event, ...] | None, is_held: bool) -> str:
+    """Compare a report with what its run was charged; "agrees", or why there was nothing to compare."""
+    if events is None:
+        return "the one at hand knows nothing of this run"
+    if not is_held:
+        raise ClaimError(
+            f"its ledger entry {report.get('ledger_seq')} is not in the ledger, which knows its run "
+            f"{report.get('run')}"
         )
-        return _AGREES
+    check_at_least(
+        claimed_epsilon(report),
+        events=events,
+        delta=delta_of_report(report),
+        what="what the ledger was charged for this run",
+    )
+    return _AGREES

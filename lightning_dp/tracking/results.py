@@ -10,18 +10,20 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from lightning_dp.archives import parse_json
+from lightning_dp.extras import needed_by
 from lightning_dp.privacy.claim import TOLERANCE, ClaimError
 from lightning_dp.privacy.ledger import LedgerError
 from lightning_dp.privacy.report import REPORT_NAME
-from lightning_dp.tracking.account import Account, read_account
-from lightning_dp.tracking.figures import quality_against_epsilon
+from lightning_dp.tracking.account import Account, read_account, read_accounts
 from lightning_dp.tracking.layout import RESULTS_NAME
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PRIVATE_PREFIX = "nonprivate/"
 # The task has tables of its own; what a selection came to is an outcome, which may change with the seed.
@@ -109,21 +111,23 @@ def read_results(
     Raises:
         ValueError: a folder does not exist, none holds a result, or a result can't be read.
     """
-    found: list[RunResult] = []
-    problem: Exception | None = None
+    runs: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder; give a run folder or one that holds runs")
-        for run in run_folders(folder):
-            if not (run / RESULTS_NAME).is_file():
-                continue
-            try:
-                found.append(read_result(run))
-            except (ValueError, LedgerError, OSError) as error:
-                problem = error
-                if on_damaged is None:
-                    raise
-                on_damaged(str(error))
+        runs += [run for run in run_folders(folder) if (run / RESULTS_NAME).is_file()]
+    found: list[RunResult] = []
+    problem: Exception | None = None
+    for run, account in zip(runs, read_accounts(runs), strict=True):
+        try:
+            if isinstance(account, Exception):
+                raise account
+            found.append(read_result(run, account=account))
+        except (ValueError, LedgerError, OSError) as error:
+            problem = error
+            if on_damaged is None:
+                raise
+            on_damaged(str(error))
     if not found and problem is not None:
         raise problem
     if not found:
@@ -318,7 +322,7 @@ def unsigned_reports(results: Sequence[RunResult]) -> list[str]:
     ]
 
 
-def figure(rows: Sequence[Row], *, metric: str) -> Figure:
+def figure(rows: Sequence[Row], *, metric: str) -> "Figure":
     """`metric` against ε, one line per method with error bars, baselines as horizontal lines.
 
     A baseline of more than 1.3 times the largest result is left out: it would squeeze the rest.
@@ -326,6 +330,9 @@ def figure(rows: Sequence[Row], *, metric: str) -> Figure:
     Raises:
         ValueError: the rows are of several data sets or tasks, or none has the metric.
     """
+    with needed_by("a figure"):
+        from lightning_dp.tracking.figures import quality_against_epsilon
+
     shown = sorted({" · ".join(filter(None, (row.dataset, row.task))) for row in rows})
     if len(shown) != 1:
         raise ValueError(f"one figure shows one data set and task, and these runs are of {', '.join(shown)}")

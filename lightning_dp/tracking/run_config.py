@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from lightning_dp.extras import MissingExtra, needed_by
+
 TRUST = "LIGHTNING_DP_TRUST"
 """Environment variable; 1 lets run folders choose any class that is installed."""
 
@@ -243,7 +245,10 @@ def _found(name: str) -> Any:
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):
         try:
-            found: Any = import_module(".".join(parts[:end]))
+            with needed_by(name):
+                found: Any = import_module(".".join(parts[:end]))
+        except MissingExtra:
+            raise
         except ImportError:
             continue
         for part in parts[end:]:

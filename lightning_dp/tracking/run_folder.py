@@ -14,6 +14,7 @@ RUN/
 ```
 """
 
+import contextlib
 import json
 import math
 import os
@@ -22,7 +23,7 @@ import secrets
 import subprocess
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -318,9 +319,18 @@ def environment() -> dict[str, Any]:
         commit, changes = None, None
     return {
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": _versions(),
         "git_commit": commit,
         "git_changed": bool(changes),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of those packages that are installed: some are extras."""
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

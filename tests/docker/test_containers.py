@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 import yaml
 from dockerfile import Instruction, read_dockerfile
+from lock import EXTRAS, LOCK, requirements
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import lightning_dp
 from lightning_dp.commands.dashboard import main as dashboard
@@ -71,11 +74,27 @@ def test_everything_that_is_copied_is_there_and_reaches_the_builder(image):
 
 
 def test_extras_and_pins_are_the_project_s(image):
-    (install,) = [each.rest for each in named(image, "RUN") if "constraints.txt" in each.rest]
-    extras = re.search(r'"\.\[([\w,]+)\]"', install)
-    assert extras is not None
-    assert set(extras[1].split(",")) <= set(PROJECT["optional-dependencies"])
+    (install,) = [each.rest for each in named(image, "RUN") if "requirements.txt" in each.rest]
+    assert "--require-hashes" in install
+    locked = re.findall(
+        r"^([\w.-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}$", LOCK.read_text(), re.MULTILINE
+    )
+    assert len(locked) == LOCK.read_text().count("==")  # nothing without a hash
+    versions = {canonicalize_name(name): version for name, version in locked}
     pins = (ROOT / "constraints.txt").read_text()
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)", pins, re.MULTILINE))
+    assert {name: version for name, version in pinned.items() if canonicalize_name(name) in versions} == {
+        name: versions[canonicalize_name(name)] for name in pinned if canonicalize_name(name) in versions
+    }
+    wanted = {canonicalize_name(Requirement(text).name) for text in requirements(EXTRAS)}
+    assert wanted <= set(versions)
+    assert set(EXTRAS) == set(PROJECT["optional-dependencies"]) - {
+        "dev",
+        "figures",
+        "diffusion",
+        "adapters",
+        "sweeps",  # which the others bring
+    }
     # What the file's head says of CUDA: torch comes with its libraries, for CUDA 13.
     assert re.search(r"^torch==", pins, re.MULTILINE)
     assert re.search(r"^nvidia-cudnn-cu13==", pins, re.MULTILINE)

@@ -7,6 +7,7 @@ from typing import Any, final
 import numpy as np
 
 from lightning_dp.archives import check_packed
+from lightning_dp.extras import needed_by
 from lightning_dp.images.data.own_files import captions_of, class_numbers, existing_folder, files_of, name_of
 from lightning_dp.images.data.source import ImageSource, Split
 from lightning_dp.images.data.table import EncodedTable
@@ -94,10 +95,8 @@ class Parquet(ImageSource):
 
 
 def _read(path: str, *, columns: list[str]) -> dict[str, list[Any]]:
-    try:
+    with needed_by("a Parquet file"):
         from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise ValueError("parquet files need pyarrow: pip install 'lightning-dp[images]'") from error
     try:
         present = parquet.read_schema(path).names
         missing = [column for column in columns if column not in present]

@@ -17,11 +17,11 @@ checkpoints carry that signature, and `verify --against` them finds histories th
 cut or emptied. A data set is known again by keyed marks of its content, whatever it is called.
 
 Out of scope: putting back or deleting ledger, anchor and everything that carries its end together; somebody
-who holds the key and all copies of what it signed; content of which every piece was changed; network file
-systems, which SQLite's log does not support; the units of one data set, whose accounts are apart and do not
-add up into each other: a limit on a coarser unit (user ⊐ window ⊐ record, event) therefore refuses charges on
-finer ones unless the owner allows them, while a limit on a finer unit does not see what is charged to a
-coarser one.
+who holds the key and all copies of what it signed; content of which every piece was changed; disks that
+machines share where nobody says so (on Linux `disk.py` refuses them); the units of one data set, whose
+accounts are apart and do not add up into each other: a limit on a coarser unit (user ⊐ window ⊐ record,
+event) therefore refuses charges on finer ones unless the owner allows them, while a limit on a finer unit
+does not see what is charged to a coarser one.
 """
 
 from lightning_dp.privacy.ledger.budget import Budget

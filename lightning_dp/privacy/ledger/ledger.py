@@ -320,6 +320,10 @@ class Ledger:
         """Whether the ledger holds the entry that a checkpoint or artefact carries."""
         return self._file.holds([(seq, digest)])[0]
 
+    def holds(self, references: Collection[tuple[object, object]]) -> list[bool]:
+        """`contains` of many (seq, hash), by one look."""
+        return self._file.holds(references)
+
     def verify(self) -> tuple[int, str]:
         """Check every row, the append-only triggers, SQLite's own structure, the anchor and signatures.
 

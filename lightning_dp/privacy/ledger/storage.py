@@ -25,6 +25,7 @@ from lightning_dp.privacy.ledger.connections import (
     open_connections,
     plain_errors,
 )
+from lightning_dp.privacy.ledger.disk import MOUNTS, check_disk
 from lightning_dp.privacy.ledger.errors import BudgetExceeded, LedgerCorrupt, LedgerError, LedgerMissing
 from lightning_dp.privacy.ledger.keys import SigningKey, head_message, key_at_hand, signing_key
 from lightning_dp.privacy.ledger.replay import Charge, Replay, has_signatures
@@ -71,11 +72,14 @@ class LedgerFile:
     not writable or put back to an older state.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, *, lock_timeout: float) -> None:
-        """Name the file; see `Ledger`."""
+    def __init__(
+        self, path: str | os.PathLike[str] | None, *, lock_timeout: float, mounts: Path = MOUNTS
+    ) -> None:
+        """Name the file, see `Ledger`; `mounts` is the table of what is mounted, see `disk.py`."""
         chosen = default_ledger_path() if path is None else Path(path).expanduser()
         self.path = (chosen / "ledger.sqlite" if chosen.is_dir() else chosen).resolve()
         self.lock_timeout = lock_timeout
+        self._mounts = mounts
 
     def read(self) -> Replay:
         """Everything that the file says, checked as far as no snapshot vouches for it."""
@@ -299,6 +303,7 @@ class LedgerFile:
                 f"The ledger {self.path} was open in the process that this one was forked from, and SQLite's "
                 "locks do not survive that. Start workers with 'spawn', or open the ledger after the fork."
             )
+        check_disk(self.path, mounts=self._mounts)
         with plain_errors(self.path, self.lock_timeout):
             self._make_file(create=create)
             stat = os.stat(self.path)

