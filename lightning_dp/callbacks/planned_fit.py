@@ -104,19 +104,21 @@ def checked_fit(
 
 
 def _check_signal(plan: PrivacyPlan, module: LightningModule, *, say: bool) -> None:
-    """Refuse what nothing can be learnt from, and warn where noise must outweigh all gradients together.
+    """Warn of a single unit, and where noise must outweigh all gradients together.
 
     A step's mean gradient is at most C long where all of its units pull the same way; its noise is about
     σ·C·√d / B long, for d trained numbers. Over T steps signals add up to at most T·C and noise to √T of one
     step's. Where √T·B / (σ·√d) is below 1, the noise is longer than the sum of all signals in the best case.
     """
     unit = plan.unit
-    if unit.num_units < 2:
-        raise ValueError(
-            f"the train set is a single {unit.name}, and privacy that hides whether it is there leaves "
-            "nothing of it to learn: let a smaller part be the unit, such as a window of the series "
-            "(data.init_args.unit: window), or give data of more units"
+    if unit.num_units < 2 and say:
+        _logger.warning(
+            "the train set is a single %s, and privacy that hides whether it is there leaves nothing of it to "
+            "learn: let a smaller part be the unit, such as a window of the series "
+            "(data.init_args.unit: window), or give data of more units",
+            unit.name,
         )
+        return
     numbers = sum(p.numel() for p in module.parameters() if p.requires_grad)
     noise = plan.noise_multiplier * math.sqrt(numbers)
     ratio = math.sqrt(plan.num_steps) * plan.expected_batch_size / noise if noise else math.inf

@@ -15,6 +15,7 @@ from lightning_dp.choices import did_you_mean, import_choices
 from lightning_dp.cli import main
 
 # Made by the command line itself, never chosen in a configuration.
+MADE = {"Cli", "MadeUpImages", "MadeUpWindows", "Rehearsal"}  # by the program, and chosen by nobody
 OWN = {"RunFolder", "WandbStart", "PredictionWriter", "StepProgress"}
 
 
@@ -40,7 +41,7 @@ def _chosen_by_class_path():
         for kind in left.pop().__subclasses__():
             left.append(kind)
             ours = kind.__module__.startswith("lightning_dp.") and not kind.__name__.startswith("_")
-            if ours and not inspect.isabstract(kind) and kind.__name__ not in OWN | {"Cli"}:
+            if ours and not inspect.isabstract(kind) and kind.__name__ not in OWN | MADE:
                 yield kind
 
 

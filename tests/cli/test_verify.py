@@ -305,8 +305,7 @@ def test_cards_are_read_by_the_hub(place):
     sha256 = json.loads((place / TABLE).read_text())["sha256"]
     assert (file["contentUrl"], file["sha256"]) == ("days.csv", sha256)
     types = {one["name"]: one["dataType"] for one in croissant["recordSet"][0]["field"]}
-    # Simulated households are stamped by step numbers.
-    assert types == {"id": "sc:Text", "date": "sc:Integer", "sample": "sc:Integer", "load": "sc:Float"}
+    assert types == {"id": "sc:Text", "date": "sc:DateTime", "sample": "sc:Integer", "load": "sc:Float"}
 
 
 def test_a_report_says_nothing_of_where_it_lies(place):
