@@ -113,8 +113,8 @@ def _check_signal(plan: PrivacyPlan, module: LightningModule, *, say: bool) -> N
     unit = plan.unit
     if unit.num_units < 2 and say:
         _logger.warning(
-            "the train set is a single %s, and privacy that hides whether it is there leaves nothing of it to "
-            "learn: let a smaller part be the unit, such as a window of the series "
+            "the train set is a single %s, and privacy that hides whether it is there leaves nothing of it "
+            "to learn: let a smaller part be the unit, such as a window of the series "
             "(data.init_args.unit: window), or give data of more units",
             unit.name,
         )
