@@ -22,6 +22,7 @@ from mutation_server import ROOT, Server
 _PRIVACY = "lightning_dp/privacy"
 _CLIPPING = "tests/privacy/clipping"
 _LEDGER = (
+    "tests/privacy/test_replay.py",
     "tests/privacy/test_ledger.py",
     "tests/privacy/test_ledger_proof.py",
     "tests/privacy/test_ledger_identity.py",
