@@ -1,4 +1,4 @@
-"""Kill Private Evolution, its resume and `evaluate` as `artefacts.py` kills fits: no file may claim too little.
+"""Kill Private Evolution, its resume and `evaluate` as `artefacts.py` kills fits: no file may claim less.
 
 A vote is what is witnessed. `evaluate` releases nothing: it measures folders that were left by a kill.
 
