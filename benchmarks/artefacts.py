@@ -32,7 +32,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -102,12 +102,12 @@ SOUND, STEPS_TAKEN = "sound", "report of steps taken"
 @cache
 def epsilon_of(steps: int) -> float:
     """ε of so many released steps (PLD)."""
-    assert _rate, "known once a fit has said how many units it trains on"
-    event = GaussianEvent(noise_multiplier=SIGMA, sampling_rate=_rate[0], steps=steps)
-    return epsilon_pld([event], DELTA)
+    assert released, "known once a first run has been charged"
+    return epsilon_pld([replace(released[0], steps=steps)], DELTA)
 
 
-_rate: list[float] = []
+released: list[GaussianEvent] = []
+"""What one step of the runs that are killed releases."""
 
 
 # --- inside the process that is killed ------------------------------------------------------------
@@ -326,14 +326,21 @@ def serve(template: Path, arguments: tuple[str, ...], trials: Iterator[Trial], n
     return os.waitstatus_to_exitcode(status)
 
 
-def run_command(arguments: tuple[str, ...], trials: Iterator[Trial], template: Path, note: Callable) -> None:
+def run_command(
+    arguments: tuple[str, ...],
+    trials: Iterator[Trial],
+    template: Path,
+    note: Callable,
+    *,
+    hooks: type[Hooks] = Hooks,
+) -> None:
     """The whole command line in each trial."""
     for trial in trials:
         shutil.copytree(template, trial.home)
 
         def command(trial: Trial = trial) -> int:
             _enter(trial.home)
-            Hooks(trial.home, trial.death).install()
+            hooks(trial.home, trial.death).install()
             return command_line(list(arguments))
 
         started = time.monotonic()
@@ -408,18 +415,49 @@ def refused(home: Path) -> str | None:
     return None
 
 
+_VISITS = {
+    "before reserve": 4,
+    "after reserve": 4,
+    "before release": STEPS,
+    "after release": STEPS,
+    "before sync": 40,
+    "before rename": 20,
+    "after rename": 20,
+    "before close": 1,
+    "after close": 1,
+    "after account": 2,
+}
+_IN_FIT = tuple(name for name in POINTS if name != "after account")
+_POINTS_OF = {
+    "fit": _IN_FIT,
+    "resume": _IN_FIT,
+    "sample": ("before rename", "after rename", "before sync"),
+    "test": ("after account", "before rename", "after rename", "before sync"),
+}
+
 # --- stories ----------------------------------------------------------------------------------------
 
 
 class Harness:
     """Stories until there were enough kills; each result is a line of a file, so that it can go on."""
 
+    hooks = Hooks
+    forked_at_first_charge = ("fit", "resume")
+    points = _POINTS_OF
+
     def __init__(self, folder: Path, *, seed: int, variant: str, progress: Path | None) -> None:
         self._folder = folder
         self._variant = variant
         self._progress = progress
         self._number = 0
-        self._durations = {"fit": 0.5, "resume": 0.5, "sample": 3.0, "test": 5.0}
+        self._durations = {
+            "fit": 0.5,
+            "resume": 0.5,
+            "sample": 3.0,
+            "test": 5.0,
+            "evolve": 2.0,
+            "evaluate": 5.0,
+        }
         self._small = _small_disk(folder / "small")
         self.disk = "tmpfs" if self._small else "none"
         self.rows: list[dict[str, Any]] = []
@@ -479,13 +517,13 @@ class Harness:
             if trial.home.is_relative_to(self._folder / "small"):
                 shutil.rmtree(trial.home)
 
-        if command in ("fit", "resume"):
+        if command in self.forked_at_first_charge:
             code = serve(template, arguments, planned, note)
             if code:
                 log = (template / "log.txt").read_text()
                 raise RuntimeError(f"{command} ended with {code}: {log[-2000:]}")
         else:
-            run_command(arguments, planned, template, note)
+            run_command(arguments, planned, template, note, hooks=self.hooks)
         new = progress.read_text().splitlines() if progress.exists() else []
         self.rows += [json.loads(line) for line in new]
         if self._progress is not None:
@@ -499,12 +537,12 @@ class Harness:
     def _plan(self, command: str) -> Trial:
         chance = self._rng.random()
         home = self._new("trial")
-        if chance < 0.1 and self._small is not None and command in ("fit", "resume"):
+        if chance < 0.1 and self._small is not None and command in self.forked_at_first_charge:
             death = Death(full_at_step=self._rng.randint(1, STEPS))
             return Trial(home=self._small / home.name, death=death)
         if chance < 0.35:
             return Trial(home=home, death=Death(after=self._rng.uniform(0, self._durations[command])))
-        name = self._rng.choice(_POINTS_OF[command])
+        name = self._rng.choice(self.points[command])
         return Trial(home=home, death=Death(point=name, visit=self._rng.randint(1, _VISITS[name])))
 
     def _new(self, what: str) -> Path:
@@ -520,25 +558,6 @@ def _charged(home: Path) -> int:
     return json.loads((home / "run" / "privacy.json").read_text())["steps_charged"]
 
 
-_VISITS = {
-    "before reserve": 4,
-    "after reserve": 4,
-    "before release": STEPS,
-    "after release": STEPS,
-    "before sync": 40,
-    "before rename": 20,
-    "after rename": 20,
-    "before close": 1,
-    "after close": 1,
-    "after account": 2,
-}
-_IN_FIT = tuple(name for name in POINTS if name != "after account")
-_POINTS_OF = {
-    "fit": _IN_FIT,
-    "resume": _IN_FIT,
-    "sample": ("before rename", "after rename", "before sync"),
-    "test": ("after account", "before rename", "after rename", "before sync"),
-}
 PATIENCE = 120.0
 
 
@@ -632,13 +651,15 @@ def warm_up(home: Path) -> None:
     with (home / "log.txt").open("w") as log, redirect_stdout(log), redirect_stderr(log):
         for arguments in (FIT, SAMPLE, TEST):
             if command_line(list(arguments)):
+                log.flush()
                 raise RuntimeError(f"{arguments[0]} failed: {(home / 'log.txt').read_text()[-2000:]}")
     report = json.loads((home / "run" / "privacy.json").read_text())
     ((dataset, unit),) = Ledger().accounts()
     (event,) = Ledger().events(dataset, unit=unit, kind="reserve")[:1]
-    _rate.append(BATCH / report["num_units"])  # B / N; households of the other splits are no units
+    rate = BATCH / report["num_units"]  # B / N; households of the other splits are no units
     assert isinstance(event, GaussianEvent)
-    assert abs(event.sampling_rate - _rate[0]) < 1e-12
+    assert abs(event.sampling_rate - rate) < 1e-12
+    released.append(GaussianEvent(noise_multiplier=SIGMA, sampling_rate=rate, steps=1))
     for steps in range(STEPS + 1):
         epsilon_of(steps)
     os.chdir(here)

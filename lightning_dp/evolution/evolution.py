@@ -208,11 +208,17 @@ class PrivateEvolution:
         if state.iteration:
             candidates = self._children(state.population, labels, after=state.iteration)
         embedded = self._standing(candidates, vote=number)
-        if self._facts or read_privacy_report(self._folder):  # else the vote finds out what there is to say
+        known = bool(self._facts or read_privacy_report(self._folder))
+        if known:
             self._report(account, status="running", votes=account.spent + 1)  # before the ledger is charged
-        votes = account.vote(
-            lambda: self._ballots(embedded, candidates.labels), num_options=len(candidates.labels)
-        )
+
+        def ballots() -> PerUnit:
+            cast = self._ballots(embedded, candidates.labels)
+            if not known:  # how many units there are is read after the charge: reported before the release
+                self._report(account, status="running")
+            return cast
+
+        votes = account.vote(ballots, num_options=len(candidates.labels))
         population = Population(samples=candidates.samples, labels=candidates.labels, votes=votes)
         # The report first: it covers whatever the state holds, wherever a crash comes.
         self._report(account, status="running")
