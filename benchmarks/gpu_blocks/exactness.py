@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gpu_blocks.setting import Setting, attempt
-from lightning_dp.privacy.clipping._book_keeping.norm_method import Way
+from lightning_dp.privacy.clipping._book_keeping.norm_method import NormMethod
 from lightning_dp.privacy.clipping._book_keeping.per_unit_gradient import OuterProductGradient
 from lightning_dp.privacy.clipping.book_keeping import BookKeeping
 from lightning_dp.privacy.clipping.engine import ClippingEngine
@@ -85,7 +85,7 @@ def run(setting: Setting) -> Iterator[dict[str, Any]]:
         yield {"precision": precision, **row}
     torch.set_float32_matmul_precision("highest")
     for dtype in (torch.float32, torch.bfloat16):
-        for way in get_args(Way):
+        for way in get_args(NormMethod):
             for cancel in (False, True):
                 work = lambda d=dtype, w=way, c=cancel: _way(setting, w, dtype=d, cancel=c)  # noqa: E731
                 row = attempt(f"way {way}{', cancelling' * cancel}", work)
@@ -145,7 +145,7 @@ def _clipped_unit(setting: Setting, *, half: bool) -> dict[str, Any]:
     }
 
 
-def _way(setting: Setting, way: Way, *, dtype: torch.dtype, cancel: bool) -> dict[str, Any]:
+def _way(setting: Setting, way: NormMethod, *, dtype: torch.dtype, cancel: bool) -> dict[str, Any]:
     """Norms and sum by one way, of tokens that may cancel to a part in a million."""
     torch.manual_seed(0)
     units, tokens, p, d = setting.of((16, 256, 384, 192), (3, 10, 12, 8))

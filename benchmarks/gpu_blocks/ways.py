@@ -7,7 +7,7 @@ import torch
 
 from gpu_blocks.setting import Setting
 from lightning_dp.privacy.clipping._book_keeping import convolutions, per_unit_gradient
-from lightning_dp.privacy.clipping._book_keeping.norm_method import Way
+from lightning_dp.privacy.clipping._book_keeping.norm_method import NormMethod
 from lightning_dp.privacy.clipping.exact import exact_products
 
 SECONDS = 60
@@ -41,16 +41,16 @@ def _linear(setting: Setting, shape: tuple[int, ...], dtype: torch.dtype) -> Ite
         torch.randn(units, tokens, width, device=setting.device, dtype=dtype) for width in (inputs, outputs)
     )
     factors = torch.rand(units, device=setting.device, dtype=torch.float64)
-    chosen = per_unit_gradient.OuterProductGradient(a, g).way()
+    chosen = per_unit_gradient.OuterProductGradient(a, g).method()
     largest = setting.of(1024, 1)
-    for way in get_args(Way):
+    for way in get_args(NormMethod):
         if way == "outer" or (way == "keep" and 4 * units * outputs * inputs > 8 << 30):
             continue
         for piece in (1,) if way == "ghost" else (1, 64, largest):
             before = per_unit_gradient._CHUNK_BYTES, per_unit_gradient._KEPT_BYTES
             per_unit_gradient._CHUNK_BYTES = per_unit_gradient._KEPT_BYTES = piece * _MIB
 
-            def work(way: Way = way) -> None:
+            def work(way: NormMethod = way) -> None:
                 with exact_products():
                     use: per_unit_gradient.Use = per_unit_gradient.OuterProductGradient(a, g)
                     if way == "keep":
