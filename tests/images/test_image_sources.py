@@ -20,6 +20,7 @@ from lightning_dp.choices import import_choices
 from lightning_dp.images.data.cifar import CIFAR10, CIFAR100
 from lightning_dp.images.data.idx import read_idx
 from lightning_dp.images.data.image_folder import ImageFolder
+from lightning_dp.images.data.made_up import MadeUpImages
 from lightning_dp.images.data.mnist import MNIST, FashionMNIST
 from lightning_dp.images.data.npz import NPZ
 from lightning_dp.images.data.parquet import Parquet
@@ -310,7 +311,7 @@ def _kinds(kind: type[ImageSource]) -> Iterator[type[ImageSource]]:
         if (
             not own.__name__.startswith("_")
             and own.__module__.startswith("lightning_dp.")
-            and own is not Joined
+            and own not in (Joined, MadeUpImages)  # they have no files of their own
         ):
             yield own
 
