@@ -808,7 +808,7 @@ def test_readings_are_kept_as_they_were_written(tmp_path):
     ("zone", "border", "words"),
     [
         ("", "2024-01-08T00:00Z", "leave its offset out"),
-        ("Z", "2024-01-08", "write the border with its offset"),
+        ("Z", "2024-01-08", "write it with its offset"),
     ],
 )
 def test_a_border_and_stamps_have_an_offset_both_or_none(tmp_path, zone, border, words):

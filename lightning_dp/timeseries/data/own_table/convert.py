@@ -281,7 +281,7 @@ class _Cells:
     def _create(self, name: str, *, shape: tuple[int, ...], fill: Any) -> None:
         array = np.lib.format.open_memmap(self.folder / name, mode="w+", dtype=fill.dtype, shape=shape)
         del array  # the file has its size; a piece at a time, or all of it would be in memory
-        step = max(1, (4 << 20) // max(1, int(np.prod(shape[1:]))))
+        step = max(1, (2 << 20) // max(1, int(np.prod(shape[1:]))))
         for start in range(0, shape[0], step):
             self.open(name)[start : start + step] = fill
 

@@ -25,7 +25,7 @@ from lightning_dp.told import debugging, told_error
 
 _CSV_BLOCK_BYTES = 8 << 20
 _LONGEST_HEADER = 4 << 20
-_PARQUET_BATCH_CELLS = 1 << 20
+_PARQUET_BATCH_CELLS = 1 << 19
 _PARQUET_BUFFER_BYTES = 1 << 14  # a column
 
 
