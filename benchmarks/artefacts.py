@@ -368,17 +368,24 @@ def _below(item: Any, least: float, *, where: str) -> Iterator[str]:
         yield f"{where} says {item}, and the witness saw {least:.6g}"
 
 
-def examine(home: Path) -> tuple[list[str], int]:
-    """What claims less than the witness saw, and how many figures were read."""
-    witnessed, found, figures = _witnessed(home), [], 0
+def examine(home: Path, *, template: Path) -> tuple[list[str], int]:
+    """What claims less than the witness saw, and how many figures were read.
+
+    A sample set that was there when the trial began is of weights of that time, and of what was seen by then.
+    """
+    found, figures = [], 0
     for path in sorted(home.rglob("*.json")):
         content = json.loads(path.read_text())
+        witnessed, before = _witnessed(home), template / path.relative_to(home)
+        is_sample = not path.is_relative_to(home / "run")
+        if is_sample and before.exists() and before.read_bytes() == path.read_bytes():
+            witnessed = _witnessed(template)
         # A result that was set aside says of how many steps it is.
         steps = content["steps"] if path.name == "results.before_resume.json" else witnessed
         below = list(claims_below(content, epsilon_of(min(steps, witnessed)), where=path.name))
         found += below
         figures += path.read_text().count('"epsilon')
-    checkpoint = home / "run" / "checkpoints" / "last.ckpt"
+    witnessed, checkpoint = _witnessed(home), home / "run" / "checkpoints" / "last.ckpt"
     if checkpoint.exists():
         content = torch.load(checkpoint, weights_only=True)
         saved = content["callbacks"]["DifferentialPrivacy"]
@@ -498,7 +505,7 @@ class Harness:
         progress.unlink(missing_ok=True)
 
         def note(trial: Trial, ended: str, seconds: float) -> None:
-            found, figures = examine(trial.home)
+            found, figures = examine(trial.home, template=template)
             row = {
                 "variant": self._variant,
                 "command": command,

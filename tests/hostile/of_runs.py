@@ -362,7 +362,9 @@ KINDS = [
     ),
     Kind("checkpoint", "maker of its own", settings(_instantiator="os.system"), "may run no code"),
     Kind("checkpoint", "class of its own", settings(net={"class_path": "os.system"}), "may run no code"),
-    Kind("checkpoint", "model of its own", without_a_model, "may run no code|are required|configuration lacks"),
+    Kind(
+        "checkpoint", "model of its own", without_a_model, "may run no code|are required|configuration lacks"
+    ),
     *(Kind("report", name, report(content), "privacy.json") for name, content in REPORTS.items()),
     *(
         Kind(
