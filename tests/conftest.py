@@ -30,9 +30,9 @@ SLOW = {
     "dependencies": "test_extras",
     "devices": "test_fake_device test_gpu_script test_papers_on_a_device test_recipes_on_a_device",
     "hostile": "test_hostile",
-    "images": "test_autoencoder_training test_caption_transformer test_class_gaussians test_evolution_options "
-    "test_image_configs test_image_metrics test_image_nets test_image_runs test_judges test_latent_diffusion test_model_export test_private_evolution "
-    "test_stable_diffusion",
+    "images": "test_autoencoder_training test_caption_transformer test_class_gaussians "
+    "test_evolution_options test_image_configs test_image_metrics test_image_nets test_image_runs test_judges "
+    "test_latent_diffusion test_model_export test_private_evolution test_stable_diffusion",
     "papers": "test_dpldm test_dpsapf test_recipes",
     "privacy": "test_accounting test_audit_estimators test_fp32_precision test_gaussian_loss test_grid "
     "test_ledger_crash test_plan test_private_selection test_release test_secure_noise",
@@ -44,7 +44,7 @@ SLOW = {
     "timeseries": "test_baselines test_data_table test_forecast",
     "tracking": "test_outgoing test_run_folder test_wandb_online",
 }
-"""By folder, most files that take 4 s or more: they are marked `slow`, and `make test-fast` leaves them out."""
+"""By folder, most files that take 4 s or more: marked `slow`, they are left out by `make test-fast`."""
 _TESTS = Path(__file__).parent
 _SLOW = {_TESTS / folder / f"{name}.py" for folder, names in SLOW.items() for name in names.split()}
 
