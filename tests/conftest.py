@@ -31,8 +31,8 @@ SLOW = {
     "devices": "test_fake_device test_gpu_script test_papers_on_a_device test_recipes_on_a_device",
     "hostile": "test_hostile",
     "images": "test_autoencoder_training test_caption_transformer test_class_gaussians "
-    "test_evolution_options test_image_configs test_image_metrics test_image_nets test_image_runs test_judges "
-    "test_latent_diffusion test_model_export test_private_evolution test_stable_diffusion",
+    "test_evolution_options test_image_configs test_image_metrics test_image_nets test_image_runs "
+    "test_judges test_latent_diffusion test_model_export test_private_evolution test_stable_diffusion",
     "papers": "test_dpldm test_dpsapf test_recipes",
     "privacy": "test_accounting test_audit_estimators test_fp32_precision test_gaussian_loss test_grid "
     "test_ledger_crash test_plan test_private_selection test_release test_secure_noise",
