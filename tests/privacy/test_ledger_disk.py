@@ -20,26 +20,26 @@ def table(folder: Path, *lines: str) -> Path:
 @pytest.mark.parametrize(
     "line",
     [
-        "filer:/shares /shares nfs rw",
-        "filer:/shares /shares nfs4 rw,vers=4.2",
-        "//filer/shares /shares cifs rw",
-        "//filer/shares /shares smb3 rw",
-        "10.0.0.1@tcp:/scratch /shares lustre rw",
-        "home /shares 9p rw,trans=virtio",
-        "/dev/gpfs0 /shares gpfs rw",
-        "/dev/mapper/shared /shares gfs2 rw",
-        "me@host:/shares /shares fuse.sshfs rw",
-        "newdrive /shares fuse.somebodys-new-drive rw",
-        "/dev/fuse /shares fuse.another rw",
-        "cluster-a /shares a_kind_of_2031 rw",
-        "/etc/auto.home /shares autofs rw",
+        "filer:/lab /lab nfs rw",
+        "filer:/lab /lab nfs4 rw,vers=4.2",
+        "//filer/lab /lab cifs rw",
+        "//filer/lab /lab smb3 rw",
+        "10.0.0.1@tcp:/scratch /lab lustre rw",
+        "home /lab 9p rw,trans=virtio",
+        "/dev/gpfs0 /lab gpfs rw",
+        "/dev/mapper/shared /lab gfs2 rw",
+        "me@host:/lab /lab fuse.sshfs rw",
+        "newdrive /lab fuse.somebodys-new-drive rw",
+        "/dev/fuse /lab fuse.another rw",
+        "cluster-a /lab a_kind_of_2031 rw",
+        "/etc/auto.home /lab autofs rw",
     ],
 )
 def test_what_machines_share_and_what_nobody_knows_is_refused(line, tmp_path):
     mounts = table(tmp_path, line)
     kind = line.split()[2]
-    with pytest.raises(LedgerError, match=rf"lies on /shares, a file system of type {kind} .*{ONE_MACHINE}=1"):
-        check_disk(Path("/shares/me/ledger.sqlite"), mounts=mounts)
+    with pytest.raises(LedgerError, match=rf"lies on /lab, a file system of type {kind} .*{ONE_MACHINE}=1"):
+        check_disk(Path("/lab/me/ledger.sqlite"), mounts=mounts)
     check_disk(Path("/var/ledger.sqlite"), mounts=mounts)
     check_disk(Path("/homes/ledger.sqlite"), mounts=mounts)  # beside it, not below
 
@@ -47,28 +47,28 @@ def test_what_machines_share_and_what_nobody_knows_is_refused(line, tmp_path):
 @pytest.mark.parametrize(
     "line",
     [
-        "/dev/sdb1 /shares xfs rw",
-        "overlay /shares overlay rw,lowerdir=/a",
-        "pool/shares /shares zfs rw",
-        "/dev/sdb2 /shares fuseblk rw",
-        "/dev/nvme0n1p9 /shares a_local_kind_of_2031 rw",
+        "/dev/sdb1 /lab xfs rw",
+        "overlay /lab overlay rw,lowerdir=/a",
+        "pool/lab /lab zfs rw",
+        "/dev/sdb2 /lab fuseblk rw",
+        "/dev/nvme0n1p9 /lab a_local_kind_of_2031 rw",
     ],
 )
 def test_a_local_disk_is_taken(line, tmp_path):
-    check_disk(Path("/shares/me/ledger.sqlite"), mounts=table(tmp_path, line))
+    check_disk(Path("/lab/me/ledger.sqlite"), mounts=table(tmp_path, line))
 
 
 def test_the_deepest_mount_counts_and_of_several_on_one_point_the_last(tmp_path):
     mounts = table(
         tmp_path,
-        "filer:/shares /shares nfs rw",
-        "/dev/sdb1 /shares/me/local\\040disk ext4 rw",
+        "filer:/lab /lab nfs rw",
+        "/dev/sdb1 /lab/me/local\\040disk ext4 rw",
         "/etc/auto.data /data autofs rw",
         "/dev/sdc1 /data ext4 rw",
     )
-    check_disk(Path("/shares/me/local disk/ledger.sqlite"), mounts=mounts)
+    check_disk(Path("/lab/me/local disk/ledger.sqlite"), mounts=mounts)
     check_disk(Path("/data/ledger.sqlite"), mounts=mounts)
-    assert disk_of(Path("/shares/me/x"), mounts=mounts) == ("filer:/shares", "/shares", "nfs")
+    assert disk_of(Path("/lab/me/x"), mounts=mounts) == ("filer:/lab", "/lab", "nfs")
 
 
 def test_a_ledger_asks_before_it_makes_or_opens_a_file_and_its_owner_may_answer(tmp_path, monkeypatch):
