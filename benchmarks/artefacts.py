@@ -130,7 +130,20 @@ class Death:
 
 
 class Hooks:
-    """Visits the points, and keeps the witness."""
+    """Visits the points, and keeps the witness.
+
+    Attributes:
+        release: the method, by its class, in which something private leaves.
+        around: other methods, with the point before and the one after each.
+    """
+
+    release: tuple[Any, str] = (Ranks, "release")
+    around: tuple[tuple[Any, str, str | None, str | None], ...] = (
+        (Lease, "reserve", "before reserve", "after reserve"),
+        (Lease, "close", "before close", "after close"),
+        (Path, "replace", "before rename", "after rename"),
+        (lightning_cli.RunFolder, "_checked", None, "after account"),
+    )
 
     def __init__(self, home: Path, death: Death) -> None:
         self._home = home
@@ -154,7 +167,8 @@ class Hooks:
 
     def install(self) -> None:
         """Put the points into the library, for the rest of this process."""
-        release, sync = Ranks.release, os.fsync
+        owner, name = self.release
+        release, sync = getattr(owner, name), os.fsync
 
         def witnessed_release(*args: Any, **options: Any) -> Any:
             self("before release")
@@ -167,15 +181,10 @@ class Hooks:
             self("before sync")
             sync(descriptor)
 
-        Ranks.release = witnessed_release  # type: ignore[method-assign]
+        setattr(owner, name, witnessed_release)
         os.fsync = visited_sync  # type: ignore[assignment]
-        for owner, name, before, after in (
-            (Lease, "reserve", "before reserve", "after reserve"),
-            (Lease, "close", "before close", "after close"),
-            (Path, "replace", "before rename", "after rename"),
-            (lightning_cli.RunFolder, "_checked", None, "after account"),
-        ):
-            self._around(owner, name, before=before, after=after)
+        for other, name, before, after in self.around:
+            self._around(other, name, before=before, after=after)
 
     def _around(self, owner: Any, name: str, *, before: str | None, after: str | None) -> None:
         real = getattr(owner, name)

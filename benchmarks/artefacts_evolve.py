@@ -28,7 +28,6 @@ import torch
 from lightning_dp.cli import main as command_line
 from lightning_dp.evolution.evolution import PrivateEvolution
 from lightning_dp.privacy.accounting import GaussianEvent
-from lightning_dp.privacy.ledger.lease import Lease
 from lightning_dp.privacy.release import Mechanism
 
 VOTES, UNITS, SIZE = 8, 60, 8
@@ -73,25 +72,8 @@ POINTS = {
 class Hooks(artefacts.Hooks):
     """The points of a run that votes."""
 
-    def install(self) -> None:
-        perturbed, sync = Mechanism.perturbed, os.fsync
-
-        def witnessed(*args: Any, **options: Any) -> Any:
-            self("before release")
-            self.witness()
-            noisy = perturbed(*args, **options)
-            self("after release")
-            return noisy
-
-        def visited_sync(descriptor: int) -> None:
-            self("before sync")
-            sync(descriptor)
-
-        Mechanism.perturbed = witnessed  # type: ignore[method-assign]
-        os.fsync = visited_sync  # type: ignore[assignment]
-        for owner, name in ((Lease, "reserve"), (Lease, "close"), (Path, "replace")):
-            after = name.replace("replace", "rename")
-            self._around(owner, name, before=f"before {after}", after=f"after {after}")
+    release = (Mechanism, "perturbed")
+    around = artefacts.Hooks.around[:3]
 
 
 class Harness(artefacts.Harness):
